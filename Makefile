@@ -1,0 +1,82 @@
+# The daily commands; CI runs these and nothing else. A target is here only when it does something.
+
+SHELL := /usr/bin/env bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+# Where scripts/setup.sh puts Rust when there was none.
+export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
+# In CI the lock file is what is tested, so it must not change on the way.
+LOCKED := $(if $(CI),--locked)
+DENY := target/tools/bin/cargo-deny --workspace $(LOCKED)
+
+.PHONY: help
+help: ## List these commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: ## Install what this machine lacks; says what before it does
+	@scripts/setup.sh
+
+.PHONY: build
+build: ## Build target/debug/pgstead
+	@scripts/setup.sh build
+	cargo build $(LOCKED) -p pgstead
+
+.PHONY: demo
+demo: ## Three nodes on this machine, and the loss of the leader's: shown live
+	@scripts/setup.sh build postgres
+	@cargo build $(LOCKED) -p pgstead -p pgstead-cluster-tests --bin pgstead --bin demo
+	@target/debug/demo
+
+# Demonstrations: `drill`.
+
+.PHONY: test
+test: ## Run every test; the last line is the runner's own
+	@scripts/setup.sh build postgres test
+	@scripts/test.sh $(LOCKED)
+
+SEEDS ?= 200
+START ?= 1
+.PHONY: sim
+sim: ## Simulate SEEDS courses of faults from seed START on (VERBOSE=1 tells each); the last line is the verdict
+	@scripts/setup.sh build
+	@cargo run --quiet $(LOCKED) -p pgstead-sim --bin sim -- --seeds $(SEEDS) --start $(START) $(if $(VERBOSE),--verbose)
+
+# Longer tests: `vm`.
+
+.PHONY: verify
+verify: ## Check format, lints, dependencies and the repository itself; never writes
+	@scripts/setup.sh build verify
+	cargo fmt --all --check
+	cargo clippy $(LOCKED) --workspace --all-targets -- -D warnings
+	$(DENY) --log-level error check --hide-inclusion-graph bans licenses sources
+	cargo test $(LOCKED) --quiet -p pgstead-tidy --no-fail-fast
+
+.PHONY: advisories
+advisories: ## Check dependencies against the RustSec database (fetched from GitHub)
+	@scripts/setup.sh build verify
+	$(DENY) check advisories
+
+.PHONY: fix
+fix: ## Format, and apply what clippy can mend by itself
+	@scripts/setup.sh build verify
+	cargo fmt --all
+	cargo clippy --workspace --all-targets --fix --allow-dirty --allow-staged
+	cargo fmt --all
+
+.PHONY: bless
+bless: ## Rewrite the golden files from what the code does now; commit only a diff that you understand
+	@scripts/setup.sh build postgres test
+	INSTA_UPDATE=always INSTA_FORCE_PASS=1 PGSTEAD_BLESS=1 scripts/test.sh
+	git status --short
+
+# Rounds of `bench-failover`: 10 take some ten minutes, 1 takes two.
+ROUNDS ?= 10
+
+.PHONY: bench-failover
+bench-failover: ## Measure failovers beside a plain Postgres pair, and the cost of management at rest
+	@scripts/setup.sh build postgres
+	cargo build --release $(LOCKED) -p pgstead -p pgstead-cluster-tests --bin pgstead --bin bench-failover
+	ROUNDS=$(ROUNDS) target/release/bench-failover
+
+# Measurements: `bench`.

@@ -1,0 +1,99 @@
+//! The steps with what they need to be executed.
+
+use pgstead_types::record::{EpochReason, SyncSet};
+use pgstead_types::report::ClientAccess;
+use pgstead_types::{Epoch, Incarnation, MemberId, OperationId, Step, Timeline};
+use std::collections::BTreeSet;
+
+/// One thing to do to a member. Executing the same action twice changes nothing the second time.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Action {
+    CreateVolume,
+    InitDatabase {
+        incarnation: Incarnation,
+    },
+    DiscardPartial,
+    /// Copy from the leader of `epoch`; complete data of an older incarnation is kept aside until the copy is complete.
+    Clone {
+        incarnation: Incarnation,
+        from: MemberId,
+        epoch: Epoch,
+    },
+    Rewind {
+        incarnation: Incarnation,
+        from: MemberId,
+        epoch: Epoch,
+    },
+    /// `alone`: the recorded sync set is empty, so its names may be empty too.
+    StartStandby {
+        access: ClientAccess,
+        alone: bool,
+        restarts: u32,
+    },
+    SavePromise {
+        epoch: Epoch,
+    },
+    CutUpstream,
+    AnswerPromise {
+        epoch: Epoch,
+    },
+    Fence,
+    /// Prepare (sync set, holding access, identities, burned timelines), then promote to exactly `timeline`.
+    Promote {
+        epoch: Epoch,
+        timeline: Timeline,
+        sync_set: SyncSet,
+        admitted: BTreeSet<Incarnation>,
+    },
+    OpenClients,
+    UpdateSyncSet {
+        epoch: Epoch,
+        sync_set: SyncSet,
+        admitted: BTreeSet<Incarnation>,
+    },
+    Follow {
+        leader: MemberId,
+        epoch: Epoch,
+    },
+    HoldClients,
+    Checkpoint {
+        operation: OperationId,
+    },
+    /// `planned`: why, for the log; a clean stop that takes too long becomes a fence.
+    StopCleanly {
+        planned: Option<EpochReason>,
+    },
+    RemoveVolume,
+}
+
+impl Action {
+    /// The first step of it, as people and the kill tests know it.
+    pub fn step(&self) -> Step {
+        match self {
+            Action::CreateVolume => Step::CreateVolume,
+            Action::InitDatabase { .. } => Step::InitDatabase,
+            Action::DiscardPartial => Step::DiscardPartial,
+            Action::Clone { .. } => Step::Clone,
+            Action::Rewind { .. } => Step::Rewind,
+            Action::StartStandby { .. } => Step::StartStandby,
+            Action::SavePromise { .. } => Step::SavePromise,
+            Action::CutUpstream => Step::CutUpstream,
+            Action::AnswerPromise { .. } => Step::AnswerPromise,
+            Action::Fence => Step::Fence,
+            Action::Promote { .. } => Step::PreparePromotion,
+            Action::OpenClients => Step::OpenClients,
+            Action::UpdateSyncSet { .. } => Step::UpdateSyncSet,
+            Action::Follow { .. } => Step::Follow,
+            Action::HoldClients => Step::HoldClients,
+            Action::Checkpoint { .. } => Step::Checkpoint,
+            Action::StopCleanly { .. } => Step::StopCleanly,
+            Action::RemoveVolume => Step::RemoveVolume,
+        }
+    }
+
+    /// Whether a newer decision may interrupt it. Only the long copies: everything else is short, and half of it is
+    /// worse than all of it.
+    pub fn is_interruptible(&self) -> bool {
+        matches!(self, Action::Clone { .. } | Action::Rewind { .. })
+    }
+}

@@ -1,0 +1,394 @@
+//! The one next step in each situation, and nothing where there is nothing to do.
+
+use super::*;
+use pgstead_types::record::{
+    ClusterPorts, ClusterSecrets, EpochConfig, EpochReason, HistoryEntry, MemberRecord, Switchover, SyncSet,
+};
+use pgstead_types::report::{
+    CleanStop, ClientAccess, DataIdentity, PrimarySeen, PromiseAnswer, ReceiverSeen, StandbySeen, Upstream, Working,
+};
+use pgstead_types::spec::ClusterSpec;
+use pgstead_types::{
+    ClusterId, Incarnation, Lsn, NodeId, OperationId, Position, Secret, Step, Timeline, VolumeId, WallTime,
+};
+use std::collections::BTreeSet;
+
+const A: MemberId = MemberId::from_u128(1);
+const B: MemberId = MemberId::from_u128(2);
+const C: MemberId = MemberId::from_u128(3);
+const FORK: u64 = 500;
+
+fn life(member: MemberId, number: u32) -> Incarnation {
+    Incarnation { member, number }
+}
+fn at(timeline: u32, lsn: u64) -> Position {
+    Position { timeline: Timeline(timeline), lsn: Lsn(lsn) }
+}
+fn others(all: &[MemberId]) -> BTreeSet<Incarnation> {
+    all.iter().map(|member| life(*member, 1)).collect()
+}
+
+/// A confirmed cluster in epoch 2: A leads on timeline 3, which left timeline 2 at 500; B and C are its set.
+fn record() -> ClusterRecord {
+    let member = |id: MemberId, n: u128| MemberRecord {
+        id,
+        name: format!("app-{n}"),
+        node: NodeId::from_u128(n),
+        volume: VolumeId::from_u128(n),
+        incarnation: 1,
+        restarts: 0,
+    };
+    ClusterRecord {
+        id: ClusterId::from_u128(1),
+        spec: ClusterSpec::named("app"),
+        revision: 1,
+        created_at: WallTime(0),
+        lifecycle: Lifecycle::Active,
+        ports: ClusterPorts { postgres: 1, read_write: 2, read_only: 3 },
+        postgres_major: 15,
+        secrets: ClusterSecrets {
+            ca_cert_pem: String::new(),
+            ca_key_pem: Secret::default(),
+            server_cert_pem: String::new(),
+            server_key_pem: Secret::default(),
+            server_hosts: Default::default(),
+            owner_password: Secret::default(),
+        },
+        system_identifier: Some("7".into()),
+        members: [(A, member(A, 1)), (B, member(B, 2)), (C, member(C, 3))].into(),
+        epoch: Epoch(2),
+        leadership: Leadership::Confirmed { leader: A },
+        configs: vec![EpochConfig {
+            epoch: Epoch(2),
+            leader: life(A, 1),
+            timeline: Timeline(3),
+            start: at(2, FORK),
+            sync_set: SyncSet { members: others(&[B, C]), needed: 1 },
+        }],
+        history: vec![HistoryEntry {
+            epoch: Epoch(2),
+            timeline: Timeline(3),
+            parent: Timeline(2),
+            fork_lsn: Lsn(FORK),
+            end_of_recovery: Lsn(FORK + 100),
+            leader: A,
+        }],
+        last_timeline: Timeline(3),
+        switchover: None,
+        restart: None,
+        creating: None,
+    }
+}
+/// Epoch 3 is open.
+fn electing(reason: EpochReason) -> ClusterRecord {
+    ClusterRecord { epoch: Epoch(3), leadership: Leadership::Electing { reason, preferred: None }, ..record() }
+}
+/// Epoch 3 has chosen B.
+fn chosen() -> ClusterRecord {
+    let mut record = ClusterRecord { epoch: Epoch(3), leadership: Leadership::Chosen { leader: B }, ..record() };
+    record.configs.push(EpochConfig {
+        epoch: Epoch(3),
+        leader: life(B, 1),
+        timeline: Timeline(4),
+        start: at(3, 900),
+        sync_set: SyncSet { members: others(&[C]), needed: 1 },
+    });
+    record
+}
+
+fn seen(member: MemberId, promised: u64, postgres: PostgresSeen) -> MemberReport {
+    let identity = DataIdentity { incarnation: life(member, 1), system_identifier: "7".into(), postgres_major: 15 };
+    MemberReport {
+        cluster: ClusterId::from_u128(1),
+        member,
+        volume_present: true,
+        data: DataSeen::Present(identity),
+        promised: Epoch(promised),
+        answer: None,
+        postgres,
+        restarts: 0,
+        checkpointed: None,
+        working: None,
+        findings: vec![],
+    }
+}
+fn standby(upstream: Option<(MemberId, u64)>, position: Option<Position>) -> PostgresSeen {
+    PostgresSeen::Standby(StandbySeen {
+        upstream: upstream.map(|(leader, epoch)| Upstream { leader, epoch: Epoch(epoch) }),
+        receiver: upstream.map(|_| ReceiverSeen { streaming: true, silent_ms: 0 }),
+        replayed: Lsn(0),
+        position,
+        access: ClientAccess::Open,
+    })
+}
+fn primary_seen() -> PrimarySeen {
+    PrimarySeen {
+        epoch: Some(Epoch(2)),
+        timeline: Timeline(3),
+        flushed: Lsn(900),
+        fork_lsn: Lsn(FORK),
+        end_of_recovery: Lsn(FORK + 100),
+        access: ClientAccess::Open,
+        sync_set: Some(SyncSet { members: others(&[B, C]), needed: 1 }),
+        admitted: others(&[B, C]),
+        slots: others(&[B, C]),
+        senders: vec![],
+    }
+}
+const DOWN: PostgresSeen = PostgresSeen::Down { clean: None };
+fn down_cleanly() -> PostgresSeen {
+    PostgresSeen::Down { clean: Some(CleanStop { timeline: Timeline(3), checkpoint: Lsn(900) }) }
+}
+
+fn step(record: &ClusterRecord, seen: &MemberReport) -> Option<Step> {
+    decide(record, seen.member, seen).action.map(|action| action.step())
+}
+fn codes(record: &ClusterRecord, seen: &MemberReport) -> Vec<String> {
+    decide(record, seen.member, seen).findings.into_iter().map(|finding| finding.code).collect()
+}
+
+// --- nothing to do
+
+#[test]
+fn a_settled_leader_and_a_settled_standby_do_nothing() {
+    assert_eq!(decide(&record(), A, &seen(A, 2, PostgresSeen::Primary(primary_seen()))), Next::default());
+    assert_eq!(decide(&record(), B, &seen(B, 2, standby(Some((A, 2)), Some(at(3, 900))))), Next::default());
+}
+
+// --- orders and their epochs
+
+#[test]
+fn a_newer_epoch_is_made_durable_before_anything_else() {
+    for record in [electing(EpochReason::NodeLost), chosen(), record()] {
+        assert_eq!(step(&record, &seen(B, 1, standby(Some((A, 1)), None))), Some(Step::SavePromise));
+    }
+}
+
+#[test]
+fn a_record_older_than_the_promise_is_no_order() {
+    for postgres in [standby(None, Some(at(3, 900))), DOWN, PostgresSeen::Primary(primary_seen())] {
+        let seen = seen(B, 3, postgres);
+        assert_eq!((step(&record(), &seen), codes(&record(), &seen)), (None, vec!["stale_order".to_string()]));
+    }
+}
+
+// --- promising
+
+#[test]
+fn a_promise_cuts_the_upstream_before_it_answers() {
+    let open = electing(EpochReason::NodeLost);
+    assert_eq!(step(&open, &seen(B, 3, standby(Some((A, 2)), Some(at(3, 900))))), Some(Step::CutUpstream));
+    assert_eq!(step(&open, &seen(B, 3, standby(None, Some(at(3, 900))))), Some(Step::AnswerPromise));
+}
+
+#[test]
+fn a_receiver_that_outlives_its_setting_is_still_cut() {
+    let mut postgres = standby(Some((A, 2)), Some(at(3, 900)));
+    if let PostgresSeen::Standby(standby) = &mut postgres {
+        standby.upstream = None;
+    }
+    assert_eq!(step(&electing(EpochReason::NodeLost), &seen(B, 3, postgres)), Some(Step::CutUpstream));
+}
+
+#[test]
+fn a_position_that_is_not_known_is_no_answer_yet() {
+    assert_eq!(step(&electing(EpochReason::NodeLost), &seen(B, 3, standby(None, None))), None);
+}
+
+#[test]
+fn a_promise_is_answered_once() {
+    let mut seen = seen(B, 3, standby(None, Some(at(3, 900))));
+    seen.answer = Some(PromiseAnswer { epoch: Epoch(3), incarnation: life(B, 1), position: at(3, 900) });
+    assert_eq!(step(&electing(EpochReason::NodeLost), &seen), None);
+    seen.answer = Some(PromiseAnswer { epoch: Epoch(2), incarnation: life(B, 1), position: at(3, 900) });
+    assert_eq!(step(&electing(EpochReason::NodeLost), &seen), Some(Step::AnswerPromise));
+}
+
+#[test]
+fn an_old_leader_ends_before_it_promises() {
+    let runs = seen(A, 3, PostgresSeen::Primary(primary_seen()));
+    assert_eq!(step(&electing(EpochReason::NodeSilent), &runs), Some(Step::Fence));
+    assert_eq!(step(&electing(EpochReason::Restart), &runs), Some(Step::StopCleanly));
+    let hangs = |member| seen(member, 3, PostgresSeen::Unresponsive { why: "it hangs".into() });
+    assert_eq!(step(&electing(EpochReason::NodeSilent), &hangs(A)), Some(Step::Fence));
+    assert_eq!(step(&electing(EpochReason::NodeSilent), &hangs(B)), None);
+    assert_eq!(step(&electing(EpochReason::NodeSilent), &seen(A, 3, DOWN)), Some(Step::StartStandby));
+}
+
+#[test]
+fn nobody_promises_with_data_that_is_not_the_recorded_incarnation() {
+    let mut open = electing(EpochReason::NodeLost);
+    open.members.get_mut(&B).unwrap().incarnation = 2;
+    assert_eq!(step(&open, &seen(B, 3, standby(None, Some(at(3, 900))))), None);
+}
+
+// --- leading
+
+#[test]
+fn the_chosen_one_promotes_only_after_its_promise_and_without_a_receiver() {
+    let mut seen = seen(B, 3, standby(Some((A, 2)), Some(at(3, 900))));
+    assert_eq!(step(&chosen(), &seen), Some(Step::CutUpstream));
+    seen.postgres = standby(None, Some(at(3, 900)));
+    assert_eq!(step(&chosen(), &seen), Some(Step::AnswerPromise));
+    seen.answer = Some(PromiseAnswer { epoch: Epoch(3), incarnation: life(B, 1), position: at(3, 900) });
+    let Some(Action::Promote { epoch, timeline, sync_set, admitted }) = decide(&chosen(), B, &seen).action else {
+        panic!("expected a promotion")
+    };
+    assert_eq!((epoch, timeline), (Epoch(3), Timeline(4)));
+    assert_eq!((sync_set.members, admitted), (others(&[C]), others(&[A, C])));
+}
+
+#[test]
+fn a_timeline_is_promoted_to_once() {
+    let spent = seen(B, 3, standby(None, Some(at(4, 1000))));
+    assert_eq!((step(&chosen(), &spent), codes(&chosen(), &spent)), (None, vec!["promotion_spent".to_string()]));
+}
+
+#[test]
+fn a_leader_that_crashed_is_started_as_a_standby_and_waits_for_the_next_epoch() {
+    assert_eq!(step(&record(), &seen(A, 2, DOWN)), Some(Step::StartStandby));
+    assert_eq!(step(&record(), &seen(A, 2, standby(None, Some(at(3, 900))))), None);
+}
+
+#[test]
+fn a_primary_of_another_epoch_or_timeline_is_fenced() {
+    let mut primary = primary_seen();
+    primary.timeline = Timeline(9);
+    assert_eq!(step(&record(), &seen(A, 2, PostgresSeen::Primary(primary))), Some(Step::Fence));
+    let stranger = PrimarySeen { epoch: None, ..primary_seen() };
+    assert_eq!(step(&record(), &seen(A, 2, PostgresSeen::Primary(stranger))), Some(Step::Fence));
+    assert_eq!(step(&record(), &seen(B, 2, PostgresSeen::Primary(primary_seen()))), Some(Step::Fence));
+}
+
+#[test]
+fn clients_are_let_in_only_when_the_epoch_is_confirmed() {
+    let held = PrimarySeen { access: ClientAccess::Holding, ..primary_seen() };
+    assert_eq!(step(&record(), &seen(A, 2, PostgresSeen::Primary(held.clone()))), Some(Step::OpenClients));
+    let promoted = ClusterRecord { leadership: Leadership::Promoted { leader: A }, ..record() };
+    assert_eq!(step(&promoted, &seen(A, 2, PostgresSeen::Primary(held))), None);
+    assert_eq!(step(&promoted, &seen(A, 2, PostgresSeen::Primary(primary_seen()))), Some(Step::HoldClients));
+}
+
+#[test]
+fn the_set_in_postgres_follows_the_record_before_clients_are_let_in() {
+    let other = PrimarySeen {
+        access: ClientAccess::Holding,
+        sync_set: Some(SyncSet { members: others(&[B]), needed: 1 }),
+        ..primary_seen()
+    };
+    assert_eq!(step(&record(), &seen(A, 2, PostgresSeen::Primary(other))), Some(Step::UpdateSyncSet));
+}
+
+#[test]
+fn a_switchover_checkpoints_holds_and_stops_in_its_own_epoch_only() {
+    let asked = |epoch, draining| {
+        let operation = OperationId::from_u128(1);
+        let switchover = Switchover { operation, from: A, to: B, epoch, draining, for_restart: false };
+        ClusterRecord { switchover: Some(switchover), ..record() }
+    };
+    let open = seen(A, 2, PostgresSeen::Primary(primary_seen()));
+    let held = PrimarySeen { access: ClientAccess::Holding, ..primary_seen() };
+    assert_eq!(step(&asked(Epoch(2), false), &open), Some(Step::Checkpoint));
+    assert_eq!(step(&asked(Epoch(2), true), &open), Some(Step::HoldClients));
+    assert_eq!(step(&asked(Epoch(2), true), &seen(A, 2, PostgresSeen::Primary(held))), Some(Step::StopCleanly));
+    assert_eq!(step(&asked(Epoch(2), true), &seen(A, 2, down_cleanly())), None, "it stays down for the election");
+    assert_eq!(step(&asked(Epoch(1), true), &open), None);
+}
+
+#[test]
+fn a_database_is_made_once_in_the_life_of_a_cluster() {
+    let mut new = ClusterRecord { system_identifier: None, history: vec![], ..record() };
+    new.leadership = Leadership::Chosen { leader: A };
+    let mut empty = seen(A, 0, DOWN);
+    empty.data = DataSeen::Absent;
+    assert_eq!(step(&new, &empty), Some(Step::InitDatabase));
+    assert_eq!((step(&record(), &empty), codes(&record(), &empty)), (None, vec!["data_lost".to_string()]));
+}
+
+// --- following
+
+#[test]
+fn a_standby_follows_the_leader_of_the_epoch_and_no_two_at_once() {
+    assert_eq!(step(&record(), &seen(B, 2, standby(None, Some(at(3, 800))))), Some(Step::Follow));
+    assert_eq!(step(&record(), &seen(B, 2, standby(Some((C, 1)), Some(at(3, 800))))), Some(Step::CutUpstream));
+    assert_eq!(step(&record(), &seen(B, 2, DOWN)), Some(Step::StartStandby));
+}
+
+#[test]
+fn a_log_beyond_the_fork_does_not_follow() {
+    let diverged = seen(B, 2, standby(None, Some(at(2, FORK + 1))));
+    assert_eq!((step(&record(), &diverged), codes(&record(), &diverged)), (None, vec!["diverged".to_string()]));
+    assert_eq!(step(&record(), &seen(B, 2, standby(None, Some(at(2, FORK))))), Some(Step::Follow));
+}
+
+#[test]
+fn a_raised_incarnation_is_rewound_and_copied_when_that_fails_twice() {
+    let mut raised = record();
+    raised.members.get_mut(&B).unwrap().incarnation = 2;
+    assert_eq!(step(&raised, &seen(B, 2, standby(None, None))), Some(Step::StopCleanly));
+    assert_eq!(step(&raised, &seen(B, 2, down_cleanly())), Some(Step::Rewind));
+    assert_eq!(step(&raised, &seen(B, 2, DOWN)), Some(Step::Rewind));
+    let mut failed = seen(B, 2, down_cleanly());
+    let error = Some("no common checkpoint".to_string());
+    failed.working = Some(Working { step: Step::Rewind, elapsed_ms: 1, attempt: 2, percent: None, error });
+    assert_eq!(step(&raised, &failed), Some(Step::Clone));
+    raised.leadership = Leadership::Chosen { leader: A };
+    assert_eq!(step(&raised, &seen(B, 2, down_cleanly())), None, "nothing is copied from a leader that is none yet");
+}
+
+#[test]
+fn a_copy_in_flight_is_not_what_an_interrupted_one_has_left() {
+    let mut seen = seen(B, 2, DOWN);
+    seen.data = DataSeen::Partial;
+    assert_eq!(step(&record(), &seen), Some(Step::DiscardPartial));
+    for copying in [Step::Clone, Step::Rewind] {
+        let working = Working { step: copying, elapsed_ms: 1, attempt: 1, percent: None, error: None };
+        seen.working = Some(working.clone());
+        assert_eq!(step(&record(), &seen), Some(copying), "the same again, so that nothing interrupts it");
+        seen.working = Some(Working { error: Some("cut short".into()), ..working });
+        assert_eq!(step(&record(), &seen), Some(Step::DiscardPartial));
+    }
+}
+
+#[test]
+fn lost_data_is_replaced_only_by_the_records_word() {
+    let mut seen = seen(B, 2, DOWN);
+    seen.data = DataSeen::Lost { incarnation: life(B, 1) };
+    seen.volume_present = false;
+    assert_eq!((step(&record(), &seen), codes(&record(), &seen)), (None, vec!["data_lost".to_string()]));
+    let mut raised = record();
+    raised.members.get_mut(&B).unwrap().incarnation = 2;
+    assert_eq!(step(&raised, &seen), Some(Step::CreateVolume));
+    seen.volume_present = true;
+    assert_eq!(step(&raised, &seen), Some(Step::Clone));
+}
+
+#[test]
+fn foreign_data_is_left_alone() {
+    let mut seen = seen(B, 2, DOWN);
+    seen.data = DataSeen::Foreign { why: "another cluster's".into() };
+    assert_eq!((step(&record(), &seen), codes(&record(), &seen)), (None, vec!["foreign_data".to_string()]));
+}
+
+#[test]
+fn a_standby_restarts_when_the_record_counts_one_more() {
+    let mut asked = record();
+    asked.members.get_mut(&B).unwrap().restarts = 1;
+    let mut seen = seen(B, 2, standby(Some((A, 2)), Some(at(3, 900))));
+    assert_eq!(step(&asked, &seen), Some(Step::StopCleanly));
+    seen.restarts = 1;
+    assert_eq!(step(&asked, &seen), None);
+}
+
+// --- leaving
+
+#[test]
+fn a_deleted_clusters_member_ends_postgres_before_it_removes_the_volume() {
+    let lifecycle = Lifecycle::Deleting { operation: OperationId::from_u128(1) };
+    let deleting = ClusterRecord { lifecycle, ..record() };
+    assert_eq!(step(&deleting, &seen(B, 2, standby(None, None))), Some(Step::Fence));
+    assert_eq!(step(&deleting, &seen(B, 2, DOWN)), Some(Step::RemoveVolume));
+    let mut gone = seen(B, 2, DOWN);
+    gone.volume_present = false;
+    assert_eq!(step(&deleting, &gone), None);
+}

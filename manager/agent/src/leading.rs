@@ -1,0 +1,127 @@
+//! The record has chosen this member: be made, be promoted to the recorded timeline, let clients in once confirmed.
+//!
+//! A primary exists only by promotion in the recorded epoch. One that ended in its epoch is started as a standby and
+//! waits for the next epoch; it is never a primary again in this one.
+
+use crate::action::Action;
+use crate::decide::{self, Next, Scene};
+use pgstead_types::record::{EpochConfig, EpochReason, Leadership};
+use pgstead_types::report::{ClientAccess, DataSeen, PostgresSeen, PrimarySeen, StandbySeen};
+use pgstead_types::{Finding, Incarnation};
+use std::collections::BTreeSet;
+
+pub(crate) fn next(scene: &Scene<'_>) -> Next {
+    let Some(config) = scene.cluster.config() else { return Next::wait() };
+    match &scene.seen.data {
+        DataSeen::Absent => return make(scene),
+        DataSeen::Partial => return Next::act(Action::DiscardPartial),
+        DataSeen::Lost { .. } => return decide::lost(scene),
+        DataSeen::Foreign { .. } => return Next::wait(),
+        DataSeen::Present(identity) if identity.incarnation != config.leader => {
+            return Next::refuse(scene.finding(Finding::error(
+                "wrong_incarnation",
+                format!("{} was chosen as {} and holds {}", scene.member.name, config.leader, identity.incarnation),
+            )));
+        }
+        DataSeen::Present(_) => {}
+    }
+    match &scene.seen.postgres {
+        PostgresSeen::Down { .. } if is_draining(scene) => Next::wait(),
+        PostgresSeen::Down { .. } => Next::act(Action::StartStandby {
+            access: ClientAccess::Holding,
+            alone: scene.is_alone(),
+            restarts: scene.member.restarts,
+        }),
+        PostgresSeen::Starting | PostgresSeen::Unresponsive { .. } => Next::wait(),
+        PostgresSeen::Standby(standby) => promote(scene, config, standby),
+        PostgresSeen::Primary(primary) => lead(scene, config, primary),
+    }
+}
+
+/// A new cluster's first member makes the database; nobody does once the record knows a system identifier.
+fn make(scene: &Scene<'_>) -> Next {
+    if scene.cluster.system_identifier.is_none() && scene.cluster.history.is_empty() {
+        return Next::act(Action::InitDatabase { incarnation: scene.member.current() });
+    }
+    decide::lost(scene)
+}
+
+fn promote(scene: &Scene<'_>, config: &EpochConfig, standby: &StandbySeen) -> Next {
+    if !matches!(scene.cluster.leadership, Leadership::Chosen { .. }) {
+        // It was promoted in this epoch and has ended since. The controller opens the next one.
+        return Next::wait();
+    }
+    if standby.upstream.is_some() || standby.receiver.is_some() {
+        return Next::act(Action::CutUpstream);
+    }
+    let Some(position) = standby.position else { return Next::wait() };
+    if position.timeline >= config.timeline {
+        // Promoted once already, and the timeline of an epoch is used once.
+        return Next::refuse(scene.finding(Finding::warning(
+            "promotion_spent",
+            format!(
+                "{} stands on timeline {} already; the epoch needs a successor",
+                scene.member.name, position.timeline
+            ),
+        )));
+    }
+    let promised = scene.seen.answer.is_some_and(|answer| answer.epoch == config.epoch);
+    // The first epoch of a cluster is chosen with its creation: nobody could have acknowledged anything before it.
+    let is_first = scene.cluster.system_identifier.is_none() && scene.cluster.history.is_empty();
+    if !promised && !is_first {
+        return Next::act(Action::AnswerPromise { epoch: config.epoch });
+    }
+    Next::act(Action::Promote {
+        epoch: config.epoch,
+        timeline: config.timeline,
+        sync_set: config.sync_set.clone(),
+        admitted: admitted(scene),
+    })
+}
+
+fn lead(scene: &Scene<'_>, config: &EpochConfig, primary: &PrimarySeen) -> Next {
+    if primary.epoch != Some(config.epoch) || primary.timeline != config.timeline {
+        // A primary of another epoch, or one that nobody ordered.
+        return Next::act(Action::Fence);
+    }
+    if is_draining(scene) {
+        return match primary.access {
+            ClientAccess::Open => Next::act(Action::HoldClients),
+            ClientAccess::Holding => Next::act(Action::StopCleanly { planned: Some(EpochReason::Switchover) }),
+        };
+    }
+    let admitted = admitted(scene);
+    let sync_set_loaded = primary.sync_set.as_ref() == Some(&config.sync_set) || scene.is_alone();
+    if !sync_set_loaded || primary.admitted != admitted || !primary.slots.is_superset(&admitted) {
+        return Next::act(Action::UpdateSyncSet { epoch: config.epoch, sync_set: config.sync_set.clone(), admitted });
+    }
+    match (scene.cluster.is_confirmed(), primary.access) {
+        (true, ClientAccess::Holding) => return Next::act(Action::OpenClients),
+        (false, ClientAccess::Open) => return Next::act(Action::HoldClients),
+        _ => {}
+    }
+    match &scene.cluster.switchover {
+        Some(switchover)
+            if switchover.from == scene.member.id
+                && switchover.epoch == scene.cluster.epoch
+                && scene.seen.checkpointed != Some(switchover.operation) =>
+        {
+            Next::act(Action::Checkpoint { operation: switchover.operation })
+        }
+        _ => Next::wait(),
+    }
+}
+
+/// Who may replicate from here: the present incarnation of every other member.
+fn admitted(scene: &Scene<'_>) -> BTreeSet<Incarnation> {
+    scene.cluster.members.values().filter(|other| other.id != scene.member.id).map(|other| other.current()).collect()
+}
+
+fn is_draining(scene: &Scene<'_>) -> bool {
+    scene.cluster.switchover.as_ref().is_some_and(|switchover| {
+        switchover.draining
+            && switchover.from == scene.member.id
+            && switchover.epoch == scene.cluster.epoch
+            && scene.cluster.is_confirmed()
+    })
+}

@@ -1,0 +1,163 @@
+//! What the API needs of the node it runs on. The daemon implements it; the tests have a fake.
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use pgstead_types::record::{Record, Refusal};
+use pgstead_types::report::MemberReport;
+use pgstead_types::spec::{ClusterSpec, SpecError};
+use pgstead_types::{ClusterId, DeploymentId, Finding, MemberId, NodeId, OperationId, Secret, TokenId, WallTime};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// One node of a deployment, as the API sees it.
+#[async_trait]
+pub trait Backend: Send + Sync + 'static {
+    /// This node.
+    fn node(&self) -> NodeId;
+    /// The record as far as this node has applied it.
+    fn record(&self) -> Arc<Record>;
+    /// Carries the record's revision. A waiter subscribes, reads `record()`, and waits for the next change.
+    fn watch_revision(&self) -> tokio::sync::watch::Receiver<u64>;
+    /// The node that leads the Raft group, as far as this one knows.
+    fn controller(&self) -> Option<NodeId>;
+    /// Whether this is the admin token. Compares in constant time.
+    fn authenticate(&self, bearer: &str) -> bool;
+    /// What nodes report and what the controller concludes; `None` anywhere but on the controller.
+    async fn observed(&self) -> Option<Observations>;
+
+    async fn create_cluster(&self, spec: ClusterSpec) -> Result<Accepted, Rejected>;
+    /// With `revision`, only if the cluster is still at that one.
+    async fn delete_cluster(&self, cluster: ClusterId, revision: Option<u64>) -> Result<Accepted, Rejected>;
+    async fn restart_cluster(&self, cluster: ClusterId, revision: Option<u64>) -> Result<Accepted, Rejected>;
+    /// Without `to`, the controller takes the standby that is closest.
+    async fn switchover(
+        &self,
+        cluster: ClusterId,
+        to: Option<MemberId>,
+        revision: Option<u64>,
+    ) -> Result<Accepted, Rejected>;
+    async fn create_join_token(&self, ttl: Duration) -> Result<NewJoinToken, Rejected>;
+    async fn join(&self, request: JoinRequest) -> Result<JoinAnswer, Rejected>;
+    async fn remove_node(&self, node: NodeId) -> Result<(), Rejected>;
+
+    /// Sends a request as it is to another node's API and brings back its answer. The bearer token travels along and is
+    /// checked again there. `Rejected::Unreachable` when nothing was sent, `Rejected::Unknown` when it may have been.
+    async fn forward(&self, to: NodeId, request: http::Request<Bytes>) -> Result<http::Response<Bytes>, Rejected>;
+
+    /// Prometheus' text format.
+    fn metrics(&self) -> String;
+    /// `Err` says in one sentence why this node should not get requests now.
+    fn ready(&self) -> Result<(), String>;
+}
+
+/// What the controller holds of the nodes' reports.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Observations {
+    pub at: WallTime,
+    pub nodes: BTreeMap<NodeId, NodeSeen>,
+    pub members: BTreeMap<MemberId, MemberSeen>,
+    /// Of the controller's decisions and of the nodes themselves. Members' own are in their reports.
+    pub findings: Vec<Finding>,
+}
+
+/// A node as the controller sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NodeSeen {
+    /// False also while nothing was heard of it since the controller began.
+    pub reachable: bool,
+    /// Time since its last report; `None` when there was none since the controller began.
+    pub silent_ms: Option<u64>,
+}
+
+/// The last report of a member.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MemberSeen {
+    pub report: MemberReport,
+    /// Time since it arrived at the controller.
+    pub age_ms: u64,
+}
+
+/// Long work has begun; it is recorded and goes on without the caller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Accepted {
+    pub operation: OperationId,
+    pub cluster: ClusterId,
+}
+
+/// A join token as it is shown, once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewJoinToken {
+    pub id: TokenId,
+    /// The whole text that `pgstead node join` takes.
+    pub token: Secret,
+    pub expires_at: WallTime,
+}
+
+/// A host that wants to become a node. It made its key itself; only the request to sign it travels.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JoinRequest {
+    pub token: Secret,
+    pub name: String,
+    pub host: String,
+    pub port: u16,
+    pub region: String,
+    pub zone: String,
+    pub postgres_majors: Vec<u16>,
+    pub pools: Vec<String>,
+    pub csr_pem: String,
+}
+
+/// What a new node needs to take part.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinAnswer {
+    pub node: NodeId,
+    pub deployment: DeploymentId,
+    pub ca_pem: String,
+    pub cert_pem: String,
+    pub peers: Vec<Peer>,
+}
+
+/// Another node's address.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Peer {
+    pub node: NodeId,
+    pub host: String,
+    pub port: u16,
+}
+
+/// Why a request was not done. The texts are for the person who asked.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Rejected {
+    /// The record did not take it.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    #[error(transparent)]
+    BadSpec(#[from] SpecError),
+    /// Well formed, and it cannot be, for example a name, a lifetime or a signing request.
+    #[error("{why}")]
+    Invalid { why: String },
+    #[error("no {what} {id:?} in this deployment")]
+    NotFound { what: &'static str, id: String },
+    /// Cannot be done in the present state, for example too few nodes.
+    #[error("{why}")]
+    Conflict { why: String },
+    #[error("the join token is {why}; make a new one with `pgstead token create`")]
+    BadToken { why: String },
+    /// This node does not lead the Raft group (any more), and nothing was done.
+    #[error("this node does not lead the Raft group")]
+    NotController,
+    /// The Raft group has no quorum, and nothing was done.
+    #[error("{why}")]
+    NoQuorum { why: String },
+    /// Another node could not be reached, and nothing was sent.
+    #[error("node {node} cannot be reached: {why}")]
+    Unreachable { node: NodeId, why: String },
+    /// It may or may not have been done.
+    #[error("whether it was done is unknown: {why}")]
+    Unknown { why: String },
+    #[error("{why}")]
+    Internal { why: String },
+}

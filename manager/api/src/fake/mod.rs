@@ -1,0 +1,339 @@
+//! A node for tests: a real record changed by real commands, invented observations, and peers that are routers in the
+//! same process.
+
+use crate::backend::{
+    Accepted, Backend, JoinAnswer, JoinRequest, MemberSeen, NewJoinToken, NodeSeen, Observations, Peer, Rejected,
+};
+use async_trait::async_trait;
+mod listener;
+
+pub use listener::{Ca, acceptor, ca, serve};
+
+use axum::Router;
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use pgstead_types::record::{
+    ClusterChange, ClusterPorts, ClusterSecrets, Command, Deployment, MemberRecord, NewCluster, NodeRecord, Record,
+    Refusal, SyncSet,
+};
+use pgstead_types::report::{
+    ClientAccess, DataIdentity, DataSeen, MemberReport, PostgresSeen, PrimarySeen, ReceiverSeen, SenderSeen,
+    StandbySeen, Upstream,
+};
+use pgstead_types::spec::ClusterSpec;
+use pgstead_types::{
+    ClusterId, DeploymentId, Epoch, Incarnation, Lsn, MemberId, NodeId, OperationId, Position, Secret, Timeline,
+    TokenId, VolumeId, WallTime,
+};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+use tokio::sync::watch;
+use tower::ServiceExt;
+
+pub const TOKEN: &str = "the-admin-token";
+pub const APP: ClusterId = ClusterId::from_u128(100);
+pub const PASSWORD: &str = "pass/word";
+
+/// Ids of the three nodes and of cluster `app`'s three members, member n on node n.
+pub const fn node(n: u128) -> NodeId {
+    NodeId::from_u128(n)
+}
+pub const fn member(n: u128) -> MemberId {
+    MemberId::from_u128(10 + n)
+}
+
+pub struct Fake {
+    me: NodeId,
+    record: Mutex<Arc<Record>>,
+    revision: watch::Sender<u64>,
+    pub state: Mutex<State>,
+}
+
+#[derive(Default)]
+pub struct State {
+    pub controller: Option<NodeId>,
+    pub observed: Option<Observations>,
+    pub peers: BTreeMap<NodeId, Router>,
+    /// What each forward was, as `METHOD path`.
+    pub forwarded: Vec<String>,
+    pub not_ready: Option<String>,
+    /// Makes `metrics` panic with this text.
+    pub panic: Option<String>,
+}
+
+impl Fake {
+    /// Node `me` of three, with the record of `record()`; node 1 is the controller.
+    pub fn new(me: u128) -> Arc<Self> {
+        let fake = Self {
+            me: node(me),
+            record: Mutex::new(Arc::new(record())),
+            revision: watch::Sender::new(0),
+            state: Mutex::default(),
+        };
+        {
+            let mut state = fake.state();
+            state.controller = Some(node(1));
+            state.observed = (me == 1).then(|| observations(&fake.record()));
+        }
+        Arc::new(fake)
+    }
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no test panics while it holds the state")
+    }
+    pub fn apply(&self, command: &Command) -> Result<(), Refusal> {
+        let mut held = self.record.lock().expect("no test panics while it holds the record");
+        let mut record = (**held).clone();
+        let applied = record.apply(command)?;
+        *held = Arc::new(record);
+        self.revision.send_replace(applied.revision);
+        Ok(())
+    }
+    pub fn change(&self, change: ClusterChange) -> Result<(), Refusal> {
+        let revision = self.record().clusters[&APP].revision;
+        self.apply(&Command::ChangeCluster { at: WallTime(0), cluster: APP, revision, change })
+    }
+    fn operation(
+        &self,
+        cluster: ClusterId,
+        revision: Option<u64>,
+        change: impl FnOnce(OperationId) -> ClusterChange,
+    ) -> Result<Accepted, Rejected> {
+        let record = self.record();
+        let operation = OperationId::from_u128(1000 + record.operations.len() as u128);
+        let revision = revision.unwrap_or(record.clusters[&cluster].revision);
+        let change = change(operation);
+        self.apply(&Command::ChangeCluster { at: WallTime(0), cluster, revision, change })?;
+        Ok(Accepted { operation, cluster })
+    }
+}
+
+#[async_trait]
+impl Backend for Fake {
+    fn node(&self) -> NodeId {
+        self.me
+    }
+    fn record(&self) -> Arc<Record> {
+        self.record.lock().expect("no test panics while it holds the record").clone()
+    }
+    fn watch_revision(&self) -> watch::Receiver<u64> {
+        self.revision.subscribe()
+    }
+    fn controller(&self) -> Option<NodeId> {
+        self.state().controller
+    }
+    fn authenticate(&self, bearer: &str) -> bool {
+        bearer == TOKEN
+    }
+    async fn observed(&self) -> Option<Observations> {
+        self.state().observed.clone()
+    }
+    async fn create_cluster(&self, spec: ClusterSpec) -> Result<Accepted, Rejected> {
+        let id = ClusterId::from_u128(200 + self.record().clusters.len() as u128);
+        let operation = OperationId::from_u128(1000 + self.record().operations.len() as u128);
+        let cluster = Box::new(new_cluster(id, operation, spec, 300));
+        self.apply(&Command::CreateCluster { at: WallTime(0), cluster })?;
+        Ok(Accepted { operation, cluster: id })
+    }
+    async fn delete_cluster(&self, cluster: ClusterId, revision: Option<u64>) -> Result<Accepted, Rejected> {
+        self.operation(cluster, revision, |operation| ClusterChange::RequestDelete { operation })
+    }
+    async fn restart_cluster(&self, cluster: ClusterId, revision: Option<u64>) -> Result<Accepted, Rejected> {
+        self.operation(cluster, revision, |operation| ClusterChange::RequestRestart { operation })
+    }
+    async fn switchover(
+        &self,
+        cluster: ClusterId,
+        to: Option<MemberId>,
+        revision: Option<u64>,
+    ) -> Result<Accepted, Rejected> {
+        let to = to.unwrap_or(member(2));
+        self.operation(cluster, revision, |operation| ClusterChange::RequestSwitchover { operation, to })
+    }
+    async fn create_join_token(&self, ttl: Duration) -> Result<NewJoinToken, Rejected> {
+        Ok(NewJoinToken { id: TokenId::from_u128(1), token: Secret::new("join-me"), expires_at: WallTime(0).plus(ttl) })
+    }
+    async fn join(&self, request: JoinRequest) -> Result<JoinAnswer, Rejected> {
+        if request.token.expose() != "join-me" {
+            return Err(Rejected::BadToken { why: "unknown".into() });
+        }
+        Ok(JoinAnswer {
+            node: node(9),
+            deployment: DeploymentId::from_u128(1),
+            ca_pem: "ca".into(),
+            cert_pem: "cert".into(),
+            peers: vec![Peer { node: node(1), host: "n1.example".into(), port: 7480 }],
+        })
+    }
+    async fn remove_node(&self, node: NodeId) -> Result<(), Rejected> {
+        Ok(self.apply(&Command::RemoveNode { at: WallTime(0), node })?)
+    }
+    async fn forward(&self, to: NodeId, request: http::Request<Bytes>) -> Result<http::Response<Bytes>, Rejected> {
+        let peer = {
+            let mut state = self.state();
+            state.forwarded.push(format!("{} {}", request.method(), request.uri().path()));
+            state.peers.get(&to).cloned()
+        };
+        let peer = peer.ok_or(Rejected::Unreachable { node: to, why: "connection refused".into() })?;
+        let answer = peer.oneshot(request.map(axum::body::Body::from)).await.expect("routers do not fail");
+        let (parts, body) = answer.into_parts();
+        let body = body.collect().await.map_err(|error| Rejected::Unknown { why: error.to_string() })?.to_bytes();
+        Ok(http::Response::from_parts(parts, body))
+    }
+    fn metrics(&self) -> String {
+        let panic = self.state().panic.clone();
+        if let Some(text) = panic {
+            panic!("{text}");
+        }
+        "pgstead_up 1\n".to_string()
+    }
+    fn ready(&self) -> Result<(), String> {
+        self.state().not_ready.clone().map_or(Ok(()), Err)
+    }
+}
+
+/// Three nodes and cluster `app`, confirmed in epoch 1 under member 1.
+pub fn record() -> Record {
+    let mut record = Record::default();
+    let at = WallTime(1_700_000_000_000);
+    let deployment = Deployment {
+        id: DeploymentId::from_u128(1),
+        created_at: at,
+        ca_cert_pem: "ca".into(),
+        ca_key_pem: Secret::new("deployment-key"),
+        admin_token_sha256: "hash".into(),
+        port_first: 6000,
+        port_last: 6999,
+    };
+    let host = |n: u128| NodeRecord {
+        id: node(n),
+        name: format!("n{n}"),
+        host: format!("n{n}.example"),
+        port: 7480,
+        region: "local".into(),
+        zone: format!("z{n}"),
+        postgres_majors: vec![15],
+        pools: vec!["default".into()],
+        joined_at: at,
+    };
+    let mut apply = |command: Command| record.apply(&command).map(|_| ()).expect("the fake's history applies");
+    apply(Command::Found { at, deployment, node: host(1) });
+    for n in [2, 3] {
+        let token = pgstead_types::record::JoinToken {
+            id: TokenId::from_u128(n),
+            secret_sha256: "hash".into(),
+            expires_at: at.plus(Duration::from_secs(3600)),
+            used_by: None,
+        };
+        let id = token.id;
+        apply(Command::AddJoinToken { at, token });
+        apply(Command::AdmitNode { at, token: id, node: host(n) });
+    }
+    let create = OperationId::from_u128(1000);
+    let new = new_cluster(APP, create, ClusterSpec::named("app"), 10);
+    apply(Command::CreateCluster { at, cluster: Box::new(new) });
+    let changes = [
+        ClusterChange::NotePromotion {
+            epoch: Epoch(1),
+            timeline: Timeline(2),
+            parent: Timeline(1),
+            fork_lsn: Lsn(0x0150_0000),
+            end_of_recovery: Lsn(0x0150_0100),
+            system_identifier: "7411".into(),
+        },
+        ClusterChange::Confirm { epoch: Epoch(1) },
+    ];
+    for (revision, change) in (1..).zip(changes) {
+        apply(Command::ChangeCluster { at, cluster: APP, revision, change });
+    }
+    apply(Command::EndOperation { at: at.plus(Duration::from_secs(9)), operation: create, failure: None });
+    record
+}
+
+fn new_cluster(id: ClusterId, operation: OperationId, spec: ClusterSpec, first_member: u128) -> NewCluster {
+    let port = if id == APP { 6000 } else { 6003 };
+    let members = (1..=u128::from(spec.members)).map(|n| MemberRecord {
+        id: MemberId::from_u128(first_member + n),
+        name: format!("{}-{n}", spec.name),
+        node: node(n),
+        volume: VolumeId::from_u128(first_member + n),
+        incarnation: 1,
+        restarts: 0,
+    });
+    NewCluster {
+        id,
+        operation,
+        postgres_major: 15,
+        ports: ClusterPorts { postgres: port, read_write: port + 1, read_only: port + 2 },
+        secrets: ClusterSecrets {
+            ca_cert_pem: "cluster-ca".into(),
+            ca_key_pem: Secret::new("cluster-key"),
+            server_cert_pem: "cert".into(),
+            server_key_pem: Secret::new("server-key"),
+            server_hosts: ["n1.example", "n2.example", "n3.example"].map(String::from).into(),
+            owner_password: Secret::new(PASSWORD),
+        },
+        members: members.collect(),
+        spec,
+    }
+}
+
+/// Everybody well: member 1 leads, members 2 and 3 stream, 3 a little behind.
+pub fn observations(record: &Record) -> Observations {
+    let cluster = &record.clusters[&APP];
+    let flushed = Lsn(0x0200_0000);
+    let first_life = |n| Incarnation { member: member(n), number: 1 };
+    let config = cluster.config();
+    let report = |n: u128, postgres: PostgresSeen| MemberReport {
+        cluster: APP,
+        member: member(n),
+        volume_present: true,
+        data: DataSeen::Present(DataIdentity {
+            incarnation: first_life(n),
+            system_identifier: "7411".into(),
+            postgres_major: 15,
+        }),
+        promised: Epoch(1),
+        answer: None,
+        postgres,
+        restarts: 0,
+        checkpointed: None,
+        working: None,
+        findings: vec![],
+    };
+    let sender = |n: u128, behind: u64| SenderSeen {
+        name: first_life(n).to_string(),
+        incarnation: Some(first_life(n)),
+        streaming: true,
+        flushed: Some(Lsn(flushed.0 - behind)),
+        replayed: Some(Lsn(flushed.0 - behind)),
+    };
+    let primary = PostgresSeen::Primary(PrimarySeen {
+        epoch: Some(Epoch(1)),
+        timeline: Timeline(2),
+        flushed,
+        fork_lsn: Lsn(0x0150_0000),
+        end_of_recovery: Lsn(0x0150_0100),
+        access: ClientAccess::Open,
+        sync_set: config.map(|config| SyncSet { ..config.sync_set.clone() }),
+        admitted: [first_life(2), first_life(3)].into(),
+        slots: [first_life(2), first_life(3)].into(),
+        senders: vec![sender(2, 0), sender(3, 4096)],
+    });
+    let standby = |behind: u64| {
+        PostgresSeen::Standby(StandbySeen {
+            upstream: Some(Upstream { leader: member(1), epoch: Epoch(1) }),
+            receiver: Some(ReceiverSeen { streaming: true, silent_ms: 20 }),
+            replayed: Lsn(flushed.0 - behind),
+            position: Some(Position { timeline: Timeline(2), lsn: Lsn(flushed.0 - behind) }),
+            access: ClientAccess::Open,
+        })
+    };
+    let members = [report(1, primary), report(2, standby(0)), report(3, standby(4096))];
+    Observations {
+        at: WallTime(1_700_000_100_000),
+        nodes: (1..=3).map(|n| (node(n), NodeSeen { reachable: true, silent_ms: Some(120) })).collect(),
+        members: members.into_iter().map(|report| (report.member, MemberSeen { report, age_ms: 120 })).collect(),
+        findings: vec![],
+    }
+}

@@ -1,0 +1,143 @@
+//! `/v1/clusters`: making, seeing and changing clusters.
+
+use super::{Look, accepted};
+use crate::extract::{Asked, Body, IfMatch, OptionalBody, Params, find_cluster, find_member};
+use crate::page::{Page, PageParams, cut};
+use crate::problem::{Code, Problem};
+use crate::router::App;
+use crate::view::{AcceptedView, ClusterSummary, ClusterView, SpecSchema};
+use axum::Json;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use http::header;
+use pgstead_types::record::ClusterRecord;
+use pgstead_types::spec::ClusterSpec;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+pub(crate) fn routes() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
+        .routes(routes!(list, create))
+        .routes(routes!(show, delete))
+        .routes(routes!(restart))
+        .routes(routes!(switchover))
+}
+
+/// All clusters.
+#[utoipa::path(get, path = "/v1/clusters", tag = "clusters", operation_id = "listClusters", params(PageParams), responses(
+    (status = 200, body = Page<ClusterSummary>),
+    (status = "4XX", body = Problem, content_type = "application/problem+json"),
+))]
+async fn list(State(app): State<App>, Params(page): Params<PageParams>) -> Result<Json<Page<ClusterSummary>>, Problem> {
+    let look = Look::take(&*app).await;
+    let all = look.record.clusters.iter().map(|(id, cluster)| (*id, cluster));
+    cut(&page, all, |cluster| ClusterSummary::new(&look.world(), cluster)).map(Json)
+}
+
+/// Makes a cluster. The answer names the operation that ends when the cluster serves.
+#[utoipa::path(post, path = "/v1/clusters", tag = "clusters", operation_id = "createCluster", request_body = SpecSchema, responses(
+    (status = 202, body = AcceptedView, headers(("location" = String, description = "The operation"))),
+    (status = "4XX", body = Problem, content_type = "application/problem+json"),
+    (status = "5XX", body = Problem, content_type = "application/problem+json"),
+))]
+async fn create(State(app): State<App>, Body(spec): Body<ClusterSpec>) -> Result<Response, Problem> {
+    spec.check().map_err(|error| Problem::new(Code::Invalid, error.to_string()))?;
+    Ok(accepted(app.create_cluster(spec).await?))
+}
+
+/// One cluster, by name or id, with why it is as it is.
+#[utoipa::path(get, path = "/v1/clusters/{cluster}", tag = "clusters", operation_id = "getCluster",
+    params(("cluster" = String, Path, description = "Name or id")), responses(
+    (status = 200, body = ClusterView, headers(("etag" = String, description = "The revision, for If-Match"))),
+    (status = "4XX", body = Problem, content_type = "application/problem+json"),
+))]
+async fn show(State(app): State<App>, Asked(asked): Asked) -> Result<Response, Problem> {
+    let look = Look::take(&*app).await;
+    let view = ClusterView::new(&look.world(), find_cluster(&look.record, &asked)?);
+    let etag = format!("\"{}\"", view.revision);
+    Ok(([(header::ETAG, etag)], Json(view)).into_response())
+}
+
+/// Deletes a cluster with all its data.
+#[utoipa::path(delete, path = "/v1/clusters/{cluster}", tag = "clusters", operation_id = "deleteCluster",
+    params(
+        ("cluster" = String, Path, description = "Name or id"),
+        ("if-match" = Option<String>, Header, description = "Only if the cluster is still at this revision"),
+    ), responses(
+    (status = 202, body = AcceptedView, headers(("location" = String, description = "The operation"))),
+    (status = "4XX", body = Problem, content_type = "application/problem+json"),
+    (status = "5XX", body = Problem, content_type = "application/problem+json"),
+))]
+async fn delete(State(app): State<App>, Asked(asked): Asked, IfMatch(revision): IfMatch) -> Result<Response, Problem> {
+    let cluster = {
+        let record = app.record();
+        at_revision(find_cluster(&record, &asked)?, revision)?.id
+    };
+    Ok(accepted(app.delete_cluster(cluster, revision).await?))
+}
+
+/// Restarts every member, standbys first, one at a time, the leader last by a switchover.
+#[utoipa::path(post, path = "/v1/clusters/{cluster}/restart", tag = "clusters", operation_id = "restartCluster",
+    params(
+        ("cluster" = String, Path, description = "Name or id"),
+        ("if-match" = Option<String>, Header, description = "Only if the cluster is still at this revision"),
+    ), responses(
+    (status = 202, body = AcceptedView, headers(("location" = String, description = "The operation"))),
+    (status = "4XX", body = Problem, content_type = "application/problem+json"),
+    (status = "5XX", body = Problem, content_type = "application/problem+json"),
+))]
+async fn restart(State(app): State<App>, Asked(asked): Asked, IfMatch(revision): IfMatch) -> Result<Response, Problem> {
+    let cluster = {
+        let record = app.record();
+        at_revision(find_cluster(&record, &asked)?, revision)?.id
+    };
+    Ok(accepted(app.restart_cluster(cluster, revision).await?))
+}
+
+/// Whither.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SwitchoverBody {
+    /// The member to lead next, by name or id; the closest standby if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<String>,
+}
+
+/// Changes the leader in a planned way: clients wait, nothing is lost, the old leader becomes a standby.
+#[utoipa::path(post, path = "/v1/clusters/{cluster}/switchover", tag = "clusters", operation_id = "switchover",
+    params(
+        ("cluster" = String, Path, description = "Name or id"),
+        ("if-match" = Option<String>, Header, description = "Only if the cluster is still at this revision"),
+    ),
+    request_body = Option<SwitchoverBody>, responses(
+    (status = 202, body = AcceptedView, headers(("location" = String, description = "The operation"))),
+    (status = "4XX", body = Problem, content_type = "application/problem+json"),
+    (status = "5XX", body = Problem, content_type = "application/problem+json"),
+))]
+async fn switchover(
+    State(app): State<App>,
+    Asked(asked): Asked,
+    IfMatch(revision): IfMatch,
+    OptionalBody(body): OptionalBody<SwitchoverBody>,
+) -> Result<Response, Problem> {
+    let (cluster, to) = {
+        let record = app.record();
+        let cluster = at_revision(find_cluster(&record, &asked)?, revision)?;
+        let to = body.to.as_deref().map(|to| find_member(cluster, to)).transpose()?.map(|member| member.id);
+        (cluster.id, to)
+    };
+    Ok(accepted(app.switchover(cluster, to, revision).await?))
+}
+
+/// Refuses early what the record would refuse; it checks again when it applies the change.
+fn at_revision(cluster: &ClusterRecord, revision: Option<u64>) -> Result<&ClusterRecord, Problem> {
+    match revision {
+        Some(expected) if expected != cluster.revision => {
+            let refusal = pgstead_types::record::Refusal::StaleRevision { expected, found: cluster.revision };
+            Err(crate::backend::Rejected::from(refusal).into())
+        }
+        _ => Ok(cluster),
+    }
+}

@@ -1,0 +1,52 @@
+//! The description in docs/openapi.json is that of these routes.
+
+use crate::openapi;
+use pgstead_types::spec::ClusterSpec;
+use std::collections::BTreeSet;
+use std::path::Path;
+
+fn checked_in() -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/openapi.json")
+}
+
+#[test]
+fn the_checked_in_description_is_that_of_the_routes() {
+    let made = openapi::text();
+    if std::env::var_os("PGSTEAD_BLESS").is_some() {
+        std::fs::create_dir_all(checked_in().parent().unwrap()).unwrap();
+        std::fs::write(checked_in(), &made).unwrap();
+    }
+    let kept = std::fs::read_to_string(checked_in()).unwrap_or_default();
+    assert!(kept == made, "docs/openapi.json is not that of the routes; run `make bless` and read the difference");
+}
+
+#[test]
+fn the_description_is_whole() {
+    let json = serde_json::to_value(openapi::description()).unwrap();
+    assert!(json["openapi"].as_str().unwrap().starts_with("3.1"));
+    let mut names = BTreeSet::new();
+    for (path, item) in json["paths"].as_object().unwrap() {
+        for (method, operation) in item.as_object().unwrap() {
+            let name = operation["operationId"].as_str().unwrap_or_else(|| panic!("{method} {path} has no name"));
+            assert!(names.insert(name.to_string()), "{name} names two operations");
+            assert!(operation["summary"].is_string(), "{name} has no summary");
+        }
+    }
+    assert!(names.len() >= 15, "{names:?}");
+    // Every reference leads somewhere.
+    let text = json.to_string();
+    for reference in text.split("\"#/components/schemas/").skip(1) {
+        let name = reference.split('"').next().unwrap();
+        assert!(json["components"]["schemas"][name].is_object(), "no schema {name}");
+    }
+}
+
+#[test]
+fn the_described_spec_has_the_fields_of_the_real_one() {
+    let json = serde_json::to_value(openapi::description()).unwrap();
+    let described: BTreeSet<String> =
+        json["components"]["schemas"]["ClusterSpec"]["properties"].as_object().unwrap().keys().cloned().collect();
+    let real = serde_json::to_value(ClusterSpec::named("app")).unwrap();
+    let real: BTreeSet<String> = real.as_object().unwrap().keys().cloned().collect();
+    assert_eq!(described, real);
+}

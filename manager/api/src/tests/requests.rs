@@ -1,0 +1,210 @@
+//! Tokens, bodies, parameters, preconditions, and what each resource answers.
+
+use super::{get, post, request, router, send};
+use crate::fake::{Fake, PASSWORD};
+use axum::body::Body;
+use http::{Request, StatusCode, header};
+use serde_json::json;
+
+#[tokio::test]
+async fn everything_under_v1_asks_for_the_token_but_the_description() {
+    let api = router(&Fake::new(1));
+    let bare = |path: &str| Request::get(path).body(Body::empty()).unwrap();
+    for path in ["/v1/nodes", "/v1/clusters/app", "/v1/clusters/app/connection", "/v1/events", "/v1/operations"] {
+        let answer = send(&api, bare(path)).await;
+        assert_eq!((answer.status, answer.problem().as_str()), (StatusCode::UNAUTHORIZED, "unauthorized"), "{path}");
+        assert_eq!(answer.headers[header::WWW_AUTHENTICATE], "Bearer");
+    }
+    let wrong = Request::get("/v1/nodes").header(header::AUTHORIZATION, "Bearer nonsense");
+    assert_eq!(send(&api, wrong.body(Body::empty()).unwrap()).await.problem(), "unauthorized");
+    for path in ["/v1/openapi.json", "/healthz", "/readyz", "/metrics"] {
+        assert_eq!(send(&api, bare(path)).await.status, StatusCode::OK, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_node_that_is_not_ready_says_why() {
+    let fake = Fake::new(1);
+    fake.state().not_ready = Some("the record is not read yet".into());
+    let answer = get(&router(&fake), "/readyz").await;
+    assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert!(answer.text.contains("not read yet"));
+}
+
+#[tokio::test]
+async fn a_body_that_does_not_fit_is_answered_by_what_is_wrong_with_it() {
+    let api = router(&Fake::new(1));
+    let unknown = post(&api, "/v1/clusters", r#"{"name":"b","replicas":3}"#).await;
+    assert_eq!((unknown.status, unknown.problem().as_str()), (StatusCode::UNPROCESSABLE_ENTITY, "invalid"));
+    assert!(unknown.detail().contains("unknown field `replicas`"), "{}", unknown.detail());
+
+    let broken = post(&api, "/v1/clusters", r#"{"name":"#).await;
+    assert_eq!((broken.status, broken.problem().as_str()), (StatusCode::BAD_REQUEST, "malformed"));
+
+    let spec = post(&api, "/v1/clusters", r#"{"name":"b","settings":{"fsync":"off"}}"#).await;
+    assert_eq!((spec.status, spec.problem().as_str()), (StatusCode::UNPROCESSABLE_ENTITY, "invalid"));
+    assert!(spec.detail().contains("fsync belongs to pgstead"), "{}", spec.detail());
+
+    let plain = request("POST", "/v1/clusters").body(Body::from("{}")).unwrap();
+    assert_eq!(send(&api, plain).await.problem(), "not_json");
+
+    let large = format!(r#"{{"name":"{}"}}"#, "x".repeat(300 * 1024));
+    for path in ["/v1/clusters", "/v1/clusters/app/switchover", "/v1/tokens", "/v1/join"] {
+        let answer = post(&api, path, &large).await;
+        assert_eq!((answer.status, answer.problem().as_str()), (StatusCode::PAYLOAD_TOO_LARGE, "too_large"), "{path}");
+    }
+}
+
+#[tokio::test]
+async fn wrong_paths_methods_and_parameters_are_problems_too() {
+    let api = router(&Fake::new(1));
+    assert_eq!(get(&api, "/v2/nodes").await.problem(), "no_such_route");
+    assert_eq!(post(&api, "/v1/nodes", "{}").await.problem(), "method_not_allowed");
+    for path in
+        ["/v1/nodes?limit=0", "/v1/nodes?limit=1001", "/v1/nodes?page=2", "/v1/nodes?after=x", "/v1/events?wait=5"]
+    {
+        assert_eq!(get(&api, path).await.problem(), "malformed", "{path}");
+    }
+    assert_eq!(get(&api, "/v1/operations/x").await.problem(), "malformed");
+    assert_eq!(get(&api, "/v1/clusters/%ff").await.problem(), "malformed");
+    let missing = get(&api, "/v1/clusters/nope").await;
+    assert_eq!((missing.status, missing.problem().as_str()), (StatusCode::NOT_FOUND, "not_found"));
+}
+
+#[tokio::test]
+async fn creating_answers_with_the_operation_to_wait_for() {
+    let api = router(&Fake::new(1));
+    let answer = post(&api, "/v1/clusters", r#"{"name":"other","members":1}"#).await;
+    assert_eq!(answer.status, StatusCode::ACCEPTED, "{}", answer.text);
+    let location = answer.headers[header::LOCATION].to_str().unwrap().to_string();
+    let operation = get(&api, &location).await.json();
+    assert_eq!((&operation["state"], &operation["kind"]), (&json!("running"), &json!("create_cluster")));
+    assert_eq!(operation["progress"], "other-1 is to be promoted");
+    let again = post(&api, "/v1/clusters", r#"{"name":"other"}"#).await;
+    assert_eq!((again.status, again.problem().as_str()), (StatusCode::CONFLICT, "exists"));
+}
+
+#[tokio::test]
+async fn if_match_protects_against_acting_on_what_has_changed() {
+    let api = router(&Fake::new(1));
+    let seen = get(&api, "/v1/clusters/app").await;
+    let etag = seen.headers[header::ETAG].to_str().unwrap().to_string();
+    assert_eq!(etag, "\"3\"");
+    let restart = |tag: &str| {
+        let request = request("POST", "/v1/clusters/app/restart").header(header::IF_MATCH, tag);
+        request.body(Body::empty()).unwrap()
+    };
+    let stale = send(&api, restart("\"2\"")).await;
+    assert_eq!((stale.status, stale.problem().as_str()), (StatusCode::PRECONDITION_FAILED, "revision_changed"));
+    assert_eq!(send(&api, restart("3")).await.problem(), "malformed");
+    assert_eq!(send(&api, restart(&etag)).await.status, StatusCode::ACCEPTED);
+    assert_eq!(send(&api, restart(&etag)).await.problem(), "revision_changed");
+    let busy = post(&api, "/v1/clusters/app/switchover", r#"{"to":"app-2"}"#).await;
+    assert_eq!((busy.status, busy.problem().as_str()), (StatusCode::CONFLICT, "conflict"));
+    assert!(busy.detail().contains("restart is under way"), "{}", busy.detail());
+}
+
+#[tokio::test]
+async fn a_switchover_takes_a_member_by_name_or_the_best_one() {
+    let api = router(&Fake::new(1));
+    let unknown = post(&api, "/v1/clusters/app/switchover", r#"{"to":"app-9"}"#).await;
+    assert!(unknown.detail().contains("expected one of app-1, app-2, app-3"), "{}", unknown.detail());
+    let leads = post(&api, "/v1/clusters/app/switchover", r#"{"to":"app-1"}"#).await;
+    assert_eq!(leads.problem(), "conflict");
+    let best = send(&api, request("POST", "/v1/clusters/app/switchover").body(Body::empty()).unwrap()).await;
+    assert_eq!(best.status, StatusCode::ACCEPTED);
+}
+
+#[tokio::test]
+async fn lists_come_in_pieces() {
+    let api = router(&Fake::new(1));
+    for path in ["/v1/nodes", "/v1/members", "/v1/volumes", "/v1/clusters/app/members"] {
+        let mut ids = Vec::new();
+        let mut after = String::new();
+        loop {
+            let piece = get(&api, &format!("{path}?limit=2{after}")).await.json();
+            ids.extend(piece["items"].as_array().unwrap().iter().map(|item| item["id"].as_str().unwrap().to_string()));
+            match piece["next"].as_str() {
+                Some(next) => after = format!("&after={next}"),
+                None => break,
+            }
+        }
+        assert_eq!(ids.len(), 3, "{path}");
+        assert!(ids.is_sorted(), "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_node_with_members_cannot_be_removed() {
+    let api = router(&Fake::new(1));
+    let held = send(&api, request("DELETE", "/v1/nodes/n2").body(Body::empty()).unwrap()).await;
+    assert_eq!((held.status, held.problem().as_str()), (StatusCode::CONFLICT, "conflict"));
+    assert!(held.detail().contains("holds a member of cluster app"));
+}
+
+#[tokio::test]
+async fn join_needs_a_join_token_and_no_admin_token() {
+    let api = router(&Fake::new(1));
+    let join = |token: &str, name: &str| {
+        let body = json!({"token": token, "name": name, "host": "h", "port": 7480, "region": "r", "zone": "z",
+            "postgres_majors": [15], "pools": ["default"], "csr_pem": "csr"});
+        let request = Request::post("/v1/join").header(header::CONTENT_TYPE, "application/json");
+        request.body(Body::from(body.to_string())).unwrap()
+    };
+    let answer = send(&api, join("join-me", "n4")).await;
+    assert_eq!(answer.status, StatusCode::OK, "{}", answer.text);
+    assert_eq!(answer.json()["peers"][0]["host"], "n1.example");
+    let refused = send(&api, join("wrong", "n4")).await;
+    assert_eq!((refused.status, refused.problem().as_str()), (StatusCode::FORBIDDEN, "bad_join_token"));
+    assert_eq!(send(&api, join("join-me", "N 4")).await.problem(), "invalid");
+}
+
+#[tokio::test]
+async fn tokens_live_as_long_as_asked_within_bounds() {
+    let api = router(&Fake::new(1));
+    let made = post(&api, "/v1/tokens", r#"{"ttl":"30m"}"#).await;
+    assert_eq!(made.status, StatusCode::CREATED);
+    assert_eq!(made.json()["expires_at"], "1970-01-01T00:30:00.000Z");
+    for body in [r#"{"ttl":"8d"}"#, r#"{"ttl":"0s"}"#, r#"{"ttl":"soon"}"#] {
+        assert_eq!(post(&api, "/v1/tokens", body).await.problem(), "invalid", "{body}");
+    }
+}
+
+#[tokio::test]
+async fn only_the_connection_answer_holds_a_secret_and_no_answer_is_cached() {
+    let api = router(&Fake::new(1));
+    let encoded = PASSWORD.replace('/', "%2F");
+    for path in
+        ["/v1/nodes", "/v1/clusters", "/v1/clusters/app", "/v1/members", "/v1/volumes", "/v1/operations", "/v1/events"]
+    {
+        let answer = get(&api, path).await;
+        assert_eq!(answer.status, StatusCode::OK, "{path}");
+        for secret in [PASSWORD, &encoded, "cluster-key", "server-key", "deployment-key"] {
+            assert!(!answer.text.contains(secret), "{path} shows {secret}");
+        }
+        assert_eq!(answer.headers[header::CACHE_CONTROL], "no-store");
+        assert!(answer.headers.contains_key("x-request-id"));
+    }
+    let connection = get(&api, "/v1/clusters/app/connection").await.json();
+    assert_eq!(
+        connection["read_write"]["url"],
+        format!(
+            "postgresql://app:{encoded}@n1.example:6001,n2.example:6001,n3.example:6001/app?sslmode=verify-full&\
+             sslrootcert=ca.pem"
+        )
+    );
+    assert!(connection["direct"]["url"].as_str().unwrap().ends_with("&target_session_attrs=read-write"));
+    assert_eq!(connection["direct"]["port"], 6000);
+    assert_eq!(connection["ca_pem"], "cluster-ca");
+}
+
+#[tokio::test]
+async fn a_panic_ends_one_request_and_tells_nothing_of_its_text() {
+    let fake = Fake::new(1);
+    fake.state().panic = Some("a defect with hunter2 in it".into());
+    let api = router(&fake);
+    let answer = get(&api, "/metrics").await;
+    assert_eq!((answer.status, answer.problem().as_str()), (StatusCode::INTERNAL_SERVER_ERROR, "internal"));
+    assert!(!answer.text.contains("hunter2"));
+    assert_eq!(get(&api, "/healthz").await.status, StatusCode::OK);
+}

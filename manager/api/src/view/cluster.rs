@@ -1,0 +1,398 @@
+//! A cluster as the API shows it. It must answer "why": who leads since when, whose acknowledgement counts, what each
+//! member is at, and what would be lost if the leader were lost now.
+
+use super::world::{cluster_ref, member_name, member_ref};
+use super::{ClusterRef, FindingView, MemberRef, MemberView, World, finding};
+use pgstead_types::record::{ClusterRecord, EpochReason, HistoryEntry, Leadership, Lifecycle};
+use pgstead_types::report::ClientAccess;
+use pgstead_types::spec::ClusterSpec;
+use pgstead_types::{ClusterId, Epoch, Lsn, OperationId, Timeline};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use utoipa::ToSchema;
+
+/// One Postgres system.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ClusterView {
+    #[schema(value_type = String, format = "uuid")]
+    pub id: ClusterId,
+    pub name: String,
+    /// Grows with every change; the ETag.
+    pub revision: u64,
+    pub created_at: String,
+    pub health: Health,
+    /// What the health rests on, in one sentence.
+    pub why: String,
+    pub postgres_major: u16,
+    #[schema(value_type = SpecSchema)]
+    pub spec: ClusterSpec,
+    pub ports: PortsView,
+    /// Grows with every change of leader.
+    #[schema(value_type = u64)]
+    pub epoch: Epoch,
+    pub phase: Phase,
+    /// Why the election is open, in snake case; `null` unless it is.
+    #[schema(value_type = Option<String>)]
+    pub electing_because: Option<EpochReason>,
+    pub leader: Option<MemberRef>,
+    /// The timeline that the epoch's leader has or shall have.
+    #[schema(value_type = Option<u32>)]
+    pub timeline: Option<Timeline>,
+    pub sync_set: SyncSetView,
+    /// What would be lost if the leader were lost now.
+    pub rpo: RpoView,
+    pub members: Vec<MemberView>,
+    /// One entry per promotion, oldest first.
+    pub history: Vec<HistoryView>,
+    /// The operation under way, if there is one.
+    #[schema(value_type = Option<String>, format = "uuid")]
+    pub operation: Option<OperationId>,
+    /// Whether the controller's observations are in this answer. Without them every member's `observed` is `null`.
+    pub observed: bool,
+    /// Most severe first.
+    pub findings: Vec<FindingView>,
+}
+
+/// A cluster in a list.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ClusterSummary {
+    #[schema(value_type = String, format = "uuid")]
+    pub id: ClusterId,
+    pub name: String,
+    pub revision: u64,
+    pub health: Health,
+    pub why: String,
+    pub postgres_major: u16,
+    #[schema(value_type = u64)]
+    pub epoch: Epoch,
+    pub phase: Phase,
+    pub leader: Option<MemberRef>,
+    /// Members that run as the record wants; `null` when the controller could not be asked.
+    pub members_well: Option<u32>,
+    pub members: u32,
+    pub rpo: RpoView,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Health {
+    /// Everything runs as the spec says.
+    Healthy,
+    /// Serves reads and writes, with less in reserve than the spec says.
+    Degraded,
+    /// Reads are served; commits wait until enough standbys stream.
+    WritesWait,
+    /// Nobody leads now.
+    NoLeader,
+    Creating,
+    Deleting,
+    /// Nothing is observed.
+    Unknown,
+}
+
+/// Where the present epoch has got to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Members promise; nobody is obeyed.
+    Electing,
+    /// The leader is named and promotes.
+    Chosen,
+    /// It runs on its timeline; enough standbys must have that on disk.
+    Promoted,
+    /// Clients are let in.
+    Confirmed,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PortsView {
+    /// The members' own Postgres.
+    pub postgres: u16,
+    /// The gateways' read-write port.
+    pub read_write: u16,
+    /// The gateways' read-only port.
+    pub read_only: u16,
+}
+
+/// Whose acknowledgement counts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SyncSetView {
+    /// Names of the standbys. While an election is open: the last leader's set.
+    pub members: Vec<String>,
+    /// How many of them must have a commit on disk before it is acknowledged.
+    pub needed: u8,
+    /// Of the set, how many stream to the leader now; `null` when that is not known.
+    pub streaming: Option<u32>,
+}
+
+/// The recovery point objective as it is now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RpoView {
+    pub state: RpoState,
+    /// For people.
+    pub text: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RpoState {
+    /// Nothing acknowledged would be lost.
+    Zero,
+    /// Nothing acknowledged would be lost, and nothing new is acknowledged.
+    WritesWait,
+    /// Everything that is acknowledged is on one disk only.
+    SingleCopy,
+    Unknown,
+}
+
+/// A promotion that happened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct HistoryView {
+    #[schema(value_type = u64)]
+    pub epoch: Epoch,
+    #[schema(value_type = u32)]
+    pub timeline: Timeline,
+    #[schema(value_type = u32)]
+    pub parent: Timeline,
+    #[schema(value_type = String)]
+    pub fork_lsn: Lsn,
+    /// Its name, or its id when it has left the cluster.
+    pub leader: String,
+}
+
+/// A cluster as asked for. Unknown keys are refused. (Shows `pgstead_types::spec::ClusterSpec` to readers.)
+#[derive(Serialize, ToSchema)]
+#[schema(as = ClusterSpec)]
+pub struct SpecSchema {
+    /// 1 to 40 lower-case letters, digits and hyphens, beginning with a letter. Unique in the deployment.
+    name: String,
+    /// Members in all, the leader counted: 1 to 7. Default 3.
+    #[schema(required = false, default = 3, minimum = 1, maximum = 7)]
+    members: u8,
+    /// Standbys that must have a commit on disk before it is acknowledged. Default 1, and 0 for one member.
+    #[schema(required = false)]
+    sync_replicas: Option<u8>,
+    /// The database made for the application.
+    #[schema(required = false, default = "app")]
+    database: String,
+    /// The role that owns it and logs in with a password.
+    #[schema(required = false, default = "app")]
+    owner: String,
+    /// Postgres settings, without those that the cluster's safety rests on.
+    #[schema(required = false)]
+    settings: BTreeMap<String, String>,
+}
+
+impl ClusterView {
+    pub fn new(world: &World<'_>, cluster: &ClusterRecord) -> Self {
+        let members: Vec<MemberView> =
+            cluster.members.values().map(|member| MemberView::new(world, cluster, member)).collect();
+        let (health, why) = judge(world, cluster, &members);
+        Self {
+            id: cluster.id,
+            name: cluster.spec.name.clone(),
+            revision: cluster.revision,
+            created_at: cluster.created_at.to_string(),
+            health,
+            why,
+            postgres_major: cluster.postgres_major,
+            spec: cluster.spec.clone(),
+            ports: PortsView {
+                postgres: cluster.ports.postgres,
+                read_write: cluster.ports.read_write,
+                read_only: cluster.ports.read_only,
+            },
+            epoch: cluster.epoch,
+            phase: Phase::of(cluster),
+            electing_because: match cluster.leadership {
+                Leadership::Electing { reason, .. } => Some(reason),
+                _ => None,
+            },
+            leader: cluster.leader().map(member_ref),
+            timeline: cluster.config().map(|config| config.timeline),
+            sync_set: SyncSetView::new(world, cluster),
+            rpo: RpoView::new(world, cluster),
+            members,
+            history: cluster.history.iter().map(|entry| HistoryView::new(cluster, entry)).collect(),
+            operation: operation(cluster),
+            observed: world.observed.is_some(),
+            findings: finding::of_cluster(world, cluster),
+        }
+    }
+
+    pub fn as_ref(&self) -> ClusterRef {
+        ClusterRef { id: self.id, name: self.name.clone() }
+    }
+}
+
+impl ClusterSummary {
+    pub fn new(world: &World<'_>, cluster: &ClusterRecord) -> Self {
+        let members: Vec<MemberView> =
+            cluster.members.values().map(|member| MemberView::new(world, cluster, member)).collect();
+        let (health, why) = judge(world, cluster, &members);
+        let ClusterRef { id, name } = cluster_ref(cluster);
+        Self {
+            id,
+            name,
+            revision: cluster.revision,
+            health,
+            why,
+            postgres_major: cluster.postgres_major,
+            epoch: cluster.epoch,
+            phase: Phase::of(cluster),
+            leader: cluster.leader().map(member_ref),
+            members_well: world.observed.map(|_| count(members.iter().filter(|member| member.is_well()))),
+            members: count(members.iter()),
+            rpo: RpoView::new(world, cluster),
+        }
+    }
+}
+
+fn count<T>(items: impl Iterator<Item = T>) -> u32 {
+    u32::try_from(items.count()).unwrap_or(u32::MAX)
+}
+
+fn operation(cluster: &ClusterRecord) -> Option<OperationId> {
+    match cluster.lifecycle {
+        Lifecycle::Deleting { operation } => Some(operation),
+        Lifecycle::Active => (cluster.restart.as_ref().map(|restart| restart.operation))
+            .or(cluster.switchover.as_ref().map(|switchover| switchover.operation))
+            .or(cluster.creating),
+    }
+}
+
+impl Phase {
+    fn of(cluster: &ClusterRecord) -> Self {
+        match cluster.leadership {
+            Leadership::Electing { .. } => Phase::Electing,
+            Leadership::Chosen { .. } => Phase::Chosen,
+            Leadership::Promoted { .. } => Phase::Promoted,
+            Leadership::Confirmed { .. } => Phase::Confirmed,
+        }
+    }
+}
+
+/// Standbys of the sync set that stream to the leader; `None` while no leader of this epoch is seen.
+fn streaming(world: &World<'_>, cluster: &ClusterRecord) -> Option<u32> {
+    let set = &cluster.config()?.sync_set.members;
+    let primary = world.leading(cluster)?;
+    let counts = |standby: &&pgstead_types::Incarnation| {
+        primary.senders.iter().any(|sender| sender.streaming && sender.incarnation.as_ref() == Some(*standby))
+    };
+    Some(count(set.iter().filter(counts)))
+}
+
+impl SyncSetView {
+    fn new(world: &World<'_>, cluster: &ClusterRecord) -> Self {
+        let Some(config) = cluster.configs.last() else {
+            return Self { members: Vec::new(), needed: cluster.spec.needed(), streaming: None };
+        };
+        let mut members: Vec<String> =
+            config.sync_set.members.iter().map(|standby| member_name(cluster, standby.member)).collect();
+        members.sort();
+        Self { members, needed: config.sync_set.needed, streaming: streaming(world, cluster) }
+    }
+}
+
+impl RpoView {
+    fn new(world: &World<'_>, cluster: &ClusterRecord) -> Self {
+        let of = |state, text: String| Self { state, text };
+        let Some(config) = cluster.config().filter(|_| cluster.is_confirmed()) else {
+            return of(
+                RpoState::WritesWait,
+                "0, and writes wait: no leader is confirmed, so nothing new is acknowledged, and only a member that has \
+                 every acknowledged commit can become the leader"
+                    .to_string(),
+            );
+        };
+        let needed = u32::from(config.sync_set.needed);
+        if needed == 0 {
+            return of(
+                RpoState::SingleCopy,
+                "everything, if the node's disk is lost: this cluster has one member and so one copy".to_string(),
+            );
+        }
+        match streaming(world, cluster) {
+            Some(streaming) if streaming >= needed => {
+                of(RpoState::Zero, format!("0: every acknowledged commit is on {} disks", needed + 1))
+            }
+            Some(streaming) => of(
+                RpoState::WritesWait,
+                format!(
+                    "0, and writes wait: {streaming} of the {needed} standbys that must have a commit on disk stream; \
+                     what was acknowledged is on {} disks",
+                    needed + 1
+                ),
+            ),
+            None => of(
+                RpoState::Unknown,
+                format!(
+                    "not observed now; by the record, a commit is acknowledged only once it is on {} disks",
+                    needed + 1
+                ),
+            ),
+        }
+    }
+}
+
+impl HistoryView {
+    fn new(cluster: &ClusterRecord, entry: &HistoryEntry) -> Self {
+        Self {
+            epoch: entry.epoch,
+            timeline: entry.timeline,
+            parent: entry.parent,
+            fork_lsn: entry.fork_lsn,
+            leader: member_name(cluster, entry.leader),
+        }
+    }
+}
+
+fn judge(world: &World<'_>, cluster: &ClusterRecord, members: &[MemberView]) -> (Health, String) {
+    if let Lifecycle::Deleting { .. } = cluster.lifecycle {
+        return (Health::Deleting, format!("{} members still have a volume", members.len()));
+    }
+    let leader = cluster.leadership.leader().map(|id| member_name(cluster, id)).unwrap_or_default();
+    match &cluster.leadership {
+        _ if cluster.creating.is_some() && !cluster.is_confirmed() => {
+            return (Health::Creating, format!("the first leader, {leader}, is being made"));
+        }
+        Leadership::Electing { .. } => {
+            return (Health::NoLeader, format!("epoch {} has no leader yet: members are promising", cluster.epoch));
+        }
+        Leadership::Chosen { .. } => return (Health::NoLeader, format!("{leader} is chosen and is to be promoted")),
+        Leadership::Promoted { .. } => {
+            let needed = cluster.config().map_or(0, |config| config.sync_set.needed);
+            return (
+                Health::NoLeader,
+                format!("{leader} is promoted; {needed} of its standbys must have that on disk before clients come in"),
+            );
+        }
+        Leadership::Confirmed { .. } => {}
+    }
+    if world.observed.is_none() {
+        return (Health::Unknown, "the controller could not be asked".to_string());
+    }
+    let Some(primary) = world.leading(cluster) else {
+        return (Health::NoLeader, format!("{leader} leads by the record and is not seen to run as the primary"));
+    };
+    if primary.access != ClientAccess::Open {
+        return (Health::NoLeader, format!("{leader} leads and does not let clients in yet"));
+    }
+    let set = SyncSetView::new(world, cluster);
+    let streaming = set.streaming.unwrap_or(0);
+    if streaming < u32::from(set.needed) {
+        return (
+            Health::WritesWait,
+            format!("{streaming} of the {} standbys that must have a commit on disk stream to {leader}", set.needed),
+        );
+    }
+    let ill: Vec<&str> = members.iter().filter(|member| !member.is_well()).map(|member| member.name.as_str()).collect();
+    if !ill.is_empty() {
+        return (Health::Degraded, format!("{leader} leads; not well: {}", ill.join(", ")));
+    }
+    if set.members.len() + 1 < members.len() {
+        let total = members.len() - 1;
+        return (Health::Degraded, format!("{} of {total} standbys count in the sync set", set.members.len()));
+    }
+    (Health::Healthy, format!("{leader} leads and every standby streams"))
+}

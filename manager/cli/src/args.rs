@@ -1,0 +1,231 @@
+//! Everything that can be typed. The texts are the manual.
+
+use clap::{Args, Subcommand, ValueEnum};
+use pgstead_api::parse_duration;
+use pgstead_types::OperationId;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Options of every command.
+#[derive(Args, Clone, Debug, Default)]
+pub struct GlobalArgs {
+    /// The file with the servers, the CA and the admin token [default: ~/.config/pgstead/profile.json]
+    #[arg(long, global = true, env = "PGSTEAD_PROFILE", value_name = "FILE", help_heading = "Global options")]
+    pub profile: Option<PathBuf>,
+    /// Tables for people, or the API's JSON for programs
+    #[arg(long, global = true, value_enum, default_value_t, value_name = "FORM", help_heading = "Global options")]
+    pub output: Output,
+}
+
+#[derive(ValueEnum, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Output {
+    #[default]
+    Table,
+    Json,
+}
+
+#[derive(Subcommand, Clone, Debug)]
+pub enum Commands {
+    /// Show how the whole deployment is
+    Status,
+    /// Create, show, change and delete clusters
+    #[command(subcommand)]
+    Cluster(ClusterCommands),
+    /// Make tokens with which hosts join
+    #[command(subcommand)]
+    Token(TokenCommands),
+    /// Show members
+    #[command(subcommand)]
+    Member(MemberCommands),
+    /// Show volumes
+    #[command(subcommand)]
+    Volume(VolumeCommands),
+    /// Show long work and wait for it
+    #[command(subcommand)]
+    Operation(OperationCommands),
+    /// Show what happened, and follow along
+    Events(EventsArgs),
+    /// Open psql on a cluster
+    Psql(PsqlArgs),
+}
+
+#[derive(Subcommand, Clone, Debug)]
+pub enum ClusterCommands {
+    /// Create a cluster and wait until it serves
+    #[command(after_help = "Examples:\n  pgstead cluster create app\n  pgstead cluster create app --members 5 \
+        --sync-replicas 2 --set max_connections=200\n  pgstead cluster create app --file app.toml")]
+    Create(CreateArgs),
+    /// List clusters
+    List,
+    /// Show one cluster and why it is as it is
+    Show {
+        /// Name or id
+        #[arg(value_name = "CLUSTER")]
+        name: String,
+    },
+    /// Delete a cluster with all its data
+    Delete {
+        /// Name or id
+        #[arg(value_name = "CLUSTER")]
+        name: String,
+        /// Do not ask to type the name
+        #[arg(long)]
+        yes: bool,
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
+    /// Restart every member, standbys first, one at a time
+    Restart {
+        /// Name or id
+        #[arg(value_name = "CLUSTER")]
+        name: String,
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
+    /// Change the leader in a planned way; nothing acknowledged is lost
+    Switchover {
+        /// Name or id
+        #[arg(value_name = "CLUSTER")]
+        name: String,
+        /// The member to lead next; the closest standby if absent
+        #[arg(long, value_name = "MEMBER")]
+        to: Option<String>,
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
+    /// Print connection strings, with the password
+    Connection {
+        /// Name or id
+        #[arg(value_name = "CLUSTER")]
+        name: String,
+        /// Print the cluster's CA alone, for `> ca.pem`
+        #[arg(long)]
+        ca: bool,
+    },
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct CreateArgs {
+    /// 1 to 40 lower-case letters, digits and hyphens, beginning with a letter
+    pub name: String,
+    /// Members in all, the leader counted: 1 to 7 [default: 3]
+    #[arg(long, value_name = "N")]
+    pub members: Option<u8>,
+    /// Standbys that must have a commit on disk before it is acknowledged [default: 1, or 0 for one member]
+    #[arg(long, value_name = "K")]
+    pub sync_replicas: Option<u8>,
+    /// A Postgres setting; may be repeated
+    #[arg(long, value_name = "NAME=VALUE", value_parser = setting)]
+    pub set: Vec<(String, String)>,
+    /// A spec in TOML or JSON; the other options win over it
+    #[arg(long, value_name = "FILE")]
+    pub file: Option<PathBuf>,
+    #[command(flatten)]
+    pub wait: WaitArgs,
+}
+
+fn setting(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.trim().is_empty() => Ok((name.trim().to_string(), value.trim().to_string())),
+        _ => Err("expected NAME=VALUE, such as max_connections=200".to_string()),
+    }
+}
+
+/// Whether and how long to wait for long work.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct WaitArgs {
+    /// Begin the work and do not wait for its end
+    #[arg(long, conflicts_with = "timeout")]
+    pub no_wait: bool,
+    /// Wait at most so long, such as 30s or 1h; the work goes on after that
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "15m")]
+    pub timeout: Duration,
+}
+
+/// The part of `pgstead node` that asks the API.
+#[derive(Subcommand, Clone, Debug)]
+pub enum NodeCommands {
+    /// List nodes
+    List,
+    /// Show one node
+    Show {
+        /// Name or id
+        #[arg(value_name = "NODE")]
+        name: String,
+    },
+    /// Remove a node that holds no members
+    Remove {
+        /// Name or id
+        #[arg(value_name = "NODE")]
+        name: String,
+    },
+}
+
+#[derive(Subcommand, Clone, Debug)]
+pub enum TokenCommands {
+    /// Make a token with which one host may join; it is shown this once
+    Create {
+        /// How long it can be used, up to 7 days
+        #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "1h")]
+        ttl: Duration,
+    },
+}
+
+#[derive(Subcommand, Clone, Debug)]
+pub enum MemberCommands {
+    /// List members of all clusters, or of one
+    List {
+        /// Only this cluster's
+        #[arg(long, value_name = "CLUSTER")]
+        cluster: Option<String>,
+    },
+}
+
+#[derive(Subcommand, Clone, Debug)]
+pub enum VolumeCommands {
+    /// List volumes
+    List,
+}
+
+#[derive(Subcommand, Clone, Debug)]
+pub enum OperationCommands {
+    /// List operations, the newest last
+    List,
+    /// Show one operation
+    Show { id: OperationId },
+    /// Wait until an operation has ended
+    Wait {
+        id: OperationId,
+        /// Wait at most so long, such as 30s or 1h; the work goes on after that
+        #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "15m")]
+        timeout: Duration,
+    },
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct EventsArgs {
+    /// Go on printing as things happen
+    #[arg(long, short)]
+    pub follow: bool,
+    /// Only this cluster's, by name or id
+    #[arg(long, value_name = "CLUSTER")]
+    pub cluster: Option<String>,
+    /// Only events after this sequence number
+    #[arg(long, value_name = "SEQUENCE")]
+    pub after: Option<u64>,
+}
+
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "The password goes to psql in a file that only you can read, never in its arguments.\n\n\
+    Examples:\n  pgstead psql app\n  pgstead psql app --read-only -- -c 'select now()'")]
+pub struct PsqlArgs {
+    /// Name or id
+    #[arg(value_name = "CLUSTER")]
+    pub name: String,
+    /// Connect to a standby
+    #[arg(long)]
+    pub read_only: bool,
+    /// Handed to psql
+    #[arg(last = true, value_name = "ARGS")]
+    pub args: Vec<std::ffi::OsString>,
+}

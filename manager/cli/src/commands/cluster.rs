@@ -1,0 +1,89 @@
+//! `pgstead cluster`.
+
+use crate::args::{ClusterCommands, WaitArgs};
+use crate::exit::{Exit, Failure};
+use crate::screen::Screen;
+use crate::{render, spec, wait};
+use pgstead_api::client::Client;
+use pgstead_api::view::{AcceptedView, ClusterView};
+
+pub async fn run(command: &ClusterCommands, client: &Client, screen: &mut Screen<'_>) -> Result<(), Failure> {
+    match command {
+        ClusterCommands::Create(args) => {
+            let spec = spec::read(args)?;
+            let accepted = client.create_cluster(&spec).await?;
+            let done = format!(
+                "cluster {0} serves; `pgstead cluster connection {0}` prints how to connect, `pgstead psql {0}` does",
+                spec.name
+            );
+            finish(client, &accepted, args.wait, screen, &done).await
+        }
+        ClusterCommands::List => screen.show(&client.clusters().await?, |all, width| render::clusters(all, width)),
+        ClusterCommands::Show { name } => screen.show(&client.cluster(name).await?, render::cluster),
+        ClusterCommands::Delete { name, yes, wait } => {
+            let cluster = client.cluster(name).await?;
+            if !yes {
+                confirm(&cluster, screen)?;
+            }
+            // By id: a new cluster of the same name is not the one that was looked at.
+            let accepted = client.delete_cluster(&cluster.id.to_string(), None).await?;
+            finish(client, &accepted, *wait, screen, &format!("cluster {} is deleted", cluster.name)).await
+        }
+        ClusterCommands::Restart { name, wait } => {
+            let accepted = client.restart_cluster(name, None).await?;
+            finish(client, &accepted, *wait, screen, &format!("every member of {name} was restarted")).await
+        }
+        ClusterCommands::Switchover { name, to, wait } => {
+            let accepted = client.switchover(name, to.clone(), None).await?;
+            finish(client, &accepted, *wait, screen, &format!("{name} has changed its leader")).await
+        }
+        ClusterCommands::Connection { name, ca } => {
+            let connection = client.connection(name).await?;
+            if *ca {
+                screen.text(&connection.ca_pem)
+            } else {
+                screen.show(&connection, |connection, _| render::connection(name, connection))
+            }
+        }
+    }
+}
+
+/// Waits if that was asked, and says how it ended.
+async fn finish(
+    client: &Client,
+    accepted: &AcceptedView,
+    asked: WaitArgs,
+    screen: &mut Screen<'_>,
+    done: &str,
+) -> Result<(), Failure> {
+    if asked.no_wait {
+        return screen.show(accepted, |accepted, _| {
+            format!("begun; follow it with `pgstead operation wait {}`", accepted.operation)
+        });
+    }
+    let ended = wait::for_end(client, accepted.operation, asked.timeout, screen).await?;
+    screen.show(&ended, |_, _| done.to_string())
+}
+
+/// Lets a person type the name, so that the wrong terminal or a slip deletes nothing.
+fn confirm(cluster: &ClusterView, screen: &mut Screen<'_>) -> Result<(), Failure> {
+    if !screen.asks {
+        return Err(Failure::usage(format!(
+            "deleting {} needs an answer and there is no terminal; give --yes if you are sure",
+            cluster.name
+        )));
+    }
+    write!(
+        screen.err,
+        "This deletes cluster {0} with its {1} members and all their data, for ever.\nType {0} to go on: ",
+        cluster.name,
+        cluster.members.len()
+    )?;
+    screen.err.flush()?;
+    let mut answer = String::new();
+    screen.input.read_line(&mut answer)?;
+    if answer.trim() == cluster.name {
+        return Ok(());
+    }
+    Err(Failure::new(Exit::Refused, format!("nothing was deleted: what was typed is not {}", cluster.name)))
+}

@@ -1,0 +1,40 @@
+//! Does what was asked: one file per noun.
+
+mod cluster;
+mod events;
+pub mod node;
+mod operation;
+mod psql;
+
+use crate::args::{Commands, MemberCommands, TokenCommands, VolumeCommands};
+use crate::exit::Failure;
+use crate::render;
+use crate::screen::Screen;
+use pgstead_api::client::Client;
+
+pub async fn run(command: &Commands, client: &Client, screen: &mut Screen<'_>) -> Result<(), Failure> {
+    match command {
+        Commands::Status => {
+            let status = render::Status { nodes: client.nodes().await?, clusters: client.clusters().await? };
+            screen.show(&status, render::status)
+        }
+        Commands::Cluster(command) => cluster::run(command, client, screen).await,
+        Commands::Token(TokenCommands::Create { ttl }) => {
+            let token = client.create_token(Some(format!("{}s", ttl.as_secs()))).await?;
+            screen.show(&token, render::token)
+        }
+        Commands::Member(MemberCommands::List { cluster }) => {
+            let members = match cluster {
+                Some(cluster) => client.cluster_members(cluster).await?,
+                None => client.members().await?,
+            };
+            screen.show(&members, |members, width| render::members(members, width))
+        }
+        Commands::Volume(VolumeCommands::List) => {
+            screen.show(&client.volumes().await?, |volumes, width| render::volumes(volumes, width))
+        }
+        Commands::Operation(command) => operation::run(command, client, screen).await,
+        Commands::Events(args) => events::run(args, client, screen).await,
+        Commands::Psql(args) => psql::run(args, client).await,
+    }
+}

@@ -1,0 +1,187 @@
+//! Clusters and members.
+
+use super::{age, findings, or_dash, pairs, size, table, words};
+use pgstead_api::view::{
+    Access, ClusterSummary, ClusterView, ConnectionView, DataState, Health, MemberObserved, MemberState, MemberView,
+    Phase, RpoState, WorkingView,
+};
+
+pub fn clusters(all: &[ClusterSummary], width: u16) -> String {
+    if all.is_empty() {
+        return "no clusters; make one with `pgstead cluster create NAME`".to_string();
+    }
+    let row = |one: &ClusterSummary| {
+        let well = one.members_well.map_or_else(|| "?".to_string(), |well| well.to_string());
+        vec![
+            one.name.clone(),
+            words(&one.health),
+            or_dash(one.leader.as_ref().map(|leader| leader.name.clone())),
+            format!("{well}/{}", one.members),
+            rpo_word(one.rpo.state).to_string(),
+            one.epoch.to_string(),
+            one.postgres_major.to_string(),
+            one.why.clone(),
+        ]
+    };
+    let head = ["name", "health", "leader", "well", "loss now", "epoch", "pg", "why"];
+    table(&head, all.iter().map(row).collect(), width)
+}
+
+fn rpo_word(state: RpoState) -> &'static str {
+    match state {
+        RpoState::Zero | RpoState::WritesWait => "nothing",
+        RpoState::SingleCopy => "one copy",
+        RpoState::Unknown => "?",
+    }
+}
+
+pub fn cluster(view: &ClusterView, width: u16) -> String {
+    let set = &view.sync_set;
+    let sync = if set.members.is_empty() {
+        "none: one member".to_string()
+    } else {
+        let streaming = match set.streaming {
+            Some(streaming) => format!("; {streaming} of them stream now"),
+            None => String::new(),
+        };
+        format!("any {} of {} must have a commit on disk{streaming}", set.needed, set.members.join(", "))
+    };
+    let leader = match (&view.leader, view.phase) {
+        (Some(leader), Phase::Confirmed) => leader.name.clone(),
+        (Some(leader), Phase::Chosen) => format!("{} (chosen, to be promoted)", leader.name),
+        (Some(leader), _) => format!("{} (promoted, not confirmed yet)", leader.name),
+        (None, _) => {
+            let because = view.electing_because.as_ref().map(words).unwrap_or_default();
+            format!("none: election open because of {because}")
+        }
+    };
+    let timeline = view.timeline.map_or_else(String::new, |timeline| format!(", timeline {timeline}"));
+    let mut facts = vec![
+        ("cluster", format!("{} ({})", view.name, view.id)),
+        ("health", format!("{}: {}", words(&view.health), view.why)),
+        ("leader", format!("{leader}, epoch {}{timeline}", view.epoch)),
+        ("sync set", sync),
+        ("rpo now", view.rpo.text.clone()),
+        (
+            "postgres",
+            format!(
+                "{}; ports {} read-write, {} read-only, {} members",
+                view.postgres_major, view.ports.read_write, view.ports.read_only, view.ports.postgres
+            ),
+        ),
+        ("created", format!("{}, revision {}", view.created_at, view.revision)),
+    ];
+    if !view.spec.settings.is_empty() {
+        let settings: Vec<String> =
+            view.spec.settings.iter().map(|(name, value)| format!("{name} = {value}")).collect();
+        facts.push(("settings", settings.join(", ")));
+    }
+    if let Some(operation) = view.operation {
+        facts.push(("under way", format!("operation {operation}")));
+    }
+    let mut parts = vec![pairs(facts, width), of_one_cluster(&view.members, width)];
+    if !view.history.is_empty() {
+        // The latest few say how it came to be; the API has them all.
+        let recent = view.history.iter().rev().take(5);
+        let rows = recent.map(|entry| {
+            vec![
+                entry.epoch.to_string(),
+                entry.leader.clone(),
+                format!("{} from {} at {}", entry.timeline, entry.parent, entry.fork_lsn),
+            ]
+        });
+        parts.push(table(&["epoch", "leader", "timeline"], rows.collect(), width));
+    }
+    if !view.findings.is_empty() {
+        parts.push(format!("FINDINGS\n{}", findings(&view.findings, width)));
+    }
+    let quiet = view.health == Health::Healthy && view.findings.is_empty();
+    if quiet {
+        parts.push("no findings".to_string());
+    }
+    parts.join("\n\n")
+}
+
+pub fn members(all: &[MemberView], width: u16) -> String {
+    if all.is_empty() {
+        return "no members".to_string();
+    }
+    let rows = all.iter().map(|one| {
+        let mut row = vec![one.cluster.name.clone()];
+        row.extend(member_row(one));
+        row
+    });
+    table(&["cluster", "member", "node", "role", "state", "behind", "sync", "doing"], rows.collect(), width)
+}
+
+fn of_one_cluster(all: &[MemberView], width: u16) -> String {
+    table(&["member", "node", "role", "state", "behind", "sync", "doing"], all.iter().map(member_row).collect(), width)
+}
+
+fn member_row(one: &MemberView) -> Vec<String> {
+    let seen = one.observed.as_ref();
+    vec![
+        one.name.clone(),
+        one.node.name.clone(),
+        words(&one.role),
+        seen.map_or_else(|| "?".to_string(), state),
+        size(seen.and_then(|seen| seen.lag_bytes)),
+        if one.in_sync_set { "yes" } else { "-" }.to_string(),
+        seen.and_then(|seen| seen.working.as_ref()).map_or_else(|| "-".to_string(), working),
+    ]
+}
+
+fn state(seen: &MemberObserved) -> String {
+    let mut text = match (seen.state, seen.data) {
+        (MemberState::Down, DataState::Absent) => "no data yet".to_string(),
+        (MemberState::Down, DataState::Partial) => "copy incomplete".to_string(),
+        (MemberState::Down, DataState::Lost) => "data lost".to_string(),
+        (_, DataState::Foreign) => "foreign data".to_string(),
+        (MemberState::Primary, _) if seen.access == Some(Access::Holding) => "primary, holding clients".to_string(),
+        (state, _) => words(&state),
+    };
+    if let Some(why) = &seen.why {
+        text.push_str(&format!(" ({why})"));
+    }
+    if seen.stale {
+        text.push_str(&format!(", {} ago", age(seen.age_ms)));
+    }
+    text
+}
+
+fn working(one: &WorkingView) -> String {
+    let mut text = one.step.replace('_', " ");
+    if let Some(percent) = one.percent {
+        text.push_str(&format!(" {percent} %"));
+    }
+    match &one.error {
+        Some(error) => text.push_str(&format!(", attempt {} failed: {error}", one.attempt)),
+        None => {
+            text.push_str(&format!(", {}", age(one.elapsed_ms)));
+            if one.attempt > 1 {
+                text.push_str(&format!(", attempt {}", one.attempt));
+            }
+        }
+    }
+    text
+}
+
+/// What the members are at, in one line, without times that would make every line new.
+pub fn describe_steps(view: &ClusterView) -> String {
+    let steps = view.members.iter().filter_map(|one| {
+        let working = one.observed.as_ref()?.working.as_ref()?;
+        let percent = working.percent.map_or_else(String::new, |percent| format!(" {percent} %"));
+        let failed = working.error.as_ref().map_or_else(String::new, |error| format!(" (failed: {error})"));
+        Some(format!("{}: {}{percent}{failed}", one.name, working.step.replace('_', " ")))
+    });
+    steps.collect::<Vec<_>>().join(", ")
+}
+
+pub fn connection(name: &str, view: &ConnectionView) -> String {
+    // Strings are to be copied whole, so nothing here is wrapped.
+    format!(
+        "read-write  {}\nread-only   {}\ndirect      {}\n\n`direct` goes to the members without a gateway; the driver \
+         finds the leader.\nSave the CA where sslrootcert points: pgstead cluster connection {name} --ca > ca.pem",
+        view.read_write.url, view.read_only.url, view.direct.url
+    )
+}

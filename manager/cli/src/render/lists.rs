@@ -1,0 +1,111 @@
+//! Nodes, volumes, tokens, and the overview.
+
+use super::{age, clusters, findings, or_dash, pairs, table};
+use pgstead_api::view::{ClusterSummary, FindingView, NodeView, TokenView, VolumeView};
+use serde::Serialize;
+
+/// The overview: all nodes and all clusters.
+#[derive(Serialize)]
+pub struct Status {
+    pub nodes: Vec<NodeView>,
+    pub clusters: Vec<ClusterSummary>,
+}
+
+pub fn status(status: &Status, width: u16) -> String {
+    let seen = status.nodes.iter().filter_map(|node| node.observed.as_ref()).count();
+    let reachable =
+        status.nodes.iter().filter(|node| node.observed.as_ref().is_some_and(|seen| seen.reachable)).count();
+    let controller = status.nodes.iter().find(|node| node.controller);
+    let head = match (controller, seen) {
+        (None, _) => format!("{} nodes; the Raft group has no leader, so nothing is decided now", status.nodes.len()),
+        (Some(_), 0) => format!("{} nodes; the controller did not answer, so nothing is observed", status.nodes.len()),
+        (Some(node), _) => {
+            format!("{reachable} of {} nodes reachable, controller on {}", status.nodes.len(), node.name)
+        }
+    };
+    let mut parts = vec![head, nodes(&status.nodes, width), clusters(&status.clusters, width)];
+    let mut all: Vec<FindingView> = status.nodes.iter().flat_map(|node| node.findings.clone()).collect();
+    all.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
+    all.dedup();
+    if !all.is_empty() {
+        parts.push(format!("FINDINGS\n{}", findings(&all, width)));
+    }
+    parts.join("\n\n")
+}
+
+pub fn nodes(all: &[NodeView], width: u16) -> String {
+    let row = |one: &NodeView| {
+        let majors: Vec<String> = one.postgres_majors.iter().map(ToString::to_string).collect();
+        vec![
+            one.name.clone(),
+            reach(one),
+            format!("{}:{}", one.host, one.port),
+            format!("{}/{}", one.region, one.zone),
+            majors.join(","),
+            one.members.len().to_string(),
+            if one.controller { "controller" } else { "-" }.to_string(),
+        ]
+    };
+    table(&["node", "state", "address", "zone", "pg", "members", "raft"], all.iter().map(row).collect(), width)
+}
+
+fn reach(node: &NodeView) -> String {
+    match &node.observed {
+        None => "?".to_string(),
+        Some(seen) if seen.reachable => "reachable".to_string(),
+        Some(seen) => match seen.silent_ms {
+            Some(ms) => format!("silent for {}", age(ms)),
+            None => "not heard yet".to_string(),
+        },
+    }
+}
+
+pub fn node(view: &NodeView, width: u16) -> String {
+    let majors: Vec<String> = view.postgres_majors.iter().map(ToString::to_string).collect();
+    let held: Vec<String> = view.members.iter().map(|held| held.member.name.clone()).collect();
+    let facts = vec![
+        ("node", format!("{} ({})", view.name, view.id)),
+        ("state", reach(view)),
+        ("address", format!("{}:{}", view.host, view.port)),
+        ("place", format!("region {}, zone {}", view.region, view.zone)),
+        ("postgres", majors.join(", ")),
+        ("pools", view.pools.join(", ")),
+        ("raft", if view.controller { "leads the group" } else { "follows" }.to_string()),
+        ("members", or_dash((!held.is_empty()).then(|| held.join(", ")))),
+        ("joined", view.joined_at.clone()),
+    ];
+    let mut text = pairs(facts, width);
+    if !view.findings.is_empty() {
+        text.push_str(&format!("\n\nFINDINGS\n{}", findings(&view.findings, width)));
+    }
+    text
+}
+
+pub fn volumes(all: &[VolumeView], width: u16) -> String {
+    if all.is_empty() {
+        return "no volumes".to_string();
+    }
+    let row = |one: &VolumeView| {
+        let present = match one.present {
+            None => "?",
+            Some(true) => "present",
+            Some(false) => "not there",
+        };
+        vec![
+            one.id.to_string(),
+            one.node.name.clone(),
+            one.cluster.name.clone(),
+            one.member.name.clone(),
+            present.to_string(),
+        ]
+    };
+    table(&["volume", "node", "cluster", "member", "state"], all.iter().map(row).collect(), width)
+}
+
+pub fn token(view: &TokenView, _width: u16) -> String {
+    // The token stands alone on its line, to be copied.
+    format!(
+        "{}\n\nIt is shown this once, admits one host, and expires {}. On the new host:\n  pgstead node join --help",
+        view.token, view.expires_at
+    )
+}

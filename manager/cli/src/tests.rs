@@ -1,0 +1,233 @@
+//! Commands as typed, against a fake deployment over real TLS.
+
+use crate::args::{Commands, GlobalArgs, NodeCommands, Output};
+use crate::exit::{Exit, Failure};
+use crate::screen::Screen;
+use crate::{EXIT_CODES, commands};
+use clap::{CommandFactory, Parser, Subcommand};
+use pgstead_api::Backend;
+use pgstead_api::client::{Client, Profile};
+use pgstead_api::fake::{APP, Ca, Fake, PASSWORD, TOKEN, ca, serve};
+use pgstead_types::record::{ClusterChange, Command, EpochReason};
+use pgstead_types::{Epoch, OperationId, Secret, WallTime};
+use std::sync::Arc;
+
+/// As the binary composes it.
+#[derive(Parser, Debug)]
+#[command(name = "pgstead", after_help = EXIT_CODES)]
+struct Line {
+    #[command(flatten)]
+    global: GlobalArgs,
+    #[command(subcommand)]
+    command: All,
+}
+#[derive(Subcommand, Debug)]
+enum All {
+    #[command(flatten)]
+    Remote(Commands),
+    /// Nodes
+    #[command(subcommand)]
+    Node(NodeAll),
+}
+#[derive(Subcommand, Debug)]
+enum NodeAll {
+    /// Stands for what the daemon adds
+    Run,
+    #[command(flatten)]
+    Remote(NodeCommands),
+}
+
+struct Deployment {
+    fake: Arc<Fake>,
+    ca: Ca,
+    server: String,
+}
+
+struct Said {
+    result: Result<(), Failure>,
+    out: String,
+    err: String,
+}
+
+impl Said {
+    fn exit(&self) -> Exit {
+        self.result.as_ref().unwrap_err().exit
+    }
+    fn json(&self) -> serde_json::Value {
+        serde_json::from_str(&self.out).unwrap_or_else(|_| panic!("not JSON: {}{:?}", self.out, self.result))
+    }
+}
+
+async fn deployment() -> Deployment {
+    let (fake, ca) = (Fake::new(1), ca());
+    let server = serve(&fake, &ca).await;
+    Deployment { fake, ca, server }
+}
+
+impl Deployment {
+    async fn type_in(&self, line: &str, answer: Option<&str>) -> Said {
+        let parsed = Line::try_parse_from(std::iter::once("pgstead").chain(line.split_whitespace())).unwrap();
+        let profile =
+            Profile { servers: vec![self.server.clone()], ca_pem: self.ca.pem.clone(), token: Secret::new(TOKEN) };
+        let client = Client::new(&profile).unwrap();
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        let mut input = answer.unwrap_or("").as_bytes();
+        let mut screen = Screen {
+            output: parsed.global.output,
+            out: &mut out,
+            err: &mut err,
+            input: &mut input,
+            asks: answer.is_some(),
+            draws: false,
+            width: 100,
+        };
+        let result = match &parsed.command {
+            All::Remote(command) => commands::run(command, &client, &mut screen).await,
+            All::Node(NodeAll::Remote(command)) => commands::node::run(command, &client, &mut screen).await,
+            All::Node(NodeAll::Run) => panic!("the daemon's"),
+        };
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        Said { result, out: text(out), err: text(err) }
+    }
+    async fn run(&self, line: &str) -> Said {
+        self.type_in(line, None).await
+    }
+}
+
+#[test]
+fn the_arguments_hold_together_and_every_command_has_a_help() {
+    Line::command().debug_assert();
+    fn check(command: &clap::Command) {
+        for sub in command.get_subcommands() {
+            assert!(sub.get_about().is_some(), "{} has no help", sub.get_name());
+            check(sub);
+        }
+    }
+    check(&Line::command());
+    let help = Line::command().render_help().to_string();
+    assert!(help.contains("waited in vain") && help.contains("PGSTEAD_PROFILE"), "{help}");
+}
+
+#[test]
+fn wrong_arguments_are_refused_with_what_was_expected() {
+    let refused = |line: &str| {
+        Line::try_parse_from(std::iter::once("pgstead").chain(line.split_whitespace())).unwrap_err().to_string()
+    };
+    assert!(refused("cluster create app --set max_connections").contains("NAME=VALUE"));
+    assert!(refused("token create --ttl 5").contains("with a unit"));
+    assert!(refused("operation show x").contains("expected a UUID"));
+    assert!(refused("cluster restart app --no-wait --timeout 5s").contains("cannot be used with"));
+}
+
+#[tokio::test]
+async fn a_deletion_needs_the_name_typed_or_yes() {
+    let all = deployment().await;
+    let silent = all.run("cluster delete app").await;
+    assert_eq!(silent.exit(), Exit::Usage);
+    let wrong = all.type_in("cluster delete app --no-wait", Some("ap\n")).await;
+    assert_eq!(wrong.exit(), Exit::Refused);
+    assert!(wrong.err.contains("3 members and all their data"), "{}", wrong.err);
+    assert_eq!(all.fake.record().clusters[&APP].lifecycle, pgstead_types::record::Lifecycle::Active);
+    let right = all.type_in("cluster delete app --no-wait", Some("app\n")).await;
+    right.result.unwrap();
+    assert_ne!(all.fake.record().clusters[&APP].lifecycle, pgstead_types::record::Lifecycle::Active);
+    let again = all.run("cluster delete app --yes --no-wait").await;
+    assert_eq!(again.exit(), Exit::Refused, "{:?}", again.result);
+}
+
+#[tokio::test]
+async fn creating_waits_for_the_end_and_says_how_to_connect() {
+    let all = deployment().await;
+    let fake = all.fake.clone();
+    let ended = tokio::spawn(async move {
+        let mut revision = fake.watch_revision();
+        let is_new = |fake: &Fake| fake.record().cluster_named("other").and_then(|cluster| cluster.creating);
+        let operation = loop {
+            if let Some(operation) = is_new(&fake) {
+                break operation;
+            }
+            revision.changed().await.unwrap();
+        };
+        fake.apply(&Command::EndOperation { at: WallTime(0), operation, failure: None }).unwrap();
+    });
+    let said = all.run("cluster create other --members 1 --set work_mem=8MB").await;
+    ended.await.unwrap();
+    said.result.unwrap();
+    assert!(said.out.contains("pgstead cluster connection other"), "{}", said.out);
+    let record = all.fake.record();
+    assert_eq!(record.cluster_named("other").unwrap().spec.settings["work_mem"], "8MB");
+}
+
+#[tokio::test]
+async fn work_that_fails_or_outlasts_the_wait_ends_with_its_own_code() {
+    let all = deployment().await;
+    let said = all.run("cluster restart app --timeout 50ms").await;
+    assert_eq!(said.exit(), Exit::InVain);
+    let message = said.result.unwrap_err().message;
+    assert!(message.contains("goes on") && message.contains("pgstead operation wait"), "{message}");
+    assert!(said.err.contains("0 of 3 members restarted"), "progress is told: {}", said.err);
+    all.fake.change(ClusterChange::EndRestart { failure: Some("app-2 did not come back".into()) }).unwrap();
+    let id = all.fake.record().operations.keys().last().copied().unwrap();
+    let failed = all.run(&format!("operation wait {id}")).await;
+    assert_eq!(failed.exit(), Exit::Failed);
+    assert!(failed.result.unwrap_err().message.contains("app-2 did not come back"));
+}
+
+#[tokio::test]
+async fn every_kind_of_no_has_its_exit_code() {
+    let all = deployment().await;
+    assert_eq!(all.run("cluster show nope").await.exit(), Exit::NotFound);
+    assert_eq!(all.run(&format!("operation show {}", OperationId::from_u128(7))).await.exit(), Exit::NotFound);
+    assert_eq!(all.run("cluster create app --no-wait").await.exit(), Exit::Refused);
+    assert_eq!(all.run("cluster create App").await.exit(), Exit::Usage);
+    assert_eq!(all.run("cluster create b --set fsync=off").await.exit(), Exit::Usage);
+    assert_eq!(all.run("node remove n2").await.exit(), Exit::Refused);
+    all.fake.state().controller = None;
+    assert_eq!(all.run("cluster restart app").await.exit(), Exit::Unreachable);
+    let nobody = Deployment { server: "https://127.0.0.1:1".into(), fake: all.fake.clone(), ca: ca() };
+    assert_eq!(nobody.run("status").await.exit(), Exit::Unreachable);
+}
+
+#[tokio::test]
+async fn lists_and_single_things_come_as_tables_or_as_the_apis_json() {
+    let all = deployment().await;
+    for (line, expected) in [
+        ("status", "3 of 3 nodes reachable, controller on n1"),
+        ("cluster list", "app-1 leads and every standby streams"),
+        ("cluster show app", "every acknowledged commit is on 2 disks"),
+        ("member list", "4.0 KiB"),
+        ("member list --cluster app", "streaming"),
+        ("volume list", "present"),
+        ("operation list", "create cluster"),
+        ("node list", "n3.example:7480"),
+        ("node show n2", "region local, zone z2"),
+        ("events --cluster app", "leader_confirmed"),
+        ("token create --ttl 30m", "join-me"),
+        ("cluster connection app", "target_session_attrs=read-write"),
+    ] {
+        let said = all.run(line).await;
+        assert!(said.out.contains(expected), "{line}: {}{:?}", said.out, said.result);
+        let json = all.run(&format!("{line} --output json")).await.json();
+        assert!(json.is_object() || json.is_array(), "{line}");
+    }
+    let shown = all.run("cluster show app --output json").await.json();
+    assert_eq!((&shown["health"], &shown["rpo"]["state"]), (&"healthy".into(), &"zero".into()));
+    assert_eq!(all.run("cluster connection app --ca").await.out, "cluster-ca\n");
+    assert!(!all.run("cluster show app --output json").await.out.contains(PASSWORD));
+    let begun = all.run("cluster switchover app --to app-2 --no-wait --output json").await.json();
+    assert!(begun["operation"].is_string());
+}
+
+#[tokio::test]
+async fn an_election_shows_its_reason() {
+    let all = deployment().await;
+    let reason = EpochReason::NodeLost;
+    all.fake.change(ClusterChange::BeginEpoch { epoch: Epoch(2), reason, preferred: None }).unwrap();
+    let said = all.run("cluster show app").await;
+    assert!(said.out.contains("none: election open because of node lost, epoch 2"), "{}", said.out);
+}
+
+#[test]
+fn the_form_of_answers_is_table_unless_asked() {
+    assert_eq!(GlobalArgs::default().output, Output::Table);
+}

@@ -1,0 +1,166 @@
+//! The stored form of log entries, and what happens to entries of a newer version.
+
+use super::*;
+use pgstead_types::record::{
+    ClusterChange, ClusterPorts, ClusterSecrets, Deployment, JoinToken, MemberRecord, NewCluster, NodeRecord,
+};
+use pgstead_types::spec::ClusterSpec;
+use pgstead_types::{ClusterId, DeploymentId, Epoch, MemberId, OperationId, Secret, TokenId, VolumeId, WallTime};
+use std::path::Path;
+
+const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/golden/log_entries.json");
+
+fn node() -> NodeRecord {
+    NodeRecord {
+        id: NodeId::from_u128(1),
+        name: "a".into(),
+        host: "10.0.0.1".into(),
+        port: 7480,
+        region: "eu".into(),
+        zone: "eu-1".into(),
+        postgres_majors: vec![15],
+        pools: vec!["default".into()],
+        joined_at: WallTime(1_700_000_000_000),
+    }
+}
+
+/// One of every kind. A new kind without a line here fails `every_kind_is_in_the_golden_file`.
+fn one_of_each() -> Vec<Command> {
+    let at = WallTime(1_700_000_000_000);
+    let deployment = Deployment {
+        id: DeploymentId::from_u128(9),
+        created_at: at,
+        ca_cert_pem: "certificate".into(),
+        ca_key_pem: Secret::new("key"),
+        admin_token_sha256: "00".into(),
+        port_first: 6000,
+        port_last: 6999,
+    };
+    let token = JoinToken { id: TokenId::from_u128(5), secret_sha256: "11".into(), expires_at: at, used_by: None };
+    let cluster = NewCluster {
+        id: ClusterId::from_u128(100),
+        operation: OperationId::from_u128(200),
+        spec: ClusterSpec::named("app"),
+        postgres_major: 15,
+        ports: ClusterPorts { postgres: 6000, read_write: 6001, read_only: 6002 },
+        secrets: ClusterSecrets {
+            ca_cert_pem: "certificate".into(),
+            ca_key_pem: Secret::new("key"),
+            server_cert_pem: "certificate".into(),
+            server_key_pem: Secret::new("key"),
+            server_hosts: BTreeSet::from(["10.0.0.1".to_string()]),
+            owner_password: Secret::new("password"),
+        },
+        members: vec![MemberRecord {
+            id: MemberId::from_u128(300),
+            name: "app-1".into(),
+            node: NodeId::from_u128(1),
+            volume: VolumeId::from_u128(400),
+            incarnation: 1,
+            restarts: 0,
+        }],
+    };
+    vec![
+        Command::Found { at, deployment, node: node() },
+        Command::UpdateNode { at, node: node() },
+        Command::AdmitNode { at, token: token.id, node: node() },
+        Command::RemoveNode { at, node: NodeId::from_u128(1) },
+        Command::AddJoinToken { at, token },
+        Command::CreateCluster { at, cluster: Box::new(cluster) },
+        Command::ChangeCluster {
+            at,
+            cluster: ClusterId::from_u128(100),
+            revision: 7,
+            change: ClusterChange::Confirm { epoch: Epoch(3) },
+        },
+        Command::EndOperation { at, operation: OperationId::from_u128(200), failure: Some("why".into()) },
+    ]
+}
+
+/// The compiler asks for a line here when a kind is added; the line belongs in `one_of_each` as well.
+fn kind(command: &Command) -> &'static str {
+    match command {
+        Command::Found { .. } => "found",
+        Command::UpdateNode { .. } => "update_node",
+        Command::AdmitNode { .. } => "admit_node",
+        Command::RemoveNode { .. } => "remove_node",
+        Command::AddJoinToken { .. } => "add_join_token",
+        Command::CreateCluster { .. } => "create_cluster",
+        Command::ChangeCluster { .. } => "change_cluster",
+        Command::EndOperation { .. } => "end_operation",
+    }
+}
+
+fn entries() -> Vec<Entry> {
+    let membership = StoredMembership {
+        voter_sets: vec![BTreeSet::from([NodeId::from_u128(1)])],
+        nodes: BTreeMap::from([
+            (NodeId::from_u128(1), RaftAddress { host: "10.0.0.1".into(), port: 7480 }),
+            (NodeId::from_u128(2), RaftAddress { host: "10.0.0.2".into(), port: 7480 }),
+        ]),
+    };
+    let own = [Payload::Membership(membership.into_raft().unwrap()), Payload::Blank];
+    let changes = one_of_each().into_iter().map(|command| Payload::Normal(Change::Known(Arc::new(command))));
+    let at = |index| LogPosition { term: 4, index };
+    own.into_iter()
+        .chain(changes)
+        .zip(0..)
+        .map(|(payload, index)| Entry { log_id: at(index).into(), payload })
+        .collect()
+}
+
+#[test]
+fn every_kind_is_stored_as_it_always_was() {
+    let stored: Vec<StoredEntry> = entries().iter().map(StoredEntry::from).collect();
+    let text = format!("{}\n", serde_json::to_string_pretty(&stored).unwrap());
+    if std::env::var_os("BLESS").is_some() {
+        std::fs::create_dir_all(Path::new(GOLDEN).parent().unwrap()).unwrap();
+        std::fs::write(GOLDEN, &text).unwrap();
+    }
+    let golden = std::fs::read_to_string(GOLDEN).unwrap();
+    assert_eq!(text, golden, "the stored form has changed; nodes of the last version could not read it");
+    let read: Vec<StoredEntry> = serde_json::from_str(&golden).unwrap();
+    assert_eq!(read.into_iter().map(Entry::from).collect::<Vec<_>>(), entries());
+}
+
+#[test]
+fn every_kind_is_in_the_golden_file() {
+    let kinds: BTreeSet<_> = one_of_each().iter().map(kind).collect();
+    assert_eq!(kinds.len(), one_of_each().len());
+    for (entry, command) in entries().iter().skip(2).zip(one_of_each()) {
+        assert_eq!(StoredEntry::from(entry).envelope.kind, kind(&command));
+    }
+}
+
+#[test]
+fn an_unknown_kind_is_carried_as_it_came() {
+    let text = r#"{"term":2,"index":9,"version":1,"kind":"reticulate","body":{"splines":[1,2]}}"#;
+    let entry = Entry::from(serde_json::from_str::<StoredEntry>(text).unwrap());
+    assert!(matches!(&entry.payload, Payload::Normal(Change::Unknown(_))));
+    assert_eq!(serde_json::to_string(&StoredEntry::from(&entry)).unwrap(), text);
+}
+
+#[test]
+fn a_snapshot_survives_its_stored_form() {
+    let mut record = Record::default();
+    for command in one_of_each() {
+        record.apply(&command).ok(); // Some refuse, as they should; the record is filled all the same.
+    }
+    let Payload::Membership(membership) = entries().remove(0).payload else { panic!("the first is the membership") };
+    let at = |index| LogId::from(LogPosition { term: 4, index });
+    let snapshot = Snapshot {
+        meta: SnapshotMeta {
+            last_log_id: Some(at(9)),
+            last_membership: EffectiveMembership::new(Some(at(0)), membership),
+        },
+        snapshot: Arc::new(record),
+    };
+    let text = serde_json::to_string(&StoredSnapshot::from(&snapshot)).unwrap();
+    let read = serde_json::from_str::<StoredSnapshot>(&text).unwrap().into_raft().unwrap();
+    assert_eq!(read.meta, snapshot.meta);
+    assert_eq!(read.snapshot, snapshot.snapshot);
+
+    let newer = text.replacen(r#""version":1"#, r#""version":2"#, 1);
+    let why = serde_json::from_str::<StoredSnapshot>(&newer).unwrap().into_raft().unwrap_err();
+    assert!(why.contains("version 2"), "{why}");
+}

@@ -1,0 +1,81 @@
+//! Who is chosen, and with whom: the promiser with the greatest (timeline on disk, LSN).
+
+use crate::quorum::{Missing, electable};
+use pgstead_types::record::{ClusterChange, ClusterRecord, SyncSet};
+use pgstead_types::report::PromiseAnswer;
+use pgstead_types::{Incarnation, MemberId, Timeline};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Promises of the present epoch by incarnations that the record knows, from members that are here.
+pub(crate) type Promises = BTreeMap<Incarnation, PromiseAnswer>;
+
+/// The one to be chosen among `promises`. The suspected old leader is taken only when the others are not enough without it
+/// or when it is `preferred`: its log may reach further, but only with commits that nobody was told of.
+pub(crate) fn rank(
+    cluster: &ClusterRecord,
+    promises: &Promises,
+    preferred: Option<MemberId>,
+) -> Result<PromiseAnswer, Option<Missing>> {
+    let all: BTreeSet<Incarnation> = promises.keys().copied().collect();
+    electable(&cluster.configs, &all)?;
+    let suspect = cluster.configs.last().map(|config| config.leader);
+    let without: BTreeSet<Incarnation> = all.iter().copied().filter(|life| Some(*life) != suspect).collect();
+    let others_are_enough = electable(&cluster.configs, &without).is_ok();
+    let suspect_wanted = suspect.is_some_and(|life| preferred == Some(life.member));
+    let field = if others_are_enough && !suspect_wanted { &without } else { &all };
+    let best = field
+        .iter()
+        .filter_map(|life| promises.get(life))
+        // Of equals, one that has not just been lost or failed to be promoted.
+        .max_by_key(|answer| (answer.position, Some(answer.incarnation) != suspect))
+        .ok_or(None)?;
+    // The preferred one only where it holds as much.
+    let wanted = field
+        .iter()
+        .filter_map(|life| promises.get(life))
+        .find(|answer| Some(answer.incarnation.member) == preferred && answer.position == best.position);
+    Ok(*wanted.unwrap_or(best))
+}
+
+/// The change that names `chosen`, with a timeline never given before and the set that it starts with: whoever has
+/// promised and is part of its history. Where those are too few, the missing ones are waited for, under a new
+/// incarnation if they must be made anew.
+pub(crate) fn choice(
+    cluster: &ClusterRecord,
+    promises: &Promises,
+    chosen: PromiseAnswer,
+    must_rebuild: &BTreeSet<MemberId>,
+) -> ClusterChange {
+    let needed = cluster.spec.needed();
+    let mut members: BTreeSet<Incarnation> = promises
+        .values()
+        .filter(|answer| answer.incarnation != chosen.incarnation)
+        .filter(|answer| cluster.is_prefix(answer.position, chosen.position))
+        .map(|answer| answer.incarnation)
+        .collect();
+    let mut rebuild = Vec::new();
+    if members.len() < usize::from(needed) {
+        for member in cluster.members.values().filter(|member| member.id != chosen.incarnation.member) {
+            if members.contains(&member.current()) {
+                continue;
+            }
+            let mut life = member.current();
+            // One that promised and is no part of the chosen one's history is made anew as well: as it is, it could never
+            // follow. The chosen one holds all that its promise vouched for.
+            if must_rebuild.contains(&member.id) || promises.contains_key(&life) {
+                life.number += 1;
+                rebuild.push(member.id);
+            }
+            members.insert(life);
+        }
+    }
+    let newest = cluster.last_timeline.max(chosen.position.timeline);
+    ClusterChange::Choose {
+        epoch: cluster.epoch,
+        leader: chosen.incarnation,
+        timeline: Timeline(newest.0 + 1),
+        start: chosen.position,
+        sync_set: SyncSet { members, needed },
+        rebuild,
+    }
+}

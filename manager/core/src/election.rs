@@ -1,0 +1,160 @@
+//! An epoch is open: collect promises until they are enough, then choose once. Without enough it holds and says whom it
+//! misses. Also: whether opening one has a prospect at all.
+
+use crate::candidate::{Promises, choice, rank};
+use crate::decide::Plan;
+use crate::observed::{Memory, Observed, Policy};
+use crate::quorum::{Missing, electable};
+use pgstead_types::record::{ClusterChange, ClusterRecord, EpochReason};
+use pgstead_types::report::{DataSeen, PostgresSeen};
+use pgstead_types::{Finding, Incarnation, MemberId, Tick};
+use std::collections::BTreeSet;
+
+/// Opens the next epoch if the members that are here could elect someone in it; else holds with the reason. An election
+/// without a prospect would only stop standbys that may be serving a healthy leader.
+pub(crate) fn begin(
+    cluster: &ClusterRecord,
+    observed: &Observed,
+    policy: &Policy,
+    reason: EpochReason,
+    preferred: Option<MemberId>,
+) -> Plan {
+    let here = could_promise(cluster, observed, policy);
+    match electable(&cluster.configs, &here) {
+        Ok(()) => Plan::change(ClusterChange::BeginEpoch { epoch: cluster.epoch.next(), reason, preferred }),
+        Err(missing) => Plan::wait(missing_finding(cluster, missing)),
+    }
+}
+
+/// Present incarnations with complete data whose nodes are here: those who would answer.
+fn could_promise(cluster: &ClusterRecord, observed: &Observed, policy: &Policy) -> BTreeSet<Incarnation> {
+    let has_data = |life: &Incarnation| {
+        observed.fresh(cluster, life.member, policy).is_some_and(|report| report.incarnation() == Some(*life))
+    };
+    cluster.members.values().map(|member| member.current()).filter(has_data).collect()
+}
+
+fn promises(cluster: &ClusterRecord, observed: &Observed, policy: &Policy) -> Promises {
+    let answers = cluster.members.values().filter_map(|member| {
+        let answer = observed.fresh(cluster, member.id, policy)?.answer?;
+        (answer.epoch == cluster.epoch && answer.incarnation == member.current())
+            .then_some((answer.incarnation, answer))
+    });
+    answers.collect()
+}
+
+pub(crate) fn plan(
+    cluster: &ClusterRecord,
+    observed: &Observed,
+    policy: &Policy,
+    memory: &mut Memory,
+    reason: EpochReason,
+    preferred: Option<MemberId>,
+) -> Plan {
+    let promises = promises(cluster, observed, policy);
+    let chosen = match rank(cluster, &promises, preferred) {
+        Ok(chosen) => chosen,
+        Err(missing) => {
+            memory.electable = None;
+            if electable(&cluster.configs, &could_promise(cluster, observed, policy)).is_ok() {
+                let text = format!("epoch {} is open: promises are arriving", cluster.epoch);
+                return Plan::wait(Finding::info("promises_arriving", text).on_cluster(cluster.id));
+            }
+            return Plan::wait(missing_finding(cluster, missing));
+        }
+    };
+    let since = *memory.electable.get_or_insert(observed.now);
+    if let Some(until) = worth_waiting(cluster, observed, policy, &promises, reason, preferred, since) {
+        let text = "enough members have promised; waiting a moment for the others that are here";
+        return Plan::wait(Finding::info("promises_arriving", text).on_cluster(cluster.id)).until(until);
+    }
+    let rebuild = must_rebuild(cluster, observed, policy, &promises);
+    Plan::change(choice(cluster, &promises, chosen, &rebuild))
+}
+
+/// Until when to wait for promises beyond the necessary ones: the preferred leader's, or a standby's that streams and is
+/// about to answer anyway, so that the new set starts larger. The old leader's is not waited for.
+fn worth_waiting(
+    cluster: &ClusterRecord,
+    observed: &Observed,
+    policy: &Policy,
+    promises: &Promises,
+    reason: EpochReason,
+    preferred: Option<MemberId>,
+    since: Tick,
+) -> Option<Tick> {
+    let suspect = cluster.configs.last().map(|config| config.leader.member);
+    let here = could_promise(cluster, observed, policy);
+    let awaited = |life: &&Incarnation| {
+        // In a planned change the old leader is well and will follow; it is part of the set from the start.
+        (Some(life.member) != suspect || reason.is_planned())
+            && !promises.contains_key(*life)
+            && observed.last(cluster, life.member).is_some_and(|report| {
+                matches!(report.postgres, PostgresSeen::Standby(_))
+                    || (reason.is_planned() && Some(life.member) == suspect)
+            })
+    };
+    let preferred_missing = here.iter().any(|life| Some(life.member) == preferred && !promises.contains_key(life));
+    let until = if preferred_missing {
+        since + policy.preferred_patience
+    } else if here.iter().any(|life| awaited(&life)) {
+        since + policy.promise_patience
+    } else {
+        return None;
+    };
+    (observed.now < until).then_some(until)
+}
+
+/// Members that cannot be in a set as they are: their data is gone. The old leader, if it is away, stays as it is: where
+/// its log has left the history, that is seen when it comes back, and until then its data may yet be needed.
+fn must_rebuild(
+    cluster: &ClusterRecord,
+    observed: &Observed,
+    policy: &Policy,
+    promises: &Promises,
+) -> BTreeSet<MemberId> {
+    cluster
+        .members
+        .values()
+        .filter(|member| !promises.contains_key(&member.current()))
+        .filter(|member| has_lost_data(cluster, observed, policy, member.id).is_some())
+        .map(|member| member.id)
+        .collect()
+}
+
+/// By its node's fresh word, the present incarnation's data is gone.
+pub(crate) fn has_lost_data(
+    cluster: &ClusterRecord,
+    observed: &Observed,
+    policy: &Policy,
+    member: MemberId,
+) -> Option<Incarnation> {
+    let current = cluster.members.get(&member)?.current();
+    match &observed.fresh(cluster, member, policy)?.data {
+        DataSeen::Lost { incarnation } if *incarnation == current => Some(current),
+        _ => None,
+    }
+}
+
+pub(crate) fn missing_finding(cluster: &ClusterRecord, missing: Option<Missing>) -> Finding {
+    let name = |life: &Incarnation| {
+        cluster.members.get(&life.member).map_or_else(|| life.to_string(), |member| member.name.clone())
+    };
+    let text = match missing {
+        None => "no configuration was ever recorded, so nobody can be elected".to_string(),
+        Some(missing) if missing.absent.is_empty() => {
+            format!("no failover: only {} itself can say what was acknowledged; bring it back", name(&missing.leader))
+        }
+        Some(missing) => {
+            let absent: Vec<String> = missing.absent.iter().map(name).collect();
+            format!(
+                "no failover without losing what may be acknowledged: missing the promise of {} of {} (or of the leader of epoch {}, {}); bring one back",
+                missing.more,
+                absent.join(", "),
+                missing.epoch,
+                name(&missing.leader)
+            )
+        }
+    };
+    Finding::error("promise_missing", text).on_cluster(cluster.id)
+}

@@ -1,0 +1,139 @@
+//! Is the leader still there? Told apart: its Postgres ended (its guard's word), its node closed its connections, its node
+//! is silent, or it runs and its standbys cannot reach it. Only the first needs no witness.
+
+use crate::observed::{Memory, Observed, Policy, Presence, hears, witnesses};
+use pgstead_types::record::{ClusterRecord, EpochReason};
+use pgstead_types::report::{PostgresSeen, PrimarySeen, Upstream};
+use pgstead_types::{Finding, MemberId, Tick};
+
+/// What is concluded of the leader of a promoted or confirmed epoch.
+pub(crate) enum LeaderSeen<'a> {
+    /// It runs as this epoch's primary, by its node's fresh word.
+    Runs(&'a PrimarySeen),
+    /// Nothing can be concluded yet; look again then.
+    Unsure {
+        until: Option<Tick>,
+        finding: Finding,
+    },
+    Lost {
+        reason: EpochReason,
+        finding: Finding,
+    },
+}
+
+pub(crate) fn leader_seen<'a>(
+    cluster: &ClusterRecord,
+    observed: &'a Observed,
+    policy: &Policy,
+    memory: &mut Memory,
+    leader: MemberId,
+) -> LeaderSeen<'a> {
+    let Some(member) = cluster.members.get(&leader) else {
+        return LeaderSeen::Unsure {
+            until: None,
+            finding: Finding::error("no_leader_member", "the leader is no member"),
+        };
+    };
+    let name = &member.name;
+    let heard = witnesses(cluster, observed, policy, leader);
+    let about = |finding: Finding| finding.on_cluster(cluster.id).on_member(leader).on_node(member.node);
+    let presence = observed.presence(member.node, policy);
+    if presence != Presence::Fresh {
+        memory.cut = None;
+    }
+    match presence {
+        Presence::Fresh => {}
+        Presence::Doubtful { until } => {
+            let finding =
+                Finding::info("leader_doubtful", format!("the node of leader {name} has not been heard for a moment"));
+            return LeaderSeen::Unsure { until: Some(until), finding: about(finding) };
+        }
+        Presence::Gone | Presence::Silent { .. } => {
+            let (reason, what) = match presence {
+                Presence::Silent { .. } => (EpochReason::NodeSilent, "is silent"),
+                _ => (EpochReason::NodeLost, "has closed its connections"),
+            };
+            if heard.hearing > 0 {
+                let text = format!(
+                    "the node of leader {name} {what}, but {} of its standbys hear its Postgres: no failover; look at its daemon",
+                    heard.hearing
+                );
+                let until = heard.next.map(|left| observed.now + left);
+                return LeaderSeen::Unsure { until, finding: about(Finding::warning("daemon_unreachable", text)) };
+            }
+            if heard.deaf == 0 {
+                let text = format!(
+                    "the node of leader {name} {what}, and no standby is here to say whether its Postgres runs"
+                );
+                return LeaderSeen::Unsure { until: None, finding: about(Finding::error("no_witness", text)) };
+            }
+            let text =
+                format!("the node of leader {name} {what}, and {} standbys hear nothing of its Postgres", heard.deaf);
+            return LeaderSeen::Lost { reason, finding: about(Finding::error("leader_lost", text)) };
+        }
+    }
+    let Some(report) = observed.last(cluster, leader) else {
+        let text = format!("the node of leader {name} reports no such member");
+        return LeaderSeen::Unsure { until: None, finding: about(Finding::warning("member_unreported", text)) };
+    };
+    match &report.postgres {
+        PostgresSeen::Primary(primary) if primary.epoch == Some(cluster.epoch) => {
+            cut(cluster, observed, policy, memory, leader, primary)
+        }
+        PostgresSeen::Primary(_) | PostgresSeen::Standby(_) | PostgresSeen::Down { .. } | PostgresSeen::Starting => {
+            let text = format!("the Postgres of leader {name} has ended");
+            LeaderSeen::Lost {
+                reason: EpochReason::PostgresEnded,
+                finding: about(Finding::error("leader_ended", text)),
+            }
+        }
+        PostgresSeen::Unresponsive { why } if heard.hearing == 0 && heard.deaf > 0 => {
+            let text = format!("the Postgres of leader {name} does not answer ({why}) and no standby hears from it");
+            LeaderSeen::Lost {
+                reason: EpochReason::PostgresEnded,
+                finding: about(Finding::error("leader_ended", text)),
+            }
+        }
+        PostgresSeen::Unresponsive { why } => {
+            let text = format!("the Postgres of leader {name} does not answer its node: {why}");
+            let until = heard.next.map(|left| observed.now + left);
+            LeaderSeen::Unsure { until, finding: about(Finding::warning("leader_unresponsive", text)) }
+        }
+    }
+}
+
+/// A leader that runs while its standbys, which are here, cannot reach it: another is elected before anything degrades.
+fn cut<'a>(
+    cluster: &ClusterRecord,
+    observed: &Observed,
+    policy: &Policy,
+    memory: &mut Memory,
+    leader: MemberId,
+    primary: &'a PrimarySeen,
+) -> LeaderSeen<'a> {
+    let Some(config) = cluster.config() else { return LeaderSeen::Runs(primary) };
+    let set = &config.sync_set;
+    // Standbys of the set that are here, were told to stream from this leader, and hear nothing. A receiver that is
+    // still trying to connect hears nothing either, and what the leader's senders say of a cut connection is old.
+    let told = Upstream { leader, epoch: cluster.epoch };
+    let cut_off = set.members.iter().filter(|life| {
+        observed.fresh(cluster, life.member, policy).and_then(|report| report.as_standby()).is_some_and(|standby| {
+            let age = observed.report_age(cluster, life.member);
+            standby.upstream == Some(told) && hears(standby, told, age, policy).is_none()
+        })
+    });
+    // With so many deaf, no commit can be acknowledged.
+    if set.needed == 0 || !cluster.is_confirmed() || cut_off.count() < set.promises_needed() {
+        memory.cut = None;
+        return LeaderSeen::Runs(primary);
+    }
+    let since = *memory.cut.get_or_insert(observed.now);
+    let until = since + policy.cut_patience;
+    let text = "the leader runs and its standbys, which are well, cannot reach it".to_string();
+    let finding = Finding::error("cut_from_standbys", text).on_cluster(cluster.id).on_member(leader);
+    if observed.now >= until {
+        LeaderSeen::Lost { reason: EpochReason::CutFromStandbys, finding }
+    } else {
+        LeaderSeen::Unsure { until: Some(until), finding }
+    }
+}

@@ -1,0 +1,240 @@
+//! What the controller knows of the nodes, how old it may be, and the little that it remembers between decisions.
+
+use pgstead_types::record::ClusterRecord;
+use pgstead_types::report::{MemberReport, NodeReport, StandbySeen, Upstream};
+use pgstead_types::{MemberId, NodeId, Tick};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// Times by which the controller judges. The defaults are for nodes within one region.
+#[derive(Clone, Copy, Debug)]
+pub struct Policy {
+    /// Silence of a node for so long makes it suspect. Never below 1 s: a busy host is silent for parts of that.
+    pub suspicion: Duration,
+    /// A WAL receiver that has heard nothing for so long says that its sender is silent. The receiver asks its sender
+    /// for a sign of life every second, so this must be well above that.
+    pub witness_silence: Duration,
+    /// A closed connection must stay closed for so long: a report on its way may still arrive.
+    pub disconnect_grace: Duration,
+    /// How long a new controller waits for a node's first report before it treats the node as disconnected.
+    pub first_report: Duration,
+    /// Once enough have promised, others of the set get so long to promise as well, so that the new set is larger.
+    pub promise_patience: Duration,
+    /// A switchover's target gets so long to promise before another may be chosen.
+    pub preferred_patience: Duration,
+    /// A leader that none of its standbys can reach is left for so long before another is elected.
+    pub cut_patience: Duration,
+    /// A chosen leader gets so long to be promoted.
+    pub promotion_deadline: Duration,
+    /// Parts of a switchover: the checkpoint, and then the clean stop with the target catching up.
+    pub checkpoint_deadline: Duration,
+    pub drain_deadline: Duration,
+    /// One standby's restart.
+    pub restart_deadline: Duration,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            suspicion: Duration::from_millis(2000),
+            witness_silence: Duration::from_millis(1500),
+            disconnect_grace: Duration::from_millis(30),
+            first_report: Duration::from_millis(400),
+            promise_patience: Duration::from_millis(100),
+            preferred_patience: Duration::from_secs(2),
+            cut_patience: Duration::from_secs(5),
+            promotion_deadline: Duration::from_secs(30),
+            checkpoint_deadline: Duration::from_secs(120),
+            drain_deadline: Duration::from_secs(10),
+            restart_deadline: Duration::from_secs(120),
+        }
+    }
+}
+
+/// All that this controller has heard. A node that is absent was never heard: neither healthy nor dead.
+#[derive(Clone, Debug, Default)]
+pub struct Observed {
+    pub now: Tick,
+    /// Evidence of silence counts from here: when this controller began, or when its own clockwork last stalled.
+    pub since: Tick,
+    pub nodes: BTreeMap<NodeId, NodeSeen>,
+}
+
+/// One node.
+#[derive(Clone, Debug)]
+pub struct NodeSeen {
+    pub connection: Connection,
+    /// When the last report arrived.
+    pub heard: Tick,
+    pub report: NodeReport,
+    /// Earlier sessions of its daemon, the last few: a late report of one of them says nothing of now.
+    pub ended_sessions: Vec<u64>,
+}
+
+/// Restarts of a daemon within the time that a report can be late.
+const ENDED_SESSIONS_MAX: usize = 8;
+
+/// The connection on which a node's reports arrive.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Connection {
+    Open,
+    /// It was closed by the other side and no other has been opened since.
+    Closed {
+        at: Tick,
+    },
+}
+
+/// How a node looks now.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Presence {
+    /// Reports arrive.
+    Fresh,
+    /// Not long enough gone to conclude anything.
+    Doubtful { until: Tick },
+    /// Its connection is closed, or it never reported to this controller.
+    Gone,
+    /// Its connection is open and nothing comes.
+    Silent { since: Tick },
+}
+
+impl Observed {
+    /// Takes in a report that arrived at `at`, unless a newer one is known; says whether it did.
+    pub fn hear(&mut self, report: NodeReport, at: Tick) -> bool {
+        let Some(seen) = self.nodes.get_mut(&report.node) else {
+            let node = report.node;
+            let seen = NodeSeen { connection: Connection::Open, heard: at, report, ended_sessions: Vec::new() };
+            self.nodes.insert(node, seen);
+            return true;
+        };
+        if seen.report.session == report.session {
+            if report.sequence <= seen.report.sequence {
+                return false;
+            }
+        } else if seen.ended_sessions.contains(&report.session) {
+            return false;
+        } else {
+            seen.ended_sessions.push(seen.report.session);
+            if seen.ended_sessions.len() > ENDED_SESSIONS_MAX {
+                seen.ended_sessions.remove(0);
+            }
+        }
+        seen.connection = Connection::Open;
+        seen.heard = at;
+        seen.report = report;
+        true
+    }
+
+    /// The connection on which `session` of a node reported was closed by the other side; says whether it was its last.
+    pub fn closed(&mut self, node: NodeId, session: u64, at: Tick) -> bool {
+        match self.nodes.get_mut(&node) {
+            Some(seen) if seen.report.session == session && seen.connection == Connection::Open => {
+                seen.connection = Connection::Closed { at };
+                true
+            }
+            _ => false,
+        }
+    }
+
+    pub(crate) fn presence(&self, node: NodeId, policy: &Policy) -> Presence {
+        let Some(seen) = self.nodes.get(&node) else {
+            let until = self.since + policy.first_report;
+            return if self.now >= until { Presence::Gone } else { Presence::Doubtful { until } };
+        };
+        if let Connection::Closed { at } = seen.connection {
+            let until = at + policy.disconnect_grace;
+            return if self.now >= until { Presence::Gone } else { Presence::Doubtful { until } };
+        }
+        let since = seen.heard.max(self.since);
+        if self.now.since(since) < policy.suspicion { Presence::Fresh } else { Presence::Silent { since: seen.heard } }
+    }
+
+    /// The last report of a member, whatever its age.
+    pub(crate) fn last(&self, cluster: &ClusterRecord, member: MemberId) -> Option<&MemberReport> {
+        let node = cluster.members.get(&member)?.node;
+        self.nodes
+            .get(&node)?
+            .report
+            .members
+            .iter()
+            .find(|report| report.member == member && report.cluster == cluster.id)
+    }
+
+    /// The report of a member whose node is here now.
+    pub(crate) fn fresh(&self, cluster: &ClusterRecord, member: MemberId, policy: &Policy) -> Option<&MemberReport> {
+        let node = cluster.members.get(&member)?.node;
+        match self.presence(node, policy) {
+            Presence::Fresh => self.last(cluster, member),
+            Presence::Doubtful { .. } | Presence::Gone | Presence::Silent { .. } => None,
+        }
+    }
+
+    /// Time since a member's node was heard, to be added to ages inside its report.
+    pub(crate) fn report_age(&self, cluster: &ClusterRecord, member: MemberId) -> Duration {
+        let node = cluster.members.get(&member).map(|member| member.node);
+        node.and_then(|node| self.nodes.get(&node)).map_or(Duration::MAX, |seen| self.now.since(seen.heard))
+    }
+}
+
+/// What standbys say of the leader's Postgres.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Witnesses {
+    /// Fresh standbys that stream from it.
+    pub hearing: usize,
+    /// Fresh standbys that do not.
+    pub deaf: usize,
+    /// Hearing ones become deaf at the earliest after this, if they hear nothing more.
+    pub next: Option<Duration>,
+}
+
+pub(crate) fn witnesses(cluster: &ClusterRecord, observed: &Observed, policy: &Policy, leader: MemberId) -> Witnesses {
+    let mut count = Witnesses::default();
+    for member in cluster.members.keys().filter(|id| **id != leader) {
+        let Some(report) = observed.fresh(cluster, *member, policy) else { continue };
+        let Some(standby) = report.as_standby() else { continue };
+        match hears(standby, Upstream { leader, epoch: cluster.epoch }, observed.report_age(cluster, *member), policy) {
+            Some(left) => {
+                count.hearing += 1;
+                count.next = Some(count.next.map_or(left, |next| next.min(left)));
+            }
+            None => count.deaf += 1,
+        }
+    }
+    count
+}
+
+/// Whether a standby's receiver hears its upstream, and for how long that statement is still good.
+pub(crate) fn hears(standby: &StandbySeen, upstream: Upstream, age: Duration, policy: &Policy) -> Option<Duration> {
+    let receiver = standby.receiver.filter(|receiver| receiver.streaming && standby.upstream == Some(upstream))?;
+    let silent = Duration::from_millis(receiver.silent_ms).saturating_add(age);
+    policy.witness_silence.checked_sub(silent).filter(|left| !left.is_zero())
+}
+
+/// What the controller keeps between two decisions about a cluster: since when something has been so. Losing it (a new
+/// controller) only makes it wait anew.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Memory {
+    /// The cluster's revision at which the present phase was first seen, and when.
+    pub(crate) phase: Option<(u64, Tick)>,
+    /// Since when enough promises are there.
+    pub(crate) electable: Option<Tick>,
+    /// Since when the leader runs with too few standbys that hear it.
+    pub(crate) cut: Option<Tick>,
+}
+
+impl Memory {
+    /// When the record of this cluster last changed, as far as this controller has seen.
+    pub(crate) fn phase_began(&mut self, cluster: &ClusterRecord, now: Tick) -> Tick {
+        match self.phase {
+            Some((revision, at)) if revision == cluster.revision => at,
+            _ => {
+                self.phase = Some((cluster.revision, now));
+                self.electable = None;
+                self.cut = None;
+                now
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod testing;

@@ -1,0 +1,94 @@
+//! Which nodes get the members of a new cluster: hard rules first (one member per node, the Postgres version there), then
+//! spread over regions and zones, then the least loaded.
+
+use pgstead_types::record::{NodeRecord, Record};
+use pgstead_types::{ClusterId, NodeId};
+use std::collections::BTreeSet;
+
+/// Why a cluster cannot be placed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PlacementError {
+    #[error(
+        "{asked} members need {asked} nodes that are reachable and have the same major version of Postgres, and there are \
+         {found}; add nodes or ask for fewer members"
+    )]
+    TooFewNodes { asked: u8, found: usize },
+    #[error("no reachable node has a Postgres installation; install one on each node and restart its daemon")]
+    NoPostgres,
+}
+
+/// Nodes for `members` members, the first leader's first, and the major version of Postgres that they share: the one that
+/// most nodes have, the newest of those. `reachable` are the nodes that report now.
+pub fn place(record: &Record, reachable: &BTreeSet<NodeId>, members: u8) -> Result<(Vec<NodeId>, u16), PlacementError> {
+    let here: Vec<&NodeRecord> = record.nodes.values().filter(|node| reachable.contains(&node.id)).collect();
+    let majors: BTreeSet<u16> = here.iter().flat_map(|node| node.postgres_majors.iter().copied()).collect();
+    let having = |major: u16| here.iter().filter(move |node| node.postgres_majors.contains(&major));
+    let major = majors.iter().copied().max_by_key(|major| (having(*major).count().min(usize::from(members)), *major));
+    let Some(major) = major else { return Err(PlacementError::NoPostgres) };
+    let mut free: Vec<&NodeRecord> = having(major).copied().collect();
+    if free.len() < usize::from(members) {
+        return Err(PlacementError::TooFewNodes { asked: members, found: free.len() });
+    }
+    let mut chosen: Vec<&NodeRecord> = Vec::new();
+    for _ in 0..members {
+        let crowding = |node: &&NodeRecord| {
+            let same_zone = chosen.iter().filter(|c| c.region == node.region && c.zone == node.zone).count();
+            let same_region = chosen.iter().filter(|c| c.region == node.region).count();
+            // The first one will lead: not where others lead already.
+            let leads = if chosen.is_empty() { led_by(record, node.id) } else { 0 };
+            (same_zone, same_region, leads, record.clusters_on(node.id).count(), node.id)
+        };
+        let Some(best) = free.iter().copied().min_by_key(crowding) else { break };
+        free.retain(|node| node.id != best.id);
+        chosen.push(best);
+    }
+    Ok((chosen.iter().map(|node| node.id).collect(), major))
+}
+
+fn led_by(record: &Record, node: NodeId) -> usize {
+    let leads = |id: &ClusterId| {
+        record.clusters.get(id).and_then(|cluster| cluster.leader()).is_some_and(|member| member.node == node)
+    };
+    record.clusters.keys().filter(|id| leads(id)).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pgstead_types::WallTime;
+
+    fn world(zones: &[&str]) -> (Record, BTreeSet<NodeId>) {
+        let mut record = Record::default();
+        for (n, zone) in zones.iter().enumerate() {
+            let id = NodeId::from_u128(n as u128 + 1);
+            let node = NodeRecord {
+                id,
+                name: format!("n{n}"),
+                host: format!("127.0.{n}.1"),
+                port: 7480,
+                region: "r".into(),
+                zone: (*zone).into(),
+                postgres_majors: vec![15],
+                pools: vec![],
+                joined_at: WallTime(0),
+            };
+            record.nodes.insert(id, node);
+        }
+        let all = record.nodes.keys().copied().collect();
+        (record, all)
+    }
+
+    #[test]
+    fn members_spread_over_zones() {
+        let (record, all) = world(&["a", "a", "b", "c"]);
+        let (nodes, major) = place(&record, &all, 3).unwrap();
+        let zones: BTreeSet<&str> = nodes.iter().map(|id| record.nodes[id].zone.as_str()).collect();
+        assert_eq!((zones.len(), major), (3, 15));
+    }
+
+    #[test]
+    fn more_members_than_nodes_is_refused() {
+        let (record, all) = world(&["a", "b"]);
+        assert_eq!(place(&record, &all, 3), Err(PlacementError::TooFewNodes { asked: 3, found: 2 }));
+    }
+}

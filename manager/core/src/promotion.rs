@@ -1,0 +1,170 @@
+//! A leader is chosen: see it promoted to its timeline, then see `k` of its set flush past its end of recovery.
+
+use crate::decide::Plan;
+use crate::election;
+use crate::leader_lost::{LeaderSeen, leader_seen};
+use crate::observed::{Memory, Observed, Policy, Presence};
+use crate::steady::{leave_set, why_rebuild};
+use pgstead_types::record::{ClusterChange, ClusterRecord, EpochReason, HistoryEntry, MemberRecord};
+use pgstead_types::report::PrimarySeen;
+use pgstead_types::{Finding, MemberId, Step};
+
+/// So many failed attempts to promote make another election worthwhile.
+const ATTEMPTS_MAX: u32 = 3;
+
+pub(crate) fn await_promotion(
+    cluster: &ClusterRecord,
+    observed: &Observed,
+    policy: &Policy,
+    memory: &mut Memory,
+    leader: MemberId,
+) -> Plan {
+    let began = memory.phase_began(cluster, observed.now);
+    let Some(config) = cluster.config() else { return Plan::default() };
+    let Some(member) = cluster.members.get(&leader) else { return Plan::default() };
+    let deadline = began + policy.promotion_deadline;
+    let fresh = observed.fresh(cluster, leader, policy);
+    if let Some(primary) = fresh.and_then(|report| report.as_primary())
+        && primary.epoch == Some(cluster.epoch)
+        && primary.timeline == config.timeline
+    {
+        let identity = fresh.and_then(|report| report.identity());
+        return match identity {
+            Some(identity) => Plan::change(ClusterChange::NotePromotion {
+                epoch: cluster.epoch,
+                timeline: primary.timeline,
+                // The first epoch leaves the timeline that initdb made.
+                parent: config.start.timeline.max(pgstead_types::Timeline(1)),
+                fork_lsn: primary.fork_lsn,
+                end_of_recovery: primary.end_of_recovery,
+                system_identifier: identity.system_identifier.clone(),
+            }),
+            None => Plan::default(),
+        };
+    }
+    // Nobody else has any data yet: only its own log can call for another epoch.
+    let first = cluster.history.is_empty() && cluster.system_identifier.is_none();
+    let why = match fresh {
+        None if first => None,
+        None => match observed.presence(member.node, policy) {
+            Presence::Doubtful { until } => {
+                return Plan::wait(waiting(cluster, leader, "its node has not been heard for a moment")).until(until);
+            }
+            _ => Some("its node is gone"),
+        },
+        Some(report) => {
+            let spent = report
+                .as_standby()
+                .and_then(|standby| standby.position)
+                .is_some_and(|position| position.timeline >= config.timeline);
+            let failed = report.working.as_ref().is_some_and(|working| {
+                matches!(working.step, Step::Promote | Step::PreparePromotion) && working.attempt > ATTEMPTS_MAX
+            });
+            if spent {
+                Some("it was promoted and has ended since")
+            } else if failed {
+                Some("its promotion failed again and again")
+            } else if observed.now >= deadline && !first {
+                Some("it took too long")
+            } else {
+                None
+            }
+        }
+    };
+    match why {
+        None if first => Plan::wait(waiting(cluster, leader, "it is being made")),
+        None => Plan::wait(waiting(cluster, leader, "it is being promoted")).until(deadline),
+        Some(why) => {
+            let finding = waiting(cluster, leader, why);
+            election::begin(cluster, observed, policy, EpochReason::PromotionFailed, None).with(finding)
+        }
+    }
+}
+
+fn waiting(cluster: &ClusterRecord, leader: MemberId, why: &str) -> Finding {
+    let name = cluster.members.get(&leader).map_or("?", |member| member.name.as_str());
+    Finding::info("awaiting_promotion", format!("{name} is chosen for epoch {}: {why}", cluster.epoch))
+        .on_cluster(cluster.id)
+        .on_member(leader)
+}
+
+pub(crate) fn await_confirmation(
+    cluster: &ClusterRecord,
+    observed: &Observed,
+    policy: &Policy,
+    memory: &mut Memory,
+    leader: MemberId,
+) -> Plan {
+    let primary = match leader_seen(cluster, observed, policy, memory, leader) {
+        LeaderSeen::Runs(primary) => primary,
+        LeaderSeen::Unsure { until, finding } => {
+            let plan = Plan::wait(finding);
+            return until.map_or(plan.clone(), |until| plan.until(until));
+        }
+        LeaderSeen::Lost { reason, finding } => {
+            return election::begin(cluster, observed, policy, reason, None).with(finding);
+        }
+    };
+    let (Some(config), Some(promotion)) = (cluster.config(), cluster.promotion()) else { return Plan::default() };
+    let flushed = flushed_past(cluster, primary, promotion);
+    if flushed >= usize::from(config.sync_set.needed) {
+        return Plan::change(ClusterChange::Confirm { epoch: cluster.epoch });
+    }
+    // Members of the set that could never acknowledge as they are, where the others are too few: a set without them.
+    let broken: Vec<_> = config
+        .sync_set
+        .members
+        .iter()
+        .filter_map(|life| cluster.members.get(&life.member).filter(|member| member.current() == *life))
+        .filter_map(|member| Some((member, why_rebuild(cluster, observed, policy, member)?)))
+        .collect();
+    if let Some((member, why)) = broken.first()
+        && config.sync_set.members.len() - broken.len() < usize::from(config.sync_set.needed)
+    {
+        return leave_set(cluster, observed, policy, member, leader, why);
+    }
+    // Members of the set that stay away, while others that are here could take their place: a set of those.
+    let is_here = |member: &MemberRecord| {
+        observed.fresh(cluster, member.id, policy).is_some_and(|report| {
+            report.incarnation() == Some(member.current())
+                && report.as_standby().and_then(|standby| standby.position).and_then(|at| cluster.may_follow(at))
+                    == Some(true)
+        })
+    };
+    let standbys = cluster.members.values().filter(|member| member.id != leader && is_here(member));
+    let (counted, others): (Vec<_>, Vec<_>) =
+        standbys.partition(|member| config.sync_set.members.contains(&member.current()));
+    let away = config.sync_set.members.iter().filter(|life| observed.fresh(cluster, life.member, policy).is_none());
+    let needed = usize::from(config.sync_set.needed);
+    if config.sync_set.members.len() - away.count() < needed && counted.len() + others.len() >= needed {
+        let until = memory.phase_began(cluster, observed.now) + policy.cut_patience;
+        let text = "too few of the sync set are here to confirm the epoch; others are, and take their place soon";
+        let finding = Finding::warning("sync_set_away", text).on_cluster(cluster.id);
+        return match observed.now >= until {
+            true => election::begin(cluster, observed, policy, EpochReason::SyncSetChange, Some(leader)).with(finding),
+            false => Plan::wait(finding).until(until),
+        };
+    }
+    let text = format!(
+        "epoch {} has {flushed} of {} acknowledgements that it needs before clients are let in",
+        cluster.epoch, config.sync_set.needed
+    );
+    Plan::wait(Finding::info("awaiting_confirmation", text).on_cluster(cluster.id).on_member(leader))
+}
+
+/// How many of the set have the end of recovery on disk. Counted by incarnation, however many senders carry its name.
+fn flushed_past(cluster: &ClusterRecord, primary: &PrimarySeen, promotion: &HistoryEntry) -> usize {
+    let Some(config) = cluster.config() else { return 0 };
+    config
+        .sync_set
+        .members
+        .iter()
+        .filter(|life| {
+            primary.senders.iter().any(|sender| {
+                sender.incarnation == Some(**life)
+                    && sender.streaming
+                    && sender.flushed.is_some_and(|flushed| flushed >= promotion.end_of_recovery)
+            })
+        })
+        .count()
+}

@@ -1,0 +1,97 @@
+//! The nodes' own routes, for connections that showed a node's certificate: Raft's messages and reports.
+
+use crate::controller::{Arrived, ControllerHandle};
+use crate::server::Connection;
+use axum::extract::{Request, State};
+use axum::http::StatusCode;
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use axum::routing::post;
+use axum::{Extension, Json, Router};
+use pgstead_consensus::{Consensus, RaftRpc, TokioRuntime};
+use pgstead_types::Tick;
+use pgstead_types::WallTime;
+use pgstead_types::record::{Command, NodeRecord};
+use pgstead_types::report::NodeReport;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+#[derive(Clone)]
+struct Internal {
+    consensus: Consensus<TokioRuntime>,
+    controller: ControllerHandle,
+}
+
+pub fn router(consensus: Consensus<TokioRuntime>, controller: ControllerHandle) -> Router {
+    Router::new()
+        .route("/internal/raft", post(raft))
+        .route("/internal/report", post(report))
+        .route("/internal/node", post(node))
+        .route_layer(axum::middleware::from_fn_with_state(consensus.clone(), nodes_only))
+        .with_state(Internal { consensus, controller })
+}
+
+/// Refuses before a byte of the body is read: who shows no node's certificate, and nodes that were removed. A node that the
+/// record does not know yet is let in: this node may be behind, and must hear from whoever leads by now.
+async fn nodes_only(State(consensus): State<Consensus<TokioRuntime>>, request: Request, next: Next) -> Response {
+    let peer = request.extensions().get::<Arc<Connection>>().and_then(|connection| connection.peer);
+    let record = consensus.record();
+    match peer {
+        Some(node) if !record.removed_nodes.contains(&node) => next.run(request).await,
+        _ => forbidden(),
+    }
+}
+
+/// Only nodes may speak here, and only for themselves.
+fn is_from(connection: &Connection, node: pgstead_types::NodeId) -> bool {
+    connection.peer == Some(node)
+}
+
+fn forbidden() -> Response {
+    (StatusCode::FORBIDDEN, "this route takes the certificate of the node that speaks").into_response()
+}
+
+async fn raft(
+    State(internal): State<Internal>,
+    Extension(connection): Extension<Arc<Connection>>,
+    Json(rpc): Json<RaftRpc>,
+) -> Response {
+    if !is_from(&connection, rpc.from) {
+        return forbidden();
+    }
+    Json(internal.consensus.handle(rpc).await).into_response()
+}
+
+async fn report(
+    State(internal): State<Internal>,
+    Extension(connection): Extension<Arc<Connection>>,
+    Json(report): Json<NodeReport>,
+) -> Response {
+    if !is_from(&connection, report.node) {
+        return forbidden();
+    }
+    if !internal.consensus.leadership().am_leader {
+        return (StatusCode::MISDIRECTED_REQUEST, "this node is not the controller").into_response();
+    }
+    connection.reports.store(true, Ordering::Relaxed);
+    internal.controller.arrived(Arrived { report, at: Tick::now(), connection: connection.id });
+    StatusCode::NO_CONTENT.into_response()
+}
+
+/// A node says where it is now.
+async fn node(
+    State(internal): State<Internal>,
+    Extension(connection): Extension<Arc<Connection>>,
+    Json(node): Json<NodeRecord>,
+) -> Response {
+    if !is_from(&connection, node.id) {
+        return forbidden();
+    }
+    let command = Command::UpdateNode { at: WallTime::now(), node };
+    match internal.consensus.propose(command, Duration::from_secs(4)).await {
+        Ok(Ok(_)) => StatusCode::NO_CONTENT.into_response(),
+        Ok(Err(refusal)) => (StatusCode::CONFLICT, refusal.to_string()).into_response(),
+        Err(why) => (StatusCode::SERVICE_UNAVAILABLE, why.to_string()).into_response(),
+    }
+}

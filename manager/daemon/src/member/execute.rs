@@ -1,0 +1,234 @@
+//! Executes one action on the real instance. Each is idempotent; what is half done when the daemon dies is seen by the
+//! next look and done again.
+
+use super::killpoint::{self, When};
+use super::notes::Notes;
+use super::setup::{self, SetupError};
+use super::supervise::NodeContext;
+use crate::report::Reports;
+use pgstead_agent::Action;
+use pgstead_replication::guard::StopMode;
+use pgstead_replication::instance::{Bootstrap, Divergence, StartAs};
+use pgstead_replication::{Instance, InstanceError};
+use pgstead_types::record::{ClusterRecord, MemberRecord};
+use pgstead_types::report::{PostgresSeen, PromiseAnswer};
+use pgstead_types::{Epoch, Lsn, MemberId, Position, Step};
+use pgstead_volumes::{Creation, NewVolume, Owner, Removal, Removed, VolumeError, VolumeTags};
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// A clean stop sends the whole log to every standby that answers; one that takes longer is cut short.
+const STOP_TIME: Duration = Duration::from_secs(8);
+
+#[derive(Debug, thiserror::Error)]
+pub enum ExecuteError {
+    #[error(transparent)]
+    Instance(#[from] InstanceError),
+    #[error(transparent)]
+    Setup(#[from] SetupError),
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
+    #[error("{0}")]
+    VolumeRefused(pgstead_volumes::Refusal),
+    #[error("the node cannot keep its notes of the member; is the disk of data_dir full?")]
+    Notes(#[source] io::Error),
+    #[error("cannot set the old data folder {path} aside")]
+    SetAside { path: PathBuf, source: io::Error },
+    #[error("the log on disk is still being read; there is no answer yet")]
+    NoPosition,
+    #[error("the promise was made for a newer epoch meanwhile")]
+    StalePromise,
+    #[error("stopped: the cluster has begun another epoch")]
+    Overtaken,
+}
+
+pub struct Executor<'a> {
+    pub context: &'a NodeContext,
+    pub instance: &'a Instance,
+    pub notes: &'a mut Notes,
+    pub reports: &'a Reports,
+    pub cluster: &'a ClusterRecord,
+    pub member: MemberId,
+}
+
+impl Executor<'_> {
+    pub async fn execute(&mut self, action: &Action) -> Result<(), ExecuteError> {
+        let step = action.step();
+        self.pass(When::Before, step);
+        self.run(action).await?;
+        let last = if matches!(action, Action::Promote { .. }) { Step::Promote } else { step };
+        self.pass(When::After, last);
+        Ok(())
+    }
+
+    fn pass(&self, when: When, step: Step) {
+        killpoint::pass(when, step, &self.context.layout.members());
+    }
+
+    async fn run(&mut self, action: &Action) -> Result<(), ExecuteError> {
+        match action {
+            Action::CreateVolume => self.create_volume().await,
+            Action::InitDatabase { .. } => {
+                let spec = &self.cluster.spec;
+                let bootstrap = Bootstrap {
+                    database: spec.database.clone(),
+                    owner: spec.owner.clone(),
+                    owner_password: self.cluster.secrets.owner_password.clone(),
+                };
+                self.instance.init_database(&bootstrap).await?;
+                Ok(())
+            }
+            Action::DiscardPartial => {
+                self.instance.discard_partial().await?;
+                Ok(())
+            }
+            Action::Clone { from, epoch, .. } => self.clone_data(*from, *epoch).await,
+            Action::Rewind { from, epoch, .. } => self.rewind(*from, *epoch).await,
+            Action::StartStandby { access, alone, restarts } => {
+                self.instance.start_standby(StartAs { access: *access, alone: *alone }).await?;
+                self.note(|noted| noted.restarts = *restarts)
+            }
+            Action::SavePromise { epoch } => self.note(|noted| {
+                // An older request never takes a newer promise back.
+                if noted.promised < *epoch {
+                    noted.promised = *epoch;
+                    noted.answer = None;
+                }
+            }),
+            Action::CutUpstream => Ok(self.instance.cut_upstream().await?),
+            Action::AnswerPromise { epoch } => self.answer(*epoch).await,
+            Action::Fence => Ok(self.instance.fence().await?),
+            Action::Promote { epoch, timeline, sync_set, admitted } => {
+                self.instance.prepare_promotion(*epoch, *timeline, sync_set, admitted).await?;
+                self.pass(When::After, Step::PreparePromotion);
+                self.pass(When::Before, Step::Promote);
+                self.instance.promote(*epoch, *timeline).await?;
+                Ok(())
+            }
+            Action::OpenClients => Ok(self.instance.open_clients().await?),
+            Action::UpdateSyncSet { epoch, sync_set, admitted } => {
+                Ok(self.instance.update_sync_set(*epoch, sync_set, admitted).await?)
+            }
+            Action::Follow { leader, epoch } => {
+                let source = self.source(*leader, *epoch)?;
+                Ok(self.instance.follow(&source).await?)
+            }
+            Action::HoldClients => Ok(self.instance.hold_clients().await?),
+            Action::Checkpoint { operation } => {
+                self.instance.checkpoint().await?;
+                let operation = *operation;
+                self.note(|noted| noted.checkpointed = Some(operation))
+            }
+            Action::StopCleanly { .. } => self.stop().await,
+            Action::RemoveVolume => self.remove_volume().await,
+        }
+    }
+
+    fn note(&mut self, change: impl FnOnce(&mut super::notes::Noted)) -> Result<(), ExecuteError> {
+        self.notes.change(change).map_err(ExecuteError::Notes)
+    }
+
+    fn record(&self) -> Result<&MemberRecord, SetupError> {
+        self.cluster.members.get(&self.member).ok_or_else(|| SetupError::Unknown(format!("member {}", self.member)))
+    }
+
+    fn tags(&self) -> VolumeTags {
+        VolumeTags { deployment: self.context.deployment, cluster: self.cluster.id, member: self.member }
+    }
+
+    fn source(
+        &self,
+        leader: MemberId,
+        epoch: Epoch,
+    ) -> Result<pgstead_replication::instance::UpstreamSource, SetupError> {
+        let record = self.context.consensus.record();
+        setup::upstream(&record, self.cluster, self.record()?, leader, epoch)
+    }
+
+    async fn create_volume(&self) -> Result<(), ExecuteError> {
+        let owner = self.context.run_as.unwrap_or_else(pgstead_replication::RunAs::myself);
+        let new = NewVolume {
+            id: self.record()?.volume,
+            tags: self.tags(),
+            size: None,
+            owner: Owner { uid: owner.uid, gid: owner.gid },
+        };
+        match self.context.volumes.create(new).await? {
+            Creation::Made(_) | Creation::AlreadyThere(_) => Ok(()),
+            Creation::Refused(why) => Err(ExecuteError::VolumeRefused(why)),
+        }
+    }
+
+    async fn remove_volume(&mut self) -> Result<(), ExecuteError> {
+        self.instance.release_guard().await?;
+        let volume = self.record()?.volume;
+        match self.context.volumes.remove(volume, &self.tags(), Removal::Hard).await? {
+            Removed::Refused(why) => Err(ExecuteError::VolumeRefused(why)),
+            Removed::NotThere | Removed::SetAside | Removed::Deleted => Ok(()),
+        }
+    }
+
+    async fn clone_data(&mut self, leader: MemberId, epoch: Epoch) -> Result<(), ExecuteError> {
+        let source = self.source(leader, epoch)?;
+        let data_dir = self.instance.config().data_dir.clone();
+        let previous = data_dir.with_extension("previous");
+        let set_aside = |source| ExecuteError::SetAside { path: data_dir.clone(), source };
+        // Complete data of an older incarnation is kept until the copy is complete.
+        let old = self.notes.get().complete.filter(|life| *life != self.instance.config().incarnation);
+        if old.is_some() && data_dir.exists() {
+            let _ = std::fs::remove_dir_all(&previous);
+            std::fs::rename(&data_dir, &previous).map_err(set_aside)?;
+        }
+        let progress = |percent: u8| self.reports.progress(self.member, percent);
+        self.instance.copy_from(&source, &progress).await?;
+        Ok(())
+    }
+
+    async fn rewind(&mut self, leader: MemberId, epoch: Epoch) -> Result<(), ExecuteError> {
+        let source = self.source(leader, epoch)?;
+        let timeline = self.cluster.config().map(|config| config.timeline).unwrap_or_default();
+        // A rewind is asked for only where the record says that the histories part, so "no rewind required" is never true.
+        let recorded = self.cluster.promotion().map(|promotion| promotion.fork_lsn);
+        let divergence = Divergence { timeline, fork: self.fork_from(timeline).or(recorded) };
+        let progress = |percent: u8| self.reports.progress(self.member, percent);
+        self.instance.rewind_from(&source, divergence, &progress).await?;
+        Ok(())
+    }
+
+    /// Where the leader's history leaves this member's, by the last position that this member answered with.
+    fn fork_from(&self, leader: pgstead_types::Timeline) -> Option<Lsn> {
+        let Position { timeline, lsn } = self.notes.get().answer?.position;
+        let ancestry = self.cluster.ancestry(leader);
+        ancestry.iter().find(|(number, shared)| *number == timeline && *shared < lsn).map(|(_, shared)| *shared)
+    }
+
+    /// The position is read after the receiver was seen gone; the answer is durable before it is told.
+    async fn answer(&mut self, epoch: Epoch) -> Result<(), ExecuteError> {
+        if self.notes.get().promised != epoch {
+            return Err(ExecuteError::StalePromise);
+        }
+        if self.notes.get().answer.is_some_and(|answer| answer.epoch == epoch) {
+            return Ok(());
+        }
+        let incarnation = self.record()?.current();
+        let position = match self.instance.probe().await {
+            PostgresSeen::Standby(standby) if standby.upstream.is_none() && standby.receiver.is_none() => {
+                standby.position
+            }
+            _ => None,
+        };
+        let position = position.ok_or(ExecuteError::NoPosition)?;
+        self.note(|noted| noted.answer = Some(PromiseAnswer { epoch, incarnation, position }))
+    }
+
+    async fn stop(&mut self) -> Result<(), ExecuteError> {
+        match self.instance.stop(StopMode::Fast, STOP_TIME).await {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                tracing::warn!(%error, member = %self.member, "a clean stop took too long; ending its processes");
+                Ok(self.instance.fence().await?)
+            }
+        }
+    }
+}

@@ -1,0 +1,273 @@
+//! One task per member of this node: observe, decide, do one step, look again. Everything that it knows it either sees or
+//! keeps in its notes on disk, so that a daemon killed at any point goes on where it was.
+
+mod execute;
+mod killpoint;
+mod notes;
+mod observe;
+mod setup;
+mod supervise;
+mod watch_pid;
+
+pub use supervise::{NodeContext, supervise};
+
+use crate::report::Reports;
+use execute::Executor;
+use notes::Notes;
+use observe::Observer;
+use pgstead_agent::{Action, Next, decide};
+use pgstead_replication::{GuardEvent, Instance};
+use pgstead_types::record::{ClusterRecord, Lifecycle};
+use pgstead_types::report::{MemberReport, PostgresSeen, Working};
+use pgstead_types::{ClusterId, MemberId, Step, Tick};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{broadcast, watch};
+
+/// Between two looks while something is on its way: short against a failover, long against a probe's cost.
+const BUSY_PROBE: Duration = Duration::from_millis(20);
+/// The first wait after a failed step; doubled up to the longest.
+const RETRY_FIRST: Duration = Duration::from_millis(100);
+const RETRY_LONGEST: Duration = Duration::from_secs(5);
+
+/// A step that failed, and when it may be tried again.
+struct Failed {
+    step: Step,
+    attempt: u32,
+    error: String,
+    retry_at: Tick,
+}
+
+pub struct MemberTask {
+    cluster: ClusterId,
+    member: MemberId,
+    context: Arc<NodeContext>,
+    instance: Arc<Instance>,
+    /// Where the member's volume is, once it is there.
+    volume: Option<PathBuf>,
+    notes: Notes,
+    observer: Observer,
+    reports: Reports,
+    failed: Option<Failed>,
+    /// A reload that failed is tried again after this.
+    reload_after: Option<Tick>,
+}
+
+impl MemberTask {
+    /// Runs until the record knows the cluster no more, or `stop`.
+    async fn run(mut self, mut stop: watch::Receiver<bool>) {
+        let mut record = self.context.consensus.watch_record();
+        let mut events = self.instance.guard_events();
+        loop {
+            let now = record.get();
+            let Some(cluster) = now.clusters.get(&self.cluster).filter(|c| c.members.contains_key(&self.member)) else {
+                self.reports.remove(self.member);
+                return;
+            };
+            if let Err(error) = self.refresh(cluster).await {
+                tracing::warn!(cluster = %cluster.spec.name, %error, "cannot bring the configuration up to date");
+            }
+            self.ensure_loaded(cluster).await;
+            let acted = tokio::select! {
+                () = crate::server::stopped(&mut stop) => return,
+                acted = self.step(cluster) => acted,
+            };
+            if acted {
+                continue;
+            }
+            let wait = self.wait_time(cluster);
+            let revision = cluster.revision;
+            let (id, receiver) = (self.cluster, self.observer.receiver_pid());
+            tokio::select! {
+                () = crate::server::stopped(&mut stop) => return,
+                changed = record.wait_until(|next| next.clusters.get(&id).is_none_or(|c| c.revision != revision)) => {
+                    if changed.is_err() {
+                        return;
+                    }
+                }
+                event = events.recv() => Self::note_event(&cluster.spec.name, event),
+                () = watch_pid::ended(receiver) => self.observer.receiver_ended(),
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
+    }
+
+    /// Settings and certificates that the running Postgres has not loaded yet. Beside the other steps: nothing waits for it.
+    async fn ensure_loaded(&mut self, cluster: &ClusterRecord) {
+        if self.reload_after.is_some_and(|after| Tick::now() < after) {
+            return;
+        }
+        match setup::ensure_loaded(&self.context, &self.instance).await {
+            Ok(false) => self.reload_after = None,
+            Ok(true) => {
+                self.reload_after = None;
+                tracing::info!(cluster = %cluster.spec.name, member = %self.member, action = %Step::Reload, "done");
+            }
+            Err(error) => {
+                self.reload_after = Some(Tick::now() + RETRY_LONGEST);
+                let error = chain(&error);
+                tracing::warn!(cluster = %cluster.spec.name, member = %self.member, action = %Step::Reload, %error, "failed");
+            }
+        }
+    }
+
+    /// Finds the volume and brings the instance's configuration up to the record.
+    async fn refresh(&mut self, cluster: &ClusterRecord) -> Result<(), setup::SetupError> {
+        if self.volume.as_ref().is_none_or(|path| !path.is_dir())
+            && let Some(member) = cluster.members.get(&self.member)
+        {
+            self.volume = self.context.volumes.open(member.volume).await?.map(|volume| volume.path);
+        }
+        setup::refresh(&self.context, &self.instance, cluster, self.member, self.volume.as_deref())
+    }
+
+    fn note_event(cluster: &str, event: Result<GuardEvent, broadcast::error::RecvError>) {
+        match event {
+            Ok(GuardEvent::Exited { exit, tree_empty }) => {
+                tracing::info!(cluster, ?exit, tree_empty, "the postmaster ended");
+            }
+            Ok(GuardEvent::GuardLost) => tracing::warn!(cluster, "the guard is gone, and its Postgres with it"),
+            Ok(GuardEvent::Emptied) | Err(_) => {}
+        }
+    }
+
+    /// Looks once and does at most one step. Whether it did one.
+    async fn step(&mut self, cluster: &ClusterRecord) -> bool {
+        let mut seen = self.observer.observe(&self.instance, cluster, &mut self.notes, self.volume.is_some()).await;
+        seen.working = self.failed.as_ref().map(Failed::working);
+        let Next { action, findings } = decide(cluster, self.member, &seen);
+        seen.findings.extend(findings);
+        let Some(action) = action else {
+            self.failed = None;
+            if cluster.lifecycle != Lifecycle::Active && !seen.volume_present {
+                self.forget_member();
+            }
+            self.discard_previous(cluster, &seen).await;
+            self.reports.put(seen);
+            return false;
+        };
+        if self.failed.as_ref().is_some_and(|failed| failed.step != action.step()) {
+            self.failed = None;
+        }
+        if self.failed.as_ref().is_some_and(|failed| Tick::now() < failed.retry_at) {
+            self.reports.put(seen);
+            return false;
+        }
+        self.act(cluster, seen, action).await;
+        true
+    }
+
+    /// Data that was set aside for a copy goes when the copy streams in a confirmed epoch: all that was acknowledged is
+    /// then on this disk and on others.
+    async fn discard_previous(&self, cluster: &ClusterRecord, seen: &MemberReport) {
+        let previous = self.instance.config().data_dir.with_extension("previous");
+        let streams = seen.as_standby().is_some_and(|s| s.receiver.is_some_and(|receiver| receiver.streaming));
+        if !cluster.is_confirmed() || !streams || !previous.exists() {
+            return;
+        }
+        let removed = tokio::task::spawn_blocking(move || std::fs::remove_dir_all(&previous)).await;
+        if let Err(error) = removed.unwrap_or_else(|error| Err(std::io::Error::other(error))) {
+            tracing::warn!(cluster = %cluster.spec.name, %error, "cannot remove data that was set aside");
+        }
+    }
+
+    /// The volume of a deleted cluster is gone, and it was the data: the rest is of no use to anyone. Before that is
+    /// reported: from then on the record may no longer know the member, and a daemon started then would not look here.
+    fn forget_member(&self) {
+        let run_dir = self.instance.config().run_dir.clone();
+        let removed = match std::fs::remove_dir_all(&run_dir) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+            _ => self.notes.remove(),
+        };
+        if let Err(error) = removed {
+            tracing::warn!(%error, member = %self.member, run_dir = %run_dir.display(), "cannot remove what a deleted member has left");
+        }
+    }
+
+    async fn act(&mut self, cluster: &ClusterRecord, mut seen: MemberReport, action: Action) {
+        let step = action.step();
+        let attempt = self.failed.as_ref().map_or(1, |failed| failed.attempt + 1);
+        let begun = Tick::now();
+        seen.working = Some(Working { step, elapsed_ms: 0, attempt, percent: None, error: None });
+        self.reports.put(seen);
+        tracing::debug!(cluster = %cluster.spec.name, member = %self.member, action = %step, attempt, "begins");
+        let mut executor = Executor {
+            context: &self.context,
+            instance: &self.instance,
+            notes: &mut self.notes,
+            reports: &self.reports,
+            cluster,
+            member: self.member,
+        };
+        let interruptible = action.is_interruptible();
+        let result = if interruptible {
+            let mut record = self.context.consensus.watch_record();
+            let (id, epoch) = (cluster.id, cluster.epoch);
+            tokio::select! {
+                result = executor.execute(&action) => result,
+                // Another epoch: its leader may be another, and this copy may be of the wrong history.
+                _ = record.wait_until(|next| next.clusters.get(&id).is_none_or(|c| c.epoch != epoch)) => {
+                    Err(execute::ExecuteError::Overtaken)
+                }
+            }
+        } else {
+            executor.execute(&action).await
+        };
+        let elapsed = Tick::now().since(begun);
+        match result {
+            Ok(()) => {
+                tracing::info!(cluster = %cluster.spec.name, member = %self.member, epoch = %cluster.epoch, action = %step, elapsed_ms = elapsed.as_millis() as u64, "done");
+                self.failed = None;
+            }
+            Err(error) => {
+                let error = chain(&error);
+                tracing::warn!(cluster = %cluster.spec.name, member = %self.member, epoch = %cluster.epoch, action = %step, attempt, %error, "failed");
+                let delay = RETRY_FIRST.saturating_mul(1 << attempt.min(10)).min(RETRY_LONGEST);
+                self.failed = Some(Failed { step, attempt, error, retry_at: Tick::now() + delay });
+            }
+        }
+        self.observer.forget_probe();
+    }
+
+    fn wait_time(&self, cluster: &ClusterRecord) -> Duration {
+        if let Some(failed) = &self.failed {
+            return failed.retry_at.since(Tick::now()).clamp(Duration::from_millis(1), RETRY_LONGEST);
+        }
+        let busy = !cluster.is_confirmed() || cluster.switchover.is_some() || self.observer.is_unsettled();
+        if busy { BUSY_PROBE } else { self.context.config.timing.probe() }
+    }
+}
+
+impl Failed {
+    fn working(&self) -> Working {
+        Working {
+            step: self.step,
+            elapsed_ms: 0,
+            attempt: self.attempt,
+            percent: None,
+            error: Some(self.error.clone()),
+        }
+    }
+}
+
+/// An error with its causes, for one line of a log or a report.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+/// What is plainly at rest needs a look only now and then.
+fn at_rest(seen: &MemberReport) -> bool {
+    match &seen.postgres {
+        PostgresSeen::Primary(_) => true,
+        PostgresSeen::Standby(standby) => standby.receiver.is_some_and(|receiver| receiver.streaming),
+        PostgresSeen::Down { .. } | PostgresSeen::Starting | PostgresSeen::Unresponsive { .. } => false,
+    }
+}

@@ -1,0 +1,97 @@
+//! One look at a member: its volume, its data, its Postgres, and the node's notes. Nothing else is remembered.
+
+use super::at_rest;
+use super::notes::Notes;
+use pgstead_replication::Instance;
+use pgstead_types::MemberId;
+use pgstead_types::record::ClusterRecord;
+use pgstead_types::report::{DataSeen, MemberReport, PostgresSeen};
+
+pub struct Observer {
+    member: MemberId,
+    /// The WAL receiver to watch for its end.
+    receiver: Option<i32>,
+    unsettled: bool,
+}
+
+impl Observer {
+    pub fn new(member: MemberId) -> Self {
+        Self { member, receiver: None, unsettled: true }
+    }
+
+    pub async fn observe(
+        &mut self,
+        instance: &Instance,
+        cluster: &ClusterRecord,
+        notes: &mut Notes,
+        volume_present: bool,
+    ) -> MemberReport {
+        let data = self.data(instance, cluster, notes, volume_present).await;
+        let postgres = instance.probe().await;
+        let receiving = matches!(&postgres, PostgresSeen::Standby(standby) if standby.receiver.is_some());
+        self.receiver = match (receiving, self.receiver) {
+            (true, Some(known)) => Some(known),
+            (true, None) => instance.receiver_pid().await,
+            (false, _) => None,
+        };
+        let noted = notes.get();
+        let report = MemberReport {
+            cluster: cluster.id,
+            member: self.member,
+            volume_present,
+            data,
+            promised: noted.promised,
+            // An answer holds only while nothing was received since.
+            answer: noted.answer.filter(|answer| answer.epoch == noted.promised),
+            postgres,
+            restarts: noted.restarts,
+            checkpointed: noted.checkpointed,
+            working: None,
+            findings: Vec::new(),
+        };
+        self.unsettled = !at_rest(&report);
+        report
+    }
+
+    async fn data(
+        &self,
+        instance: &Instance,
+        cluster: &ClusterRecord,
+        notes: &mut Notes,
+        volume_present: bool,
+    ) -> DataSeen {
+        let seen = match volume_present {
+            true => instance.data_seen(cluster.system_identifier.as_deref()).await,
+            false => DataSeen::Absent,
+        };
+        match (&seen, notes.get().complete) {
+            (DataSeen::Present(identity), noted) if noted != Some(identity.incarnation) => {
+                let incarnation = identity.incarnation;
+                // Before it can acknowledge anything: a later absence is then known to be a loss.
+                if let Err(error) = notes.change(|noted| noted.complete = Some(incarnation)) {
+                    tracing::error!(%error, member = %self.member, "cannot keep notes; is the disk of data_dir full?");
+                    return DataSeen::Foreign { why: format!("the node cannot keep notes about it: {error}") };
+                }
+                seen
+            }
+            (DataSeen::Absent, Some(incarnation)) => DataSeen::Lost { incarnation },
+            _ => seen,
+        }
+    }
+
+    pub fn receiver_pid(&self) -> Option<i32> {
+        self.receiver
+    }
+    /// The watched receiver is gone; the next look says what is there now.
+    pub fn receiver_ended(&mut self) {
+        self.receiver = None;
+        self.unsettled = true;
+    }
+    /// Something was done; look again soon.
+    pub fn forget_probe(&mut self) {
+        self.unsettled = true;
+    }
+    pub fn is_unsettled(&self) -> bool {
+        self.unsettled
+    }
+}

@@ -1,0 +1,96 @@
+//! Starts a task for each member that the record places on this node, and what all of them share.
+
+use super::notes::Notes;
+use super::observe::Observer;
+use super::{MemberTask, setup};
+use crate::config::NodeConfig;
+use crate::files::Layout;
+use crate::report::Reports;
+use anyhow::Context as _;
+use pgstead_consensus::{Consensus, TokioRuntime};
+use pgstead_replication::{Instance, RunAs};
+use pgstead_types::record::{ClusterRecord, MemberRecord};
+use pgstead_types::{DeploymentId, MemberId};
+use pgstead_volumes::VolumeDriver;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+/// A member whose task could not be started is tried again after this.
+const RETRY: Duration = Duration::from_secs(2);
+
+/// What every member's task needs of its node.
+pub struct NodeContext {
+    pub config: NodeConfig,
+    pub layout: Layout,
+    pub deployment: DeploymentId,
+    pub consensus: Consensus<TokioRuntime>,
+    pub volumes: Arc<dyn VolumeDriver>,
+    /// Folders of programs by major version.
+    pub postgres: BTreeMap<u16, PathBuf>,
+    /// `None` for the daemon's own user.
+    pub run_as: Option<RunAs>,
+    /// This binary.
+    pub binary: PathBuf,
+}
+
+/// Runs until `stop`. Guards and Postgres go on without it.
+pub async fn supervise(context: Arc<NodeContext>, reports: Reports, mut stop: watch::Receiver<bool>) {
+    let mut tasks: BTreeMap<MemberId, JoinHandle<()>> = BTreeMap::new();
+    let mut record = context.consensus.watch_record();
+    let node = context.consensus.node();
+    loop {
+        let now = record.get();
+        tasks.retain(|_, task| !task.is_finished());
+        let mut all_started = true;
+        for (cluster, member) in now.clusters_on(node) {
+            if tasks.contains_key(&member.id) {
+                continue;
+            }
+            match task(&context, &reports, cluster, member).await {
+                Ok(task) => {
+                    tasks.insert(member.id, tokio::spawn(task.run(stop.clone())));
+                }
+                Err(error) => {
+                    all_started = false;
+                    tracing::error!(cluster = %cluster.spec.name, member = %member.name, "cannot take care of it: {error:#}");
+                }
+            }
+        }
+        let retry = if all_started { Duration::from_secs(3600) } else { RETRY };
+        let revision = now.revision;
+        tokio::select! {
+            () = crate::server::stopped(&mut stop) => return,
+            changed = record.wait_until(|next| next.revision != revision) => if changed.is_err() { return },
+            () = tokio::time::sleep(retry) => {}
+        }
+    }
+}
+
+async fn task(
+    context: &Arc<NodeContext>,
+    reports: &Reports,
+    cluster: &ClusterRecord,
+    member: &MemberRecord,
+) -> anyhow::Result<MemberTask> {
+    let volume =
+        context.volumes.open(member.volume).await.context("cannot look for its volume")?.map(|volume| volume.path);
+    let config = setup::instance_config(context, cluster, member, volume.as_deref())?;
+    let instance = Instance::open(config).await.context("cannot open its Postgres")?;
+    let notes = Notes::open(&context.layout.members(), member.id).context("cannot read the notes about it")?;
+    Ok(MemberTask {
+        cluster: cluster.id,
+        member: member.id,
+        context: context.clone(),
+        instance: Arc::new(instance),
+        volume,
+        notes,
+        observer: Observer::new(member.id),
+        reports: reports.clone(),
+        failed: None,
+        reload_after: None,
+    })
+}

@@ -1,0 +1,125 @@
+//! What this node says of its members, and its way to the controller: at once on a change, briefly every heartbeat.
+
+use crate::controller::{Arrived, ControllerHandle};
+use crate::gateway_process::GatewayHealth;
+use crate::peers::{Lane, PeerAddress, Peers};
+use pgstead_consensus::{Consensus, TokioRuntime};
+use pgstead_types::report::{MemberReport, NodeReport, PostgresSeen};
+use pgstead_types::{MemberId, Tick};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::sync::{Notify, watch};
+
+const SEND_TIMEOUT: Duration = Duration::from_secs(1);
+/// After a report that could not be delivered.
+const RETRY: Duration = Duration::from_millis(100);
+
+/// The latest report of each member. Cheap to clone; all clones are the same.
+#[derive(Clone, Default)]
+pub struct Reports {
+    members: Arc<Mutex<BTreeMap<MemberId, MemberReport>>>,
+    changed: Arc<Notify>,
+}
+
+impl Reports {
+    /// Replaces a member's report; wakes the sender when it says something new.
+    pub fn put(&self, report: MemberReport) {
+        let mut members = self.members.lock().expect("nothing panics while it holds the reports");
+        let news = members.get(&report.member).is_none_or(|held| timeless(held) != timeless(&report));
+        members.insert(report.member, report);
+        if news {
+            self.changed.notify_one();
+        }
+    }
+    /// Progress of the step in flight.
+    pub fn progress(&self, member: MemberId, percent: u8) {
+        let mut members = self.members.lock().expect("nothing panics while it holds the reports");
+        if let Some(working) = members.get_mut(&member).and_then(|report| report.working.as_mut()) {
+            working.percent = Some(percent);
+        }
+    }
+    pub fn remove(&self, member: MemberId) {
+        self.members.lock().expect("nothing panics while it holds the reports").remove(&member);
+        self.changed.notify_one();
+    }
+    fn all(&self) -> Vec<MemberReport> {
+        self.members.lock().expect("nothing panics while it holds the reports").values().cloned().collect()
+    }
+}
+
+/// The report without what only time changes.
+fn timeless(report: &MemberReport) -> MemberReport {
+    let mut report = report.clone();
+    if let PostgresSeen::Standby(standby) = &mut report.postgres
+        && let Some(receiver) = &mut standby.receiver
+    {
+        receiver.silent_ms = 0;
+    }
+    if let Some(working) = &mut report.working {
+        working.elapsed_ms = 0;
+    }
+    report
+}
+
+pub struct Reporter {
+    pub consensus: Consensus<TokioRuntime>,
+    pub controller: ControllerHandle,
+    pub peers: Peers,
+    pub reports: Reports,
+    pub gateway: GatewayHealth,
+    pub heartbeat: Duration,
+    /// Random per start of the daemon.
+    pub session: u64,
+}
+
+impl Reporter {
+    pub async fn run(self, mut stop: watch::Receiver<bool>) {
+        let mut leadership = self.consensus.watch_leadership();
+        let mut sequence = 0;
+        loop {
+            sequence += 1;
+            let delivered = self.send(sequence).await;
+            let wait = if delivered { self.heartbeat } else { RETRY };
+            tokio::select! {
+                () = crate::server::stopped(&mut stop) => return,
+                () = self.reports.changed.notified() => {}
+                changed = leadership.changed() => if changed.is_err() { return },
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
+    }
+
+    async fn send(&self, sequence: u64) -> bool {
+        let Some(leader) = self.consensus.leadership().leader else { return false };
+        let record = self.consensus.record();
+        let report = NodeReport {
+            node: self.consensus.node(),
+            session: self.session,
+            sequence,
+            revision: record.revision,
+            members: self.reports.all(),
+            findings: self.gateway.findings(),
+        };
+        if leader == self.consensus.node() {
+            self.controller.arrived(Arrived { report, at: Tick::now(), connection: 0 });
+            return true;
+        }
+        let Some(node) = record.nodes.get(&leader) else { return false };
+        let to = PeerAddress { node: leader, host: node.host.clone(), port: node.port };
+        let body = match serde_json::to_vec(&report) {
+            Ok(body) => body,
+            Err(error) => {
+                tracing::error!(%error, "a report cannot be written");
+                return false;
+            }
+        };
+        match self.peers.post_json(&to, Lane::Report, "/internal/report", body, SEND_TIMEOUT).await {
+            Ok(answer) => answer.status().is_success(),
+            Err(error) => {
+                tracing::debug!(%error, "the controller could not be told");
+                false
+            }
+        }
+    }
+}

@@ -1,0 +1,20 @@
+//! The words that every room shares: identities, positions, specs, the replicated record and what nodes report.
+//! A leaf without IO: nothing here opens a file or a socket, and only `time` reads a clock.
+
+pub mod finding;
+pub mod ids;
+pub mod position;
+pub mod record;
+pub mod report;
+pub mod routes;
+pub mod secret;
+pub mod spec;
+pub mod step;
+pub mod time;
+
+pub use finding::{Finding, Severity};
+pub use ids::{ClusterId, DeploymentId, Incarnation, MemberId, NodeId, OperationId, TokenId, VolumeId};
+pub use position::{Bytes, Epoch, Lsn, Position, Timeline};
+pub use secret::Secret;
+pub use step::Step;
+pub use time::{Tick, WallTime};

@@ -1,0 +1,635 @@
+//! The only way in which a record changes. Every command either applies whole or is refused with the record as it was;
+//! the result depends on nothing but the record and the command, so all nodes agree.
+
+use super::cluster::{
+    ClusterRecord, EpochConfig, EpochReason, HistoryEntry, Leadership, Lifecycle, Restart, Switchover, SyncSet,
+};
+use super::command::{ClusterChange, Command, NewCluster};
+use super::{
+    EVENTS_MAX, EventRecord, NodeRecord, OPERATIONS_MAX, OperationKind, OperationRecord, OperationState, Record,
+};
+use crate::ids::{ClusterId, Incarnation, MemberId, NodeId, OperationId};
+use crate::position::{Epoch, Position, Timeline};
+use crate::time::WallTime;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+
+/// A command took effect (or had done so before and changed nothing now).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Applied {
+    /// The record's revision after it.
+    pub revision: u64,
+}
+
+/// Why a command did not apply. An answer, not an error: the record is as it was.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, thiserror::Error)]
+#[serde(rename_all = "snake_case", tag = "refusal")]
+pub enum Refusal {
+    #[error("the cluster is at revision {found}, not {expected}: it changed meanwhile; look again and decide anew")]
+    StaleRevision { expected: u64, found: u64 },
+    #[error("the cluster's epoch is {found}, this was for epoch {asked}")]
+    StaleEpoch { asked: Epoch, found: Epoch },
+    #[error("no {what} {id}")]
+    NotFound { what: String, id: String },
+    #[error("{what} {name:?} exists already; choose another name")]
+    Exists { what: String, name: String },
+    #[error("the join token is {why}; make a new one with `pgstead token create`")]
+    BadToken { why: String },
+    #[error("{why}")]
+    Conflict { why: String },
+}
+
+fn conflict(why: impl Into<String>) -> Refusal {
+    Refusal::Conflict { why: why.into() }
+}
+
+impl Record {
+    /// Applies one command, whole or not at all.
+    pub fn apply(&mut self, command: &Command) -> Result<Applied, Refusal> {
+        match command {
+            Command::Found { at, deployment, node } => {
+                if self.deployment.is_some() {
+                    return Err(Refusal::Exists { what: "deployment".into(), name: deployment.id.to_string() });
+                }
+                self.deployment = Some(deployment.clone());
+                self.nodes.insert(node.id, node.clone());
+                self.note(
+                    *at,
+                    "deployment_founded",
+                    format!("deployment founded by node {}", node.name),
+                    None,
+                    Some(node.id),
+                );
+            }
+            Command::UpdateNode { at, node } => {
+                let Some(known) = self.nodes.get(&node.id) else { return Err(not_found("node", node.id)) };
+                if known == node {
+                    return Ok(Applied { revision: self.revision });
+                }
+                self.check_node_name(node)?;
+                self.nodes.insert(node.id, node.clone());
+                self.note(*at, "node_updated", format!("node {} updated", node.name), None, Some(node.id));
+            }
+            Command::AdmitNode { at, token, node } => {
+                self.check_node_name(node)?;
+                let expired = |end: WallTime| *at >= end;
+                let held = self.join_tokens.get_mut(token).ok_or(Refusal::BadToken { why: "unknown".into() })?;
+                match held.used_by {
+                    // The same node asking again (its answer was lost) gets the same answer.
+                    Some(by) if by == node.id => return Ok(Applied { revision: self.revision }),
+                    Some(_) => return Err(Refusal::BadToken { why: "used already".into() }),
+                    None if expired(held.expires_at) => return Err(Refusal::BadToken { why: "expired".into() }),
+                    None => held.used_by = Some(node.id),
+                }
+                self.nodes.insert(node.id, node.clone());
+                let message = format!("node {} joined at {}:{}", node.name, node.host, node.port);
+                self.note(*at, "node_joined", message, None, Some(node.id));
+            }
+            Command::RemoveNode { at, node } => {
+                let known = self.nodes.get(node).ok_or_else(|| not_found("node", node))?;
+                if let Some((cluster, _)) = self.clusters_on(*node).next() {
+                    return Err(conflict(format!(
+                        "node {} holds a member of cluster {}",
+                        known.name, cluster.spec.name
+                    )));
+                }
+                let message = format!("node {} removed", known.name);
+                self.nodes.remove(node);
+                self.removed_nodes.insert(*node);
+                self.note(*at, "node_removed", message, None, Some(*node));
+            }
+            Command::AddJoinToken { at, token } => {
+                // Spent and expired tokens go here, so that the list is bounded by what is still of use.
+                self.join_tokens.retain(|_, held| held.used_by.is_none() && held.expires_at > *at);
+                self.join_tokens.insert(token.id, token.clone());
+                let message = format!("join token {} made, expires {}", token.id, token.expires_at);
+                self.note(*at, "join_token_made", message, None, None);
+            }
+            Command::CreateCluster { at, cluster } => self.create_cluster(*at, cluster)?,
+            Command::ChangeCluster { at, cluster, revision, change } => {
+                self.change_cluster(*at, *cluster, *revision, change)?;
+            }
+            Command::EndOperation { at, operation, failure } => {
+                if !self.end_operation(*at, *operation, failure.clone()) {
+                    return Ok(Applied { revision: self.revision });
+                }
+            }
+        }
+        self.revision += 1;
+        Ok(Applied { revision: self.revision })
+    }
+
+    fn check_node_name(&self, node: &NodeRecord) -> Result<(), Refusal> {
+        match self.node_named(&node.name) {
+            Some(other) if other.id != node.id => Err(Refusal::Exists { what: "node".into(), name: node.name.clone() }),
+            _ => Ok(()),
+        }
+    }
+
+    fn create_cluster(&mut self, at: WallTime, new: &NewCluster) -> Result<(), Refusal> {
+        if self.clusters.contains_key(&new.id) || self.cluster_named(&new.spec.name).is_some() {
+            return Err(Refusal::Exists { what: "cluster".into(), name: new.spec.name.clone() });
+        }
+        new.spec.check().map_err(|error| conflict(error.to_string()))?;
+        let nodes: BTreeSet<NodeId> = new.members.iter().map(|member| member.node).collect();
+        if nodes.len() != new.members.len() || new.members.len() != usize::from(new.spec.members) {
+            return Err(conflict("every member needs a node of its own"));
+        }
+        if let Some(unknown) = nodes.iter().find(|node| !self.nodes.contains_key(node)) {
+            return Err(not_found("node", unknown));
+        }
+        let taken = |port: u16| {
+            self.clusters.values().any(|cluster| {
+                [cluster.ports.postgres, cluster.ports.read_write, cluster.ports.read_only].contains(&port)
+            })
+        };
+        if let Some(port) =
+            [new.ports.postgres, new.ports.read_write, new.ports.read_only].into_iter().find(|p| taken(*p))
+        {
+            return Err(conflict(format!("port {port} belongs to another cluster")));
+        }
+        let Some(first) = new.members.first() else { return Err(conflict("a cluster needs a member")) };
+        let standbys = new.members.iter().skip(1).map(super::MemberRecord::current).collect();
+        let epoch = Epoch(1);
+        // Timeline 1 is initdb's own; the first promotion makes timeline 2.
+        let timeline = Timeline(2);
+        let config = EpochConfig {
+            epoch,
+            leader: first.current(),
+            timeline,
+            start: Position::default(),
+            sync_set: SyncSet { members: standbys, needed: new.spec.needed() },
+        };
+        let record = ClusterRecord {
+            id: new.id,
+            spec: new.spec.clone(),
+            revision: 1,
+            created_at: at,
+            lifecycle: Lifecycle::Active,
+            ports: new.ports,
+            postgres_major: new.postgres_major,
+            secrets: new.secrets.clone(),
+            system_identifier: None,
+            members: new.members.iter().map(|member| (member.id, member.clone())).collect(),
+            epoch,
+            leadership: Leadership::Chosen { leader: first.id },
+            configs: vec![config],
+            history: Vec::new(),
+            last_timeline: timeline,
+            switchover: None,
+            restart: None,
+            creating: Some(new.operation),
+        };
+        let message = format!("cluster {} created with {} members", new.spec.name, new.members.len());
+        self.start_operation(at, new.operation, OperationKind::CreateCluster, new.id, &new.spec.name);
+        self.clusters.insert(new.id, record);
+        self.note(at, "cluster_created", message, Some(new.id), None);
+        Ok(())
+    }
+
+    fn change_cluster(
+        &mut self,
+        at: WallTime,
+        id: ClusterId,
+        revision: u64,
+        change: &ClusterChange,
+    ) -> Result<(), Refusal> {
+        let Some(held) = self.clusters.get(&id) else { return Err(not_found("cluster", id)) };
+        if held.revision != revision {
+            return Err(Refusal::StaleRevision { expected: revision, found: held.revision });
+        }
+        // On a copy: a refusal half way leaves the record as it was.
+        let mut cluster = held.clone();
+        let mut outcome = Outcome::default();
+        cluster.change(change, &mut outcome)?;
+        cluster.revision += 1;
+        let name = cluster.spec.name.clone();
+        if cluster.members.is_empty() {
+            self.clusters.remove(&id);
+        } else {
+            self.clusters.insert(id, cluster);
+        }
+        if let Some((operation, kind)) = outcome.start {
+            self.start_operation(at, operation, kind, id, &name);
+        }
+        if let Some((operation, failure)) = outcome.end {
+            self.end_operation(at, operation, failure);
+        }
+        for (kind, message) in outcome.events {
+            self.note(at, kind, message, Some(id), None);
+        }
+        Ok(())
+    }
+
+    fn start_operation(&mut self, at: WallTime, id: OperationId, kind: OperationKind, cluster: ClusterId, name: &str) {
+        if self.operations.len() >= OPERATIONS_MAX {
+            // Ids are UUIDs v7, so the first ended one is the oldest.
+            let oldest = self.operations.iter().find(|(_, held)| held.state != OperationState::Running);
+            if let Some(oldest) = oldest.map(|(id, _)| *id) {
+                self.operations.remove(&oldest);
+            }
+        }
+        let state = OperationState::Running;
+        let cluster_name = name.to_string();
+        self.operations.insert(id, OperationRecord { id, kind, cluster, cluster_name, started_at: at, state });
+    }
+
+    /// False when there was nothing to end.
+    fn end_operation(&mut self, at: WallTime, id: OperationId, failure: Option<String>) -> bool {
+        match self.operations.get_mut(&id) {
+            Some(held) if held.state == OperationState::Running => {
+                held.state = match failure {
+                    Some(why) => OperationState::Failed { at, why },
+                    None => OperationState::Succeeded { at },
+                };
+                let created = held.kind == OperationKind::CreateCluster;
+                let cluster = held.cluster;
+                if let (true, Some(cluster)) = (created, self.clusters.get_mut(&cluster)) {
+                    cluster.creating = None;
+                }
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn note(&mut self, at: WallTime, kind: &str, message: String, cluster: Option<ClusterId>, node: Option<NodeId>) {
+        while self.events.len() >= EVENTS_MAX {
+            self.events.pop_front();
+        }
+        let sequence = self.next_event;
+        self.next_event += 1;
+        self.events.push_back(EventRecord { sequence, at, kind: kind.to_string(), message, cluster, node });
+    }
+}
+
+/// What a change does outside its cluster.
+#[derive(Default)]
+struct Outcome {
+    start: Option<(OperationId, OperationKind)>,
+    end: Option<(OperationId, Option<String>)>,
+    events: Vec<(&'static str, String)>,
+}
+
+impl Outcome {
+    fn event(&mut self, kind: &'static str, message: String) {
+        self.events.push((kind, message));
+    }
+}
+
+impl ClusterRecord {
+    fn change(&mut self, change: &ClusterChange, outcome: &mut Outcome) -> Result<(), Refusal> {
+        match change {
+            ClusterChange::BeginEpoch { epoch, reason, preferred } => {
+                self.begin_epoch(*epoch, *reason, *preferred, outcome)
+            }
+            ClusterChange::Choose { epoch, leader, timeline, start, sync_set, rebuild } => {
+                let config = EpochConfig {
+                    epoch: *epoch,
+                    leader: *leader,
+                    timeline: *timeline,
+                    start: *start,
+                    sync_set: sync_set.clone(),
+                };
+                self.choose(config, rebuild, outcome)
+            }
+            ClusterChange::NotePromotion { epoch, timeline, parent, fork_lsn, end_of_recovery, system_identifier } => {
+                let leader = self.in_epoch(*epoch)?;
+                if !matches!(self.leadership, Leadership::Chosen { .. }) {
+                    return Err(conflict("the promotion of this epoch is recorded already"));
+                }
+                if self.config().is_none_or(|config| config.timeline != *timeline) {
+                    return Err(conflict(format!("timeline {timeline} is not the one that epoch {epoch} was given")));
+                }
+                match &self.system_identifier {
+                    None => self.system_identifier = Some(system_identifier.clone()),
+                    Some(known) if known == system_identifier => {}
+                    Some(known) => {
+                        return Err(conflict(format!(
+                            "the promoted member's system identifier is {system_identifier}, the cluster's is {known}"
+                        )));
+                    }
+                }
+                self.history.push(HistoryEntry {
+                    epoch: *epoch,
+                    timeline: *timeline,
+                    parent: *parent,
+                    fork_lsn: *fork_lsn,
+                    end_of_recovery: *end_of_recovery,
+                    leader,
+                });
+                self.leadership = Leadership::Promoted { leader };
+                let name = self.member_name(leader);
+                outcome.event("leader_promoted", format!("{name} promoted to timeline {timeline} at {fork_lsn}"));
+                Ok(())
+            }
+            ClusterChange::Confirm { epoch } => {
+                let leader = self.in_epoch(*epoch)?;
+                if !matches!(self.leadership, Leadership::Promoted { .. }) {
+                    return Err(conflict("only a promoted and unconfirmed epoch can be confirmed"));
+                }
+                self.leadership = Leadership::Confirmed { leader };
+                // What came before is contained in this one: an election need not ask it any more.
+                let keep = self.configs.len() - 1;
+                self.configs.drain(..keep);
+                let name = self.member_name(leader);
+                outcome.event("leader_confirmed", format!("{name} leads in epoch {epoch}"));
+                Ok(())
+            }
+            ClusterChange::AddToSyncSet { epoch, incarnation } => {
+                let leader = self.in_epoch(*epoch)?;
+                if !self.is_confirmed() {
+                    return Err(conflict("the sync set changes only in a confirmed epoch"));
+                }
+                if self.config().is_some_and(|config| config.sync_set.members.contains(incarnation)) {
+                    return Err(conflict("that incarnation counts in the sync set already"));
+                }
+                let current = self.members.get(&incarnation.member).map(super::MemberRecord::current);
+                if incarnation.member == leader || current != Some(*incarnation) {
+                    return Err(conflict("only the present incarnation of a standby can join the sync set"));
+                }
+                let config = self.configs.last_mut().ok_or_else(|| conflict("no configuration"))?;
+                config.sync_set.members.insert(*incarnation);
+                let name = self.member_name(incarnation.member);
+                outcome.event("sync_set_grew", format!("{name} counts in the sync set"));
+                Ok(())
+            }
+            ClusterChange::Rebuild { member, incarnation, why } => self.rebuild(*member, *incarnation, why, outcome),
+            ClusterChange::RequestSwitchover { operation, to } => {
+                self.check_idle()?;
+                self.begin_switchover(*operation, *to, false, outcome)?;
+                outcome.start = Some((*operation, OperationKind::Switchover));
+                Ok(())
+            }
+            ClusterChange::RestartLeader { to } => {
+                let operation = self.restart.as_ref().ok_or_else(|| conflict("no restart is under way"))?.operation;
+                if self.switchover.is_some() {
+                    return Err(conflict("the leader is being restarted already"));
+                }
+                self.begin_switchover(operation, *to, true, outcome)
+            }
+            ClusterChange::DrainLeader => match &mut self.switchover {
+                Some(switchover) => {
+                    switchover.draining = true;
+                    Ok(())
+                }
+                None => Err(conflict("no switchover is under way")),
+            },
+            ClusterChange::EndSwitchover { failure } => {
+                let ended = self.switchover.take().ok_or_else(|| conflict("no switchover is under way"))?;
+                if ended.for_restart {
+                    return self.end_restart(failure.clone(), outcome);
+                }
+                let text = failure.as_ref().map_or_else(|| "done".to_string(), |why| format!("failed: {why}"));
+                outcome.event("switchover_ended", format!("switchover to {}: {text}", self.member_name(ended.to)));
+                outcome.end = Some((ended.operation, failure.clone()));
+                Ok(())
+            }
+            ClusterChange::RequestRestart { operation } => {
+                self.check_idle()?;
+                self.restart = Some(Restart {
+                    operation: *operation,
+                    remaining: self.members.keys().copied().collect(),
+                    current: None,
+                    leader_restarted_in: None,
+                });
+                outcome.start = Some((*operation, OperationKind::RestartCluster));
+                outcome.event("restart_requested", "restart of every member requested".to_string());
+                Ok(())
+            }
+            ClusterChange::RestartMember { member } => {
+                let restart = self.restart.as_mut().ok_or_else(|| conflict("no restart is under way"))?;
+                match member {
+                    Some(id) => {
+                        let held = self.members.get_mut(id).ok_or_else(|| not_found("member", id))?;
+                        held.restarts += 1;
+                        restart.current = Some(*id);
+                    }
+                    None => {
+                        if let Some(done) = restart.current.take() {
+                            restart.remaining.remove(&done);
+                        }
+                    }
+                }
+                Ok(())
+            }
+            ClusterChange::EndRestart { failure } => self.end_restart(failure.clone(), outcome),
+            ClusterChange::RequestDelete { operation } => {
+                if let Lifecycle::Deleting { .. } = self.lifecycle {
+                    return Err(conflict("the cluster is being deleted already"));
+                }
+                let ended = "the cluster is being deleted".to_string();
+                if let Some(creating) = self.creating.take() {
+                    outcome.end = Some((creating, Some(ended.clone())));
+                } else if let Some(switchover) = self.switchover.take() {
+                    outcome.end = Some((switchover.operation, Some(ended.clone())));
+                } else if let Some(restart) = self.restart.take() {
+                    outcome.end = Some((restart.operation, Some(ended)));
+                }
+                self.switchover = None;
+                self.restart = None;
+                self.lifecycle = Lifecycle::Deleting { operation: *operation };
+                outcome.start = Some((*operation, OperationKind::DeleteCluster));
+                outcome.event("delete_requested", format!("deletion of cluster {} requested", self.spec.name));
+                Ok(())
+            }
+            ClusterChange::NoteRemoved { member } => {
+                let Lifecycle::Deleting { operation } = self.lifecycle else {
+                    return Err(conflict("members leave only a cluster that is being deleted"));
+                };
+                self.members.remove(member).ok_or_else(|| not_found("member", member))?;
+                if self.members.is_empty() {
+                    outcome.event("cluster_deleted", format!("cluster {} deleted", self.spec.name));
+                    outcome.end = Some((operation, None));
+                }
+                Ok(())
+            }
+            ClusterChange::ReplaceSecrets { secrets } => {
+                self.secrets = secrets.clone();
+                outcome.event("certificate_renewed", "server certificate renewed for the present nodes".to_string());
+                Ok(())
+            }
+        }
+    }
+
+    fn begin_epoch(
+        &mut self,
+        epoch: Epoch,
+        reason: EpochReason,
+        preferred: Option<MemberId>,
+        outcome: &mut Outcome,
+    ) -> Result<(), Refusal> {
+        if epoch != self.epoch.next() {
+            return Err(Refusal::StaleEpoch { asked: epoch, found: self.epoch });
+        }
+        if self.lifecycle != Lifecycle::Active {
+            return Err(conflict("the cluster is being deleted"));
+        }
+        self.epoch = epoch;
+        self.leadership = Leadership::Electing { reason, preferred };
+        if let (EpochReason::Restart, Some(restart)) = (reason, &mut self.restart) {
+            restart.leader_restarted_in = Some(epoch);
+        }
+        outcome.event("epoch_began", format!("epoch {epoch} began: {}", describe(reason)));
+        Ok(())
+    }
+
+    fn choose(&mut self, config: EpochConfig, rebuild: &[MemberId], outcome: &mut Outcome) -> Result<(), Refusal> {
+        if config.epoch != self.epoch {
+            return Err(Refusal::StaleEpoch { asked: config.epoch, found: self.epoch });
+        }
+        if !matches!(self.leadership, Leadership::Electing { .. }) {
+            return Err(conflict("the leader of this epoch is chosen already; another choice needs another epoch"));
+        }
+        if config.timeline <= self.last_timeline {
+            return Err(conflict(format!("timeline {} was given before", config.timeline)));
+        }
+        let leader = config.leader;
+        if self.members.get(&leader.member).map(super::MemberRecord::current) != Some(leader) {
+            return Err(conflict("the chosen leader is not a present incarnation of a member"));
+        }
+        if config.sync_set.members.iter().any(|standby| standby.member == leader.member) {
+            return Err(conflict("a leader cannot be in its own sync set"));
+        }
+        for member in rebuild {
+            let held = self.members.get_mut(member).ok_or_else(|| not_found("member", member))?;
+            held.incarnation += 1;
+        }
+        let known: BTreeSet<Incarnation> = self.members.values().map(super::MemberRecord::current).collect();
+        if let Some(stranger) = config.sync_set.members.iter().find(|standby| !known.contains(standby)) {
+            return Err(conflict(format!("{stranger} is not a present incarnation of a member")));
+        }
+        if config.sync_set.members.len() < usize::from(config.sync_set.needed)
+            || (config.sync_set.needed == 0 && self.members.len() > 1)
+        {
+            return Err(conflict("the sync set is smaller than the acknowledgements that it must give"));
+        }
+        self.note_unnoted_promotion(config.start.timeline);
+        self.last_timeline = config.timeline;
+        self.leadership = Leadership::Chosen { leader: leader.member };
+        let message = format!(
+            "{} chosen at {}, to make timeline {}",
+            self.member_name(leader.member),
+            config.start,
+            config.timeline
+        );
+        self.configs.push(config);
+        outcome.event("leader_chosen", message);
+        Ok(())
+    }
+
+    /// The chosen one's log ends on the timeline of a promotion that happened and was never noted, because its leader
+    /// ended first. It is part of the history from now on; its configuration will be forgotten.
+    fn note_unnoted_promotion(&mut self, timeline: Timeline) {
+        if self.history.iter().any(|entry| entry.timeline == timeline) {
+            return;
+        }
+        let Some(config) = self.configs.iter().find(|config| config.timeline == timeline) else { return };
+        self.history.push(HistoryEntry {
+            epoch: config.epoch,
+            timeline,
+            parent: config.start.timeline.max(Timeline(1)),
+            fork_lsn: config.start.lsn,
+            end_of_recovery: config.start.lsn,
+            leader: config.leader.member,
+        });
+    }
+
+    fn rebuild(&mut self, member: MemberId, incarnation: u32, why: &str, outcome: &mut Outcome) -> Result<(), Refusal> {
+        let name = self.member_name(member);
+        let leader = self.leadership.leader();
+        let held = self.members.get(&member).ok_or_else(|| not_found("member", member))?;
+        if incarnation != held.incarnation + 1 {
+            return Err(conflict(format!("{name} is at incarnation {}", held.incarnation)));
+        }
+        if leader == Some(member) {
+            return Err(conflict("a leader is never rebuilt"));
+        }
+        let current = held.current();
+        if !self.is_confirmed() {
+            return Err(conflict("a member forgets only when the epoch is confirmed"));
+        }
+        if self.configs.iter().any(|config| config.sync_set.members.contains(&current)) {
+            return Err(conflict(format!("{name} counts in the sync set and must leave it before it forgets")));
+        }
+        if let Some(held) = self.members.get_mut(&member) {
+            held.incarnation = incarnation;
+        }
+        outcome.event("member_rebuilt", format!("{name} starts again as incarnation {incarnation}: {why}"));
+        Ok(())
+    }
+
+    fn begin_switchover(
+        &mut self,
+        operation: OperationId,
+        to: MemberId,
+        for_restart: bool,
+        outcome: &mut Outcome,
+    ) -> Result<(), Refusal> {
+        let Leadership::Confirmed { leader: from } = self.leadership else {
+            return Err(conflict("the cluster has no confirmed leader now"));
+        };
+        if !self.members.contains_key(&to) {
+            return Err(not_found("member", to));
+        }
+        if from == to {
+            return Err(conflict(format!("{} leads already", self.member_name(to))));
+        }
+        self.switchover = Some(Switchover { operation, from, to, epoch: self.epoch, draining: false, for_restart });
+        let message = format!("switchover from {} to {} requested", self.member_name(from), self.member_name(to));
+        outcome.event("switchover_requested", message);
+        Ok(())
+    }
+
+    fn end_restart(&mut self, failure: Option<String>, outcome: &mut Outcome) -> Result<(), Refusal> {
+        let ended = self.restart.take().ok_or_else(|| conflict("no restart is under way"))?;
+        let text = failure.as_ref().map_or_else(|| "done".to_string(), |why| format!("failed: {why}"));
+        outcome.event("restart_ended", format!("restart: {text}"));
+        outcome.end = Some((ended.operation, failure));
+        Ok(())
+    }
+
+    fn check_idle(&self) -> Result<(), Refusal> {
+        if self.lifecycle != Lifecycle::Active {
+            return Err(conflict("the cluster is being deleted"));
+        }
+        if self.switchover.is_some() {
+            return Err(conflict("a switchover is under way; wait for it to end"));
+        }
+        if self.restart.is_some() {
+            return Err(conflict("a restart is under way; wait for it to end"));
+        }
+        Ok(())
+    }
+
+    /// The leader of `epoch`, if that is the present one and it has a leader.
+    fn in_epoch(&self, epoch: Epoch) -> Result<MemberId, Refusal> {
+        match self.leadership.leader() {
+            Some(leader) if epoch == self.epoch => Ok(leader),
+            Some(_) => Err(Refusal::StaleEpoch { asked: epoch, found: self.epoch }),
+            None => Err(conflict("the epoch has no leader yet")),
+        }
+    }
+
+    fn member_name(&self, id: MemberId) -> String {
+        self.members.get(&id).map_or_else(|| id.to_string(), |member| member.name.clone())
+    }
+}
+
+fn describe(reason: EpochReason) -> &'static str {
+    match reason {
+        EpochReason::Created => "the cluster is new",
+        EpochReason::PostgresEnded => "the leader's Postgres ended",
+        EpochReason::NodeLost => "the leader's node closed its connections and no standby hears from its Postgres",
+        EpochReason::NodeSilent => "the leader's node is silent and no standby hears from its Postgres",
+        EpochReason::CutFromStandbys => "too few standbys can reach the leader",
+        EpochReason::SyncSetChange => "a standby that lost its data leaves the sync set",
+        EpochReason::PromotionFailed => "the chosen leader could not be promoted",
+        EpochReason::Switchover => "a switchover was asked for",
+        EpochReason::Restart => "a restart was asked for",
+    }
+}
+
+fn not_found(what: &str, id: impl ToString) -> Refusal {
+    Refusal::NotFound { what: what.to_string(), id: id.to_string() }
+}

@@ -1,0 +1,151 @@
+//! The entries of the replicated log. Each is stored as `{version, kind, body}` with named fields; a voter that meets a
+//! kind it does not know stops rather than skips it.
+
+use super::cluster::{ClusterPorts, ClusterSecrets, EpochReason, SyncSet};
+use super::{Deployment, JoinToken, MemberRecord, NodeRecord};
+use crate::ids::{ClusterId, Incarnation, MemberId, NodeId, OperationId, TokenId};
+use crate::position::{Epoch, Lsn, Position, Timeline};
+use crate::spec::ClusterSpec;
+use crate::time::WallTime;
+use serde::{Deserialize, Serialize};
+
+/// One change of the record. `at` is the proposer's time of day, for people only.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "kind", content = "body")]
+pub enum Command {
+    /// The first entry of a deployment.
+    Found {
+        at: WallTime,
+        deployment: Deployment,
+        node: NodeRecord,
+    },
+    /// A known node says where it is now.
+    UpdateNode {
+        at: WallTime,
+        node: NodeRecord,
+    },
+    /// A node joins by a token, which is used up by that.
+    AdmitNode {
+        at: WallTime,
+        token: TokenId,
+        node: NodeRecord,
+    },
+    /// A node without members leaves.
+    RemoveNode {
+        at: WallTime,
+        node: NodeId,
+    },
+    AddJoinToken {
+        at: WallTime,
+        token: JoinToken,
+    },
+    CreateCluster {
+        at: WallTime,
+        cluster: Box<NewCluster>,
+    },
+    /// A change of one cluster, decided on exactly that revision of it.
+    ChangeCluster {
+        at: WallTime,
+        cluster: ClusterId,
+        revision: u64,
+        change: ClusterChange,
+    },
+    EndOperation {
+        at: WallTime,
+        operation: OperationId,
+        failure: Option<String>,
+    },
+}
+
+/// A cluster to be made, already placed.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct NewCluster {
+    pub id: ClusterId,
+    pub operation: OperationId,
+    pub spec: ClusterSpec,
+    pub postgres_major: u16,
+    pub ports: ClusterPorts,
+    pub secrets: ClusterSecrets,
+    /// All members; the first one runs `initdb` and leads epoch 1.
+    pub members: Vec<MemberRecord>,
+}
+
+/// What can change in a cluster.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "change")]
+pub enum ClusterChange {
+    /// Open an election: from here on every member that sees it promises.
+    BeginEpoch {
+        epoch: Epoch,
+        reason: EpochReason,
+        preferred: Option<MemberId>,
+    },
+    /// Name the leader of the open epoch, once. `rebuild` lists members whose incarnation is raised with it.
+    Choose {
+        epoch: Epoch,
+        leader: Incarnation,
+        timeline: Timeline,
+        start: Position,
+        sync_set: SyncSet,
+        rebuild: Vec<MemberId>,
+    },
+    /// The chosen one runs on its timeline.
+    NotePromotion {
+        epoch: Epoch,
+        timeline: Timeline,
+        parent: Timeline,
+        fork_lsn: Lsn,
+        end_of_recovery: Lsn,
+        system_identifier: String,
+    },
+    /// `k` of the set have flushed past the end of recovery; everything acknowledged before is in this epoch.
+    Confirm {
+        epoch: Epoch,
+    },
+    /// A member that has caught up counts from now on. Recorded before Postgres hears of it.
+    AddToSyncSet {
+        epoch: Epoch,
+        incarnation: Incarnation,
+    },
+    /// A member whose history has left the cluster's starts again under the next number.
+    Rebuild {
+        member: MemberId,
+        incarnation: u32,
+        why: String,
+    },
+    RequestSwitchover {
+        operation: OperationId,
+        to: MemberId,
+    },
+    /// The leader has checkpointed: clients go and it stops cleanly.
+    DrainLeader,
+    /// Ends a switchover, either way.
+    EndSwitchover {
+        failure: Option<String>,
+    },
+    RequestRestart {
+        operation: OperationId,
+    },
+    /// Restart this member's Postgres next (`None`: that one has come back).
+    RestartMember {
+        member: Option<MemberId>,
+    },
+    /// The last part of a restart: the leader hands over and is started again as a standby.
+    RestartLeader {
+        to: MemberId,
+    },
+    EndRestart {
+        failure: Option<String>,
+    },
+    RequestDelete {
+        operation: OperationId,
+    },
+    /// A deleted cluster's member has removed its volume.
+    NoteRemoved {
+        member: MemberId,
+    },
+    /// New certificates, because the nodes have changed.
+    ReplaceSecrets {
+        secrets: ClusterSecrets,
+    },
+}

@@ -1,0 +1,228 @@
+//! What a node tells the controller of its members. The same observation is the agent's input on the node itself, so
+//! that both decide from one description.
+
+use crate::finding::Finding;
+use crate::ids::{ClusterId, Incarnation, MemberId, NodeId, OperationId};
+use crate::position::{Epoch, Lsn, Position, Timeline};
+use crate::record::SyncSet;
+use crate::step::Step;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+
+/// Everything that one node has to say; sent whole, at once on a change and briefly every heartbeat.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct NodeReport {
+    pub node: NodeId,
+    /// Random per start of the daemon, so that a restarted one is told from a delayed report.
+    pub session: u64,
+    /// Grows by one per report within a session; an older one is dropped.
+    pub sequence: u64,
+    /// Revision of the record that the node had applied.
+    pub revision: u64,
+    pub members: Vec<MemberReport>,
+    /// Facts about the node itself, such as a gateway that does not run.
+    #[serde(default)]
+    pub findings: Vec<Finding>,
+}
+
+/// One member as its own node sees it.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct MemberReport {
+    pub cluster: ClusterId,
+    pub member: MemberId,
+    /// Whether the member's volume is on this node.
+    pub volume_present: bool,
+    pub data: DataSeen,
+    /// The epoch on the node's disk: the member streams only from the leader of this epoch or a newer one.
+    pub promised: Epoch,
+    /// The answer to the promise of `promised`, once it is complete.
+    pub answer: Option<PromiseAnswer>,
+    pub postgres: PostgresSeen,
+    /// The restart that the member's Postgres was last started for; see `MemberRecord::restarts`.
+    #[serde(default)]
+    pub restarts: u32,
+    /// The switchover for which the leader has written a checkpoint.
+    #[serde(default)]
+    pub checkpointed: Option<OperationId>,
+    /// The step in flight, or the one that failed last and waits to be tried again.
+    pub working: Option<Working>,
+    #[serde(default)]
+    pub findings: Vec<Finding>,
+}
+
+/// The data folder on the volume.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DataSeen {
+    Absent,
+    /// An `initdb`, a copy or a rewind was cut short. A marker beside the folder says so; the folder alone never does.
+    Partial,
+    /// Complete data of this incarnation was here by the node's own notes (kept outside the volume) and is gone.
+    Lost {
+        incarnation: Incarnation,
+    },
+    Present(DataIdentity),
+    /// Something that is not this member's: another cluster's, another major version's, or unreadable. Never touched.
+    Foreign {
+        why: String,
+    },
+}
+
+/// Whose data it is, written beside the folder when it became complete and checked against the folder's control file.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct DataIdentity {
+    pub incarnation: Incarnation,
+    /// Postgres' own number for the system, in decimal (it exceeds what JSON numbers hold exactly).
+    pub system_identifier: String,
+    pub postgres_major: u16,
+}
+
+/// A complete promise: from now on this incarnation acknowledges nothing of an older epoch.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PromiseAnswer {
+    pub epoch: Epoch,
+    pub incarnation: Incarnation,
+    /// The end of the WAL on disk after the receiver was seen gone (or Postgres was stopped).
+    pub position: Position,
+}
+
+/// The member's Postgres as its guard and a probe see it.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PostgresSeen {
+    /// No process of it is left: the guard saw the tree empty, or there is neither a guard nor a postmaster.
+    Down {
+        /// Set when the control file says that it was shut down cleanly.
+        clean: Option<CleanStop>,
+    },
+    /// The postmaster runs and does not accept yet (recovery before consistency).
+    Starting,
+    /// Processes are there or may be, and nothing answers. Neither alive nor dead.
+    Unresponsive {
+        why: String,
+    },
+    Primary(PrimarySeen),
+    Standby(StandbySeen),
+}
+
+/// What the control file of a cleanly stopped Postgres says.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct CleanStop {
+    pub timeline: Timeline,
+    /// Start of the shutdown checkpoint; a standby has everything when its position lies beyond it.
+    pub checkpoint: Lsn,
+}
+
+/// Who may connect.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ClientAccess {
+    /// Only the node itself and replication.
+    Holding,
+    /// The cluster's roles as well.
+    Open,
+}
+
+/// A Postgres that is out of recovery.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct PrimarySeen {
+    /// The epoch in which this very postmaster was promoted, from the node's own notes; `None` for a stranger.
+    pub epoch: Option<Epoch>,
+    pub timeline: Timeline,
+    /// End of the WAL flushed here.
+    pub flushed: Lsn,
+    /// Where the timeline left its parent.
+    pub fork_lsn: Lsn,
+    /// A position at or beyond the end-of-recovery record of this promotion.
+    pub end_of_recovery: Lsn,
+    pub access: ClientAccess,
+    /// The effective `synchronous_standby_names`; `None` when it names anything that is not an incarnation, as the
+    /// default `pgstead_none` does.
+    pub sync_set: Option<SyncSet>,
+    /// The incarnations that may replicate from here under `epoch`.
+    pub admitted: BTreeSet<Incarnation>,
+    /// Physical slots, by the incarnation that each is named after.
+    pub slots: BTreeSet<Incarnation>,
+    /// One entry per WAL sender.
+    pub senders: Vec<SenderSeen>,
+}
+
+/// A row of `pg_stat_replication` on a primary.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct SenderSeen {
+    /// `application_name`, whatever it is.
+    pub name: String,
+    /// The incarnation, when the name is one and the client certificate says the same.
+    pub incarnation: Option<Incarnation>,
+    pub streaming: bool,
+    pub flushed: Option<Lsn>,
+    pub replayed: Option<Lsn>,
+}
+
+/// A Postgres in recovery.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct StandbySeen {
+    /// Whom it was told to stream from, and in which epoch; `None` while `primary_conninfo` is empty.
+    pub upstream: Option<Upstream>,
+    /// `None` when no WAL receiver process exists.
+    pub receiver: Option<ReceiverSeen>,
+    pub replayed: Lsn,
+    /// The end of the WAL on disk, or `None` while that cannot be told yet (still replaying what a restart has left).
+    pub position: Option<Position>,
+    pub access: ClientAccess,
+}
+
+/// The leader of an epoch as an upstream.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Upstream {
+    pub leader: MemberId,
+    pub epoch: Epoch,
+}
+
+/// A WAL receiver.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ReceiverSeen {
+    pub streaming: bool,
+    /// Time since it last heard from its sender, in milliseconds, when this report was made.
+    pub silent_ms: u64,
+}
+
+/// A step and how it goes.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Working {
+    pub step: Step,
+    /// How long the present attempt has taken, in milliseconds.
+    pub elapsed_ms: u64,
+    /// 1 for the first attempt.
+    pub attempt: u32,
+    /// 0 to 100, where the step can tell.
+    pub percent: Option<u8>,
+    /// Why the last attempt failed; set while the next one waits.
+    pub error: Option<String>,
+}
+
+impl MemberReport {
+    /// The identity of complete data of this cluster, if there is any.
+    pub fn identity(&self) -> Option<&DataIdentity> {
+        match &self.data {
+            DataSeen::Present(identity) => Some(identity),
+            DataSeen::Absent | DataSeen::Partial | DataSeen::Lost { .. } | DataSeen::Foreign { .. } => None,
+        }
+    }
+    /// The incarnation of the data on disk.
+    pub fn incarnation(&self) -> Option<Incarnation> {
+        self.identity().map(|identity| identity.incarnation)
+    }
+    pub fn as_primary(&self) -> Option<&PrimarySeen> {
+        match &self.postgres {
+            PostgresSeen::Primary(primary) => Some(primary),
+            _ => None,
+        }
+    }
+    pub fn as_standby(&self) -> Option<&StandbySeen> {
+        match &self.postgres {
+            PostgresSeen::Standby(standby) => Some(standby),
+            _ => None,
+        }
+    }
+}

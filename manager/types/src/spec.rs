@@ -1,0 +1,244 @@
+//! What a person asks for. Every field is checked here, before anything is recorded, with one sentence per mistake.
+
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// More members than this make elections slower and nothing safer.
+pub const MEMBERS_MAX: u8 = 7;
+
+/// A spec that cannot be. The text is for the person who wrote it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SpecError {
+    #[error(
+        "{what} {text:?} is not a valid name; expected 1 to 40 characters: lower-case letters, digits and hyphens, \
+         beginning with a letter and not ending with a hyphen"
+    )]
+    BadName { what: &'static str, text: String },
+    #[error("a cluster of {asked} members cannot be; expected 1 to {MEMBERS_MAX}")]
+    BadMembers { asked: u8 },
+    #[error(
+        "sync_replicas = {asked} is more than the {standbys} standbys that {members} members leave; expected at most \
+         {standbys}: ask for more members or fewer sync_replicas"
+    )]
+    TooManySyncReplicas { asked: u8, standbys: u8, members: u8 },
+    #[error(
+        "sync_replicas = 0 with {members} members would be an asynchronous cluster, which this version does not \
+         offer; expected at least 1"
+    )]
+    Asynchronous { members: u8 },
+    #[error("the setting {name} belongs to pgstead ({why}); remove it from settings")]
+    OwnedSetting { name: String, why: &'static str },
+    #[error(
+        "{name:?} is not the name of a Postgres setting; expected letters, digits, underscores and one dot at most"
+    )]
+    BadSetting { name: String },
+    #[error("the value of the setting {name} has a line break or a NUL in it; expected one line")]
+    BadSettingValue { name: String },
+    #[error(
+        "database and owner must be Postgres identifiers of lower-case letters, digits and underscores that begin with \
+         a letter, up to 63 characters, and not begin with pg; {text:?} is not"
+    )]
+    BadIdentifier { text: String },
+}
+
+/// A cluster as asked for. Unknown keys are refused.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClusterSpec {
+    /// A label, unique in the deployment.
+    pub name: String,
+    /// Members in all, the leader counted: 1 to 7.
+    #[serde(default = "three")]
+    pub members: u8,
+    /// `k`: standbys that must have a commit on disk before it is acknowledged. Default 1, and 0 for one member.
+    #[serde(default)]
+    pub sync_replicas: Option<u8>,
+    /// The database made for the application. Default `app`.
+    #[serde(default = "app")]
+    pub database: String,
+    /// The role that owns it and logs in with a password. Default `app`.
+    #[serde(default = "app")]
+    pub owner: String,
+    /// Postgres settings, as in `postgresql.conf`, without those that the cluster's safety rests on.
+    #[serde(default)]
+    pub settings: BTreeMap<String, String>,
+}
+
+fn three() -> u8 {
+    3
+}
+fn app() -> String {
+    "app".to_string()
+}
+
+impl ClusterSpec {
+    /// A spec with every default.
+    pub fn named(name: &str) -> Self {
+        Self {
+            name: name.to_string(),
+            members: three(),
+            sync_replicas: None,
+            database: app(),
+            owner: app(),
+            settings: BTreeMap::new(),
+        }
+    }
+
+    /// `k`, with the default filled in.
+    pub fn needed(&self) -> u8 {
+        self.sync_replicas.unwrap_or(u8::from(self.members > 1))
+    }
+
+    /// Everything that can be said without knowing the nodes.
+    pub fn check(&self) -> Result<(), SpecError> {
+        check_name("cluster name", &self.name)?;
+        if self.members == 0 || self.members > MEMBERS_MAX {
+            return Err(SpecError::BadMembers { asked: self.members });
+        }
+        let standbys = self.members - 1;
+        if self.needed() > standbys {
+            return Err(SpecError::TooManySyncReplicas { asked: self.needed(), standbys, members: self.members });
+        }
+        if standbys > 0 && self.needed() == 0 {
+            return Err(SpecError::Asynchronous { members: self.members });
+        }
+        check_identifier(&self.database)?;
+        check_identifier(&self.owner)?;
+        self.settings.iter().try_for_each(|(name, value)| check_setting(name, value))
+    }
+}
+
+/// A label: short, lower case, safe in a path, a URL and a DNS name.
+pub fn check_name(what: &'static str, text: &str) -> Result<(), SpecError> {
+    let letters = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    let good = (1..=40).contains(&text.len())
+        && text.starts_with(|c: char| c.is_ascii_lowercase())
+        && !text.ends_with('-')
+        && text.chars().all(letters);
+    if good { Ok(()) } else { Err(SpecError::BadName { what, text: text.chars().take(80).collect() }) }
+}
+
+fn check_identifier(text: &str) -> Result<(), SpecError> {
+    let good = (1..=63).contains(&text.len())
+        && text.starts_with(|c: char| c.is_ascii_lowercase())
+        && text.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
+        && !text.starts_with("pg")
+        && !["postgres", "template0", "template1", "public", "user", "all", "replication"].contains(&text);
+    if good { Ok(()) } else { Err(SpecError::BadIdentifier { text: text.chars().take(80).collect() }) }
+}
+
+/// Settings that pgstead derives itself, or whose change would lose acknowledged commits, each with why.
+const OWNED: &[(&str, &str)] = &[
+    ("fsync", "without it a crash loses acknowledged commits"),
+    ("full_page_writes", "without it a crash corrupts pages"),
+    ("synchronous_standby_names", "it follows the recorded sync set"),
+    ("synchronous_commit", "it decides what acknowledged means; set it per session or role if you must"),
+    ("primary_conninfo", "it follows the recorded leader"),
+    ("primary_slot_name", "it follows the recorded leader"),
+    ("restore_command", "a streaming member has none: it would delay a promotion"),
+    ("archive_mode", "archiving is not offered by this version"),
+    ("archive_command", "archiving is not offered by this version"),
+    ("archive_library", "archiving is not offered by this version"),
+    ("recovery_target_timeline", "members follow the recorded history"),
+    ("recovery_target", "members follow the recorded history"),
+    ("recovery_target_lsn", "members follow the recorded history"),
+    ("recovery_target_name", "members follow the recorded history"),
+    ("recovery_target_time", "members follow the recorded history"),
+    ("recovery_target_xid", "members follow the recorded history"),
+    ("recovery_target_action", "members follow the recorded history"),
+    ("restart_after_crash", "a crash must end the postmaster, so that unacknowledged commits stay hidden"),
+    ("hot_standby", "members are observed through it"),
+    ("wal_level", "replication needs replica or more"),
+    ("wal_log_hints", "rewinding needs it"),
+    ("max_wal_senders", "replication needs them"),
+    ("wal_retrieve_retry_interval", "a long one delays promotions"),
+    ("wal_receiver_timeout", "detection rests on it"),
+    ("wal_sender_timeout", "detection rests on it"),
+    ("wal_receiver_status_interval", "detection rests on it"),
+    ("cluster_name", "it names the member's incarnation"),
+    ("data_directory", "it is the member's volume"),
+    ("hba_file", "access follows the recorded state"),
+    ("ident_file", "access follows the recorded state"),
+    ("config_file", "it is written by pgstead"),
+    ("include", "it could change any of the others"),
+    ("include_dir", "it could change any of the others"),
+    ("include_if_exists", "it could change any of the others"),
+    ("external_pid_file", "it is the guard's business"),
+    ("listen_addresses", "it is the node's address"),
+    ("port", "it is recorded per cluster"),
+    ("unix_socket_directories", "it is the node's"),
+    ("unix_socket_permissions", "it is the node's"),
+    ("unix_socket_group", "it is the node's"),
+    ("ssl", "connections are always encrypted"),
+    ("ssl_ca_file", "it is the cluster's"),
+    ("ssl_cert_file", "it is the cluster's"),
+    ("ssl_key_file", "it is the cluster's"),
+    ("password_encryption", "logins use SCRAM"),
+    ("logging_collector", "the guard keeps the log"),
+    ("log_destination", "the guard keeps the log"),
+    ("max_replication_slots", "replication needs them"),
+    ("data_sync_retry", "after a failed sync, trying again would acknowledge what is lost"),
+    ("zero_damaged_pages", "it hides corruption"),
+    ("ignore_invalid_pages", "it hides corruption"),
+    ("ignore_checksum_failure", "it hides corruption"),
+    ("allow_alter_system", "settings are recorded, not edited"),
+];
+
+fn check_setting(name: &str, value: &str) -> Result<(), SpecError> {
+    let good = (1..=63).contains(&name.len())
+        && name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '.')
+        && name.matches('.').count() <= 1;
+    if !good {
+        return Err(SpecError::BadSetting { name: name.chars().take(80).collect() });
+    }
+    // Postgres ignores the case of setting names.
+    let lower = name.to_ascii_lowercase();
+    if lower.starts_with("pgstead.") {
+        return Err(SpecError::OwnedSetting { name: lower, why: "pgstead talks to its own Postgres by it" });
+    }
+    if let Some((_, why)) = OWNED.iter().find(|(owned, _)| *owned == lower) {
+        return Err(SpecError::OwnedSetting { name: lower, why });
+    }
+    if value.contains(['\n', '\r', '\0']) {
+        return Err(SpecError::BadSettingValue { name: lower });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_spec_is_three_members_and_one_acknowledgement() {
+        let spec = ClusterSpec::named("app");
+        spec.check().unwrap();
+        assert_eq!((spec.members, spec.needed()), (3, 1));
+    }
+
+    #[test]
+    fn refuses_more_acknowledgements_than_standbys() {
+        let spec = ClusterSpec { sync_replicas: Some(3), ..ClusterSpec::named("app") };
+        assert!(matches!(spec.check(), Err(SpecError::TooManySyncReplicas { asked: 3, standbys: 2, .. })));
+    }
+
+    #[test]
+    fn refuses_settings_that_safety_rests_on_in_any_case() {
+        let mut spec = ClusterSpec::named("app");
+        spec.settings.insert("FSYNC".to_string(), "off".to_string());
+        assert!(matches!(spec.check(), Err(SpecError::OwnedSetting { .. })));
+    }
+
+    #[test]
+    fn refuses_names_that_would_surprise_a_path_or_a_shell() {
+        for name in ["", "App", "1app", "app-", "a/b", "a b", "ä", &"a".repeat(41)] {
+            assert!(check_name("cluster name", name).is_err(), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn unknown_keys_are_refused() {
+        assert!(serde_json::from_str::<ClusterSpec>(r#"{"name":"app","replicas":3}"#).is_err());
+    }
+}

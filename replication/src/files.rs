@@ -1,0 +1,83 @@
+//! Files that are either the old or the new whole, with the right owner and mode from their first byte.
+
+use crate::user::RunAs;
+use rustix::fs::{Gid, Uid};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+
+/// What must be true when a write returns.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Survives {
+    /// The end of this process. Enough for what a start writes anew anyway.
+    Processes,
+    /// A power cut.
+    PowerLoss,
+}
+
+/// Replaces `path`. Readable by its owner alone.
+pub fn replace(path: &Path, bytes: &[u8], owner: RunAs, survives: Survives) -> io::Result<()> {
+    let fresh = path.with_file_name(format!("{}.new", path.file_name().unwrap_or_default().to_string_lossy()));
+    remove(&fresh)?;
+    // Exclusive: the folder belongs to the user that Postgres runs as, and root must not follow a link it finds there.
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&fresh)?;
+    give_to(&file, owner)?;
+    file.write_all(bytes)?;
+    if survives == Survives::PowerLoss {
+        file.sync_all()?;
+    }
+    fs::rename(&fresh, path)?;
+    if survives == Survives::PowerLoss {
+        sync_parent(path)?;
+    }
+    Ok(())
+}
+
+pub fn replace_json<T: Serialize>(path: &Path, value: &T, owner: RunAs, survives: Survives) -> io::Result<()> {
+    let mut bytes = serde_json::to_vec_pretty(value).map_err(io::Error::other)?;
+    bytes.push(b'\n');
+    replace(path, &bytes, owner, survives)
+}
+
+/// `None` when there is no such file; an error when it is there and cannot be understood.
+pub fn read_json<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
+    match fs::read(path) {
+        Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(io::Error::other),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Removes a file; false when there was none.
+pub fn remove(path: &Path) -> io::Result<bool> {
+    match fs::remove_file(path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Makes a folder that only its owner can enter, or gives an existing one to it.
+pub fn ensure_folder(path: &Path, owner: RunAs) -> io::Result<()> {
+    match fs::DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    let folder = File::open(path)?;
+    give_to(&folder, owner)?;
+    folder.set_permissions(fs::Permissions::from_mode(0o700))
+}
+
+pub fn sync_parent(path: &Path) -> io::Result<()> {
+    File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
+}
+
+fn give_to(file: &File, owner: RunAs) -> io::Result<()> {
+    if owner.is_someone_else() {
+        rustix::fs::fchown(file, Some(Uid::from_raw(owner.uid)), Some(Gid::from_raw(owner.gid)))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,125 @@
+//! What a running leader is told: who may connect, who replicates, what a commit waits for.
+
+use super::applied::{Admitted, Shape, SyncNames};
+use super::sql::Sql;
+use super::{Instance, InstanceError};
+use pgstead_types::record::SyncSet;
+use pgstead_types::report::ClientAccess;
+use pgstead_types::{Epoch, Incarnation, Tick};
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+/// A checkpoint writes every dirty page; the caller's patience is the only bound that makes sense beyond this.
+const CHECKPOINT_TIME_MAX: Duration = Duration::from_secs(600);
+/// For WAL senders to take note of a changed set.
+const SENDERS_TIME_MAX: Duration = Duration::from_secs(10);
+
+impl Instance {
+    /// Lets clients in.
+    pub async fn open_clients(&self) -> Result<(), InstanceError> {
+        let _changing = self.changing.lock().await;
+        let shape = Shape { access: ClientAccess::Open, ..self.wanted() };
+        let (_, generation) = self.load_shape(shape).await?;
+        self.note_seen(generation)
+    }
+
+    /// Keeps new clients out and ends the ones that are in.
+    pub async fn hold_clients(&self) -> Result<(), InstanceError> {
+        let _changing = self.changing.lock().await;
+        let shape = Shape { access: ClientAccess::Holding, ..self.wanted() };
+        let (sql, generation) = self.load_shape(shape).await?;
+        self.end_clients(&sql).await?;
+        self.note_seen(generation)
+    }
+
+    /// Makes the leader's sync set, slots and replication identities those of the record. `epoch` is the leader's.
+    pub async fn update_sync_set(
+        &self,
+        epoch: Epoch,
+        sync_set: &SyncSet,
+        admitted: &BTreeSet<Incarnation>,
+    ) -> Result<(), InstanceError> {
+        let _changing = self.changing.lock().await;
+        let sql = Sql::connect(&self.config()).await?;
+        if sql.is_in_recovery().await? {
+            return Err(InstanceError::NotAPrimary);
+        }
+        // Slots first: whoever is admitted finds its own.
+        self.ensure_slots(&sql, admitted).await?;
+        let before = self.applied().seen.and_then(|seen| match seen.sync_names {
+            SyncNames::Set(set) => Some(set),
+            SyncNames::Nobody => None,
+        });
+        let admitted = Admitted { epoch, incarnations: admitted.clone() };
+        let shape =
+            Shape { sync_names: SyncNames::Set(sync_set.clone()), admitted: Some(admitted.clone()), ..self.wanted() };
+        let (sql, generation) = self.load_shape(shape).await?;
+        self.end_senders(&sql, Some(&admitted)).await?;
+        // Each WAL sender reads its configuration by itself, and with the old number it would release commits too early.
+        // Nothing shows which number it goes by, so all dial in again when more acknowledgements are needed than before.
+        if before.as_ref().is_none_or(|before| before.needed < sync_set.needed) {
+            self.end_senders(&sql, None).await?;
+        }
+        self.senders_know(&sql, sync_set).await?;
+        self.drop_slots(&sql, &admitted.incarnations).await?;
+        self.note_seen(generation)
+    }
+
+    /// Waits until every WAL sender counts as synchronous exactly when the set names it.
+    async fn senders_know(&self, sql: &Sql, sync_set: &SyncSet) -> Result<(), InstanceError> {
+        let names: Vec<String> = sync_set.members.iter().map(|member| format!("'{member}'")).collect();
+        let listed =
+            if names.is_empty() { "false".to_string() } else { format!("application_name IN ({})", names.join(", ")) };
+        let text = format!(
+            "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming' AND (sync_priority > 0) <> ({listed})"
+        );
+        let begun = Tick::now();
+        loop {
+            let unaware = sql.value("ask what the WAL senders know", &text).await?;
+            if unaware.as_deref() == Some("0") {
+                return Ok(());
+            }
+            let waited = Tick::now().since(begun);
+            if waited > SENDERS_TIME_MAX {
+                let what = format!("{} WAL senders go by the old sync set", unaware.unwrap_or_default());
+                return Err(InstanceError::NotInEffect { what, waited });
+            }
+            tokio::time::sleep(Duration::from_millis(3)).await;
+        }
+    }
+
+    /// A physical slot per incarnation, which keeps WAL from its making on. Works on a standby as well.
+    pub(super) async fn ensure_slots(&self, sql: &Sql, wanted: &BTreeSet<Incarnation>) -> Result<(), InstanceError> {
+        let mine = self.config().incarnation;
+        for incarnation in wanted.iter().filter(|one| **one != mine) {
+            let text = format!(
+                "SELECT pg_create_physical_replication_slot('{incarnation}', true) \
+                 WHERE NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = '{incarnation}')"
+            );
+            sql.value("make a slot", &text).await?;
+        }
+        Ok(())
+    }
+
+    /// Drops the slots of incarnations that are not wanted; what else there is belongs to someone else.
+    pub(super) async fn drop_slots(&self, sql: &Sql, wanted: &BTreeSet<Incarnation>) -> Result<(), InstanceError> {
+        let list = "SELECT slot_name FROM pg_replication_slots WHERE slot_type = 'physical' AND NOT active";
+        for name in sql.values("list the slots", list).await?.into_iter().flatten() {
+            if name.parse::<Incarnation>().is_ok_and(|incarnation| !wanted.contains(&incarnation)) {
+                // It may have become active since; it is dropped the next time then.
+                let text = format!(
+                    "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots \
+                     WHERE slot_name = '{name}' AND NOT active"
+                );
+                sql.value("drop a slot", &text).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes a checkpoint.
+    pub async fn checkpoint(&self) -> Result<(), InstanceError> {
+        let sql = Sql::connect(&self.config()).await?;
+        sql.values_within("write a checkpoint", "CHECKPOINT", CHECKPOINT_TIME_MAX).await.map(drop)
+    }
+}

@@ -1,0 +1,190 @@
+//! What the instance's configuration says, kept in one file of the run folder so that a restarted daemon knows it.
+//!
+//! Two shapes are kept: the wanted one, written before the files are, and the one last seen in effect. Where they differ
+//! a change was cut short, and whatever is the worse of the two is reported.
+
+use super::InstanceConfig;
+use crate::files::{self, Survives};
+use pgstead_types::record::SyncSet;
+use pgstead_types::report::{ClientAccess, Upstream};
+use pgstead_types::{Epoch, Incarnation};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+
+/// `synchronous_standby_names` in its three forms.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SyncNames {
+    /// A standby that does not exist: nothing is ever acknowledged.
+    #[default]
+    Nobody,
+    /// The recorded set. Empty only for a cluster of one.
+    Set(SyncSet),
+}
+
+/// Everything in the configuration that changes in a member's life.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Shape {
+    pub access: ClientAccess,
+    pub sync_names: SyncNames,
+    /// Who may replicate from here, and under which epoch. `None` on a standby: nobody.
+    pub admitted: Option<Admitted>,
+    pub upstream: Option<Follow>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Admitted {
+    pub epoch: Epoch,
+    pub incarnations: BTreeSet<Incarnation>,
+}
+
+/// Whom to stream from.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Follow {
+    pub of: Upstream,
+    pub host: String,
+    pub port: u16,
+}
+
+impl Shape {
+    /// What Postgres is started with: nobody to follow, nobody admitted, nothing acknowledged.
+    pub fn at_start(access: ClientAccess) -> Self {
+        Self { access, sync_names: SyncNames::Nobody, admitted: None, upstream: None }
+    }
+    /// The same member as a standby without an upstream, whatever it was prepared for: nobody is admitted, and nothing is
+    /// acknowledged unless it was started as the only member.
+    pub fn as_standby(&self) -> Self {
+        let alone = matches!(&self.sync_names, SyncNames::Set(set) if set.members.is_empty());
+        let sync_names = if alone { self.sync_names.clone() } else { SyncNames::Nobody };
+        Self { sync_names, ..Self::at_start(self.access) }
+    }
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Applied {
+    /// Written into the configuration, so that a backend can be asked which one it was born with.
+    pub generation: u64,
+    pub wanted: Shape,
+    /// The shape last seen in effect; `None` when that is not known.
+    pub seen: Option<Shape>,
+    /// By the control file at the last start: settings that a standby must not be below.
+    #[serde(default)]
+    pub floors: BTreeMap<String, u64>,
+    /// What Postgres is known to have loaded; `None` while that is not known.
+    #[serde(default)]
+    pub presented: Option<Presented>,
+}
+
+/// What is not the shape's and reaches Postgres by the same files. The key goes with its certificate.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Presented {
+    ca_pem: String,
+    cert_pem: String,
+    settings: BTreeMap<String, String>,
+}
+
+impl Presented {
+    pub fn of(config: &InstanceConfig) -> Self {
+        Self {
+            ca_pem: config.tls.ca_pem.clone(),
+            cert_pem: config.tls.cert_pem.clone(),
+            settings: config.settings.clone(),
+        }
+    }
+}
+
+impl Applied {
+    pub fn load(config: &InstanceConfig) -> Self {
+        // Unreadable is unknown: what is running, if anything, is then taken for the worst until a step sees its own.
+        let loaded = files::read_json(&config.run_file("applied.json")).ok().flatten();
+        loaded.unwrap_or(Self {
+            generation: 0,
+            wanted: Shape::at_start(ClientAccess::Open),
+            seen: None,
+            floors: BTreeMap::new(),
+            presented: None,
+        })
+    }
+    /// As it is before anything was written.
+    #[cfg(test)]
+    fn fresh(wanted: &Shape, seen: Option<&Shape>) -> Self {
+        let (wanted, seen) = (wanted.clone(), seen.cloned());
+        Self { generation: 1, wanted, seen, floors: BTreeMap::new(), presented: None }
+    }
+    pub fn save(&self, config: &InstanceConfig) -> io::Result<()> {
+        files::replace_json(&config.run_file("applied.json"), self, config.owner(), Survives::Processes)
+    }
+
+    fn settled(&self) -> bool {
+        self.seen.as_ref() == Some(&self.wanted)
+    }
+    /// Holding only when that was seen.
+    pub fn access(&self) -> ClientAccess {
+        if self.settled() && self.wanted.access == ClientAccess::Holding {
+            ClientAccess::Holding
+        } else {
+            match &self.seen {
+                Some(seen) if seen.access == self.wanted.access => seen.access,
+                _ => ClientAccess::Open,
+            }
+        }
+    }
+    /// The set, once every WAL sender has seen it.
+    pub fn sync_set(&self) -> Option<&SyncSet> {
+        match (&self.wanted.sync_names, &self.seen.as_ref()?.sync_names) {
+            (SyncNames::Set(wanted), SyncNames::Set(seen)) if wanted == seen => Some(wanted),
+            _ => None,
+        }
+    }
+    /// Those who are certainly admitted under `epoch`.
+    pub fn admitted(&self, epoch: Option<Epoch>) -> BTreeSet<Incarnation> {
+        match (&self.wanted.admitted, self.seen.as_ref().and_then(|seen| seen.admitted.as_ref())) {
+            (Some(wanted), Some(seen)) if wanted.epoch == seen.epoch && Some(wanted.epoch) == epoch => {
+                wanted.incarnations.intersection(&seen.incarnations).copied().collect()
+            }
+            _ => BTreeSet::new(),
+        }
+    }
+    /// Whom it may be streaming from: nobody only when that was seen.
+    pub fn upstream(&self) -> Option<Upstream> {
+        let seen = self.seen.as_ref().and_then(|seen| seen.upstream.as_ref());
+        self.wanted.upstream.as_ref().or(seen).map(|follow| follow.of)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pgstead_types::MemberId;
+
+    fn following() -> Shape {
+        let of = Upstream { leader: MemberId::from_u128(1), epoch: Epoch(1) };
+        let upstream = Some(Follow { of, host: "a".to_string(), port: 1 });
+        Shape { upstream, ..Shape::at_start(ClientAccess::Holding) }
+    }
+
+    #[test]
+    fn a_change_cut_short_is_reported_as_the_worse_of_the_two() {
+        let open = Shape::at_start(ClientAccess::Open);
+        let holding = Shape::at_start(ClientAccess::Holding);
+        for (wanted, seen) in [(&open, Some(&holding)), (&holding, Some(&open)), (&holding, None)] {
+            let applied = Applied::fresh(wanted, seen);
+            assert_eq!(applied.access(), ClientAccess::Open, "{wanted:?} {seen:?}");
+        }
+        let settled = Applied::fresh(&holding, Some(&holding));
+        assert_eq!(settled.access(), ClientAccess::Holding);
+        let cutting = Applied::fresh(&holding, Some(&following()));
+        assert!(cutting.upstream().is_some(), "an upstream is gone only when that was seen");
+    }
+
+    #[test]
+    fn a_sync_set_counts_only_once_it_was_seen() {
+        let set = SyncSet { members: [Incarnation { member: MemberId::from_u128(2), number: 1 }].into(), needed: 1 };
+        let wanted = Shape { sync_names: SyncNames::Set(set.clone()), ..Shape::at_start(ClientAccess::Holding) };
+        let mut applied = Applied::fresh(&wanted, Some(&Shape::at_start(ClientAccess::Holding)));
+        assert_eq!(applied.sync_set(), None);
+        applied.seen = Some(wanted);
+        assert_eq!(applied.sync_set(), Some(&set));
+    }
+}

@@ -1,0 +1,110 @@
+//! Ending clients, for certain: also those who were let in by the old rules and have not finished logging in.
+
+use super::sql::Sql;
+use super::{Instance, InstanceError, hba};
+use crate::proc::{self, ProcessId};
+use pgstead_types::Tick;
+use rustix::process::Signal;
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+/// For clients to be gone after they were told. A backend in the middle of a large sort or a stuck system call is the
+/// slowest.
+const CLIENTS_TIME_MAX: Duration = Duration::from_secs(15);
+
+/// Background processes of a cluster's own roles are clients as well: they run what clients ask for.
+const CLIENTS: &str = "backend_type IN ('client backend', 'parallel worker') \
+                       AND usename IS DISTINCT FROM 'postgres'";
+
+impl Instance {
+    /// Ends every client, and returns once none is left. The holding rules must be in effect already. `sql` was born
+    /// under them.
+    pub(super) async fn end_clients(&self, sql: &Sql) -> Result<(), InstanceError> {
+        let begun = Tick::now();
+        let terminate = format!("SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE {CLIENTS}");
+        loop {
+            let count = sql.value("end the clients", &terminate).await?;
+            let logging_in = self.backends_logging_in(sql).await?;
+            for backend in &logging_in {
+                // SIGTERM to a backend that is not logged in yet makes it exit; to any other it is a request to end.
+                backend
+                    .signal(Signal::TERM)
+                    .map_err(InstanceError::file("signal a backend of", &self.config().data_dir))?;
+            }
+            if count.as_deref() == Some("0") && logging_in.is_empty() {
+                return Ok(());
+            }
+            let waited = Tick::now().since(begun);
+            if waited > CLIENTS_TIME_MAX {
+                let what = format!("{} clients and {} logins are left", count.unwrap_or_default(), logging_in.len());
+                return Err(InstanceError::NotInEffect { what, waited });
+            }
+            tokio::time::sleep(Duration::from_millis(3)).await;
+        }
+    }
+
+    /// Children of the postmaster that Postgres does not list: backends that are still checking who they talk to. One that was
+    /// forked before the rules changed judges by the old ones.
+    async fn backends_logging_in(&self, sql: &Sql) -> Result<Vec<ProcessId>, InstanceError> {
+        let Some(postmaster) = self.guard_status().await?.and_then(|status| status.postmaster) else {
+            return Err(InstanceError::NotRunning);
+        };
+        let data_dir = self.config().data_dir.clone();
+        // First the processes, then the list: one that is in neither was born in between, under the new rules.
+        let children =
+            proc::children_of(postmaster.pid).map_err(InstanceError::file("look for processes in", &data_dir))?;
+        let listed: BTreeSet<i32> = sql
+            .values("list the backends", "SELECT pid FROM pg_stat_activity")
+            .await?
+            .into_iter()
+            .filter_map(|pid| pid.and_then(|pid| pid.parse().ok()))
+            .collect();
+        let unlisted = children.into_iter().filter(|stat| stat.state != 'Z' && !listed.contains(&stat.pid));
+        Ok(unlisted.map(|stat| stat.id()).filter(|id| id.is_alive()).collect())
+    }
+
+    /// Ends WAL senders. With `keep`, those stay whose certificate names one of these incarnations.
+    pub(super) async fn end_senders(
+        &self,
+        sql: &Sql,
+        keep: Option<&super::applied::Admitted>,
+    ) -> Result<(), InstanceError> {
+        let list = "SELECT json_build_object('pid', pid, 'dn', client_dn) \
+                    FROM pg_stat_replication LEFT JOIN pg_stat_ssl USING (pid)";
+        let names: BTreeSet<String> = keep
+            .iter()
+            .flat_map(|keep| keep.incarnations.iter().map(|one| format!("/CN={}", hba::common_name(*one, keep.epoch))))
+            .collect();
+        #[derive(serde::Deserialize)]
+        struct Row {
+            pid: i32,
+            dn: Option<String>,
+        }
+        let begun = Tick::now();
+        let mut doomed: Option<BTreeSet<i32>> = None;
+        loop {
+            let rows = sql.values("list the WAL senders", list).await?;
+            let rows = rows.into_iter().flatten().filter_map(|text| serde_json::from_str::<Row>(&text).ok());
+            let unkept = rows.filter(|row| !row.dn.as_ref().is_some_and(|dn| names.contains(dn)));
+            let mut found: BTreeSet<i32> = unkept.map(|row| row.pid).collect();
+            match &doomed {
+                // Without anyone to keep, those count that were there at first: the next ones know the new rules.
+                Some(doomed) if keep.is_none() => found.retain(|pid| doomed.contains(pid)),
+                Some(_) => {}
+                None => doomed = Some(found.clone()),
+            }
+            if found.is_empty() {
+                return Ok(());
+            }
+            for pid in &found {
+                sql.value("end a WAL sender", &format!("SELECT pg_terminate_backend({pid})")).await?;
+            }
+            let waited = Tick::now().since(begun);
+            if waited > CLIENTS_TIME_MAX {
+                let what = format!("WAL senders {found:?} are left");
+                return Err(InstanceError::NotInEffect { what, waited });
+            }
+            tokio::time::sleep(Duration::from_millis(3)).await;
+        }
+    }
+}

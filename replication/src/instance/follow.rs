@@ -1,0 +1,38 @@
+//! Streaming from the leader of an epoch.
+
+use super::applied::Shape;
+use super::sql::{NoConnection, Sql};
+use super::{Instance, InstanceError, UpstreamSource};
+use std::collections::BTreeSet;
+
+impl Instance {
+    /// Has the standby stream from `source`. A receiver of another upstream is ended first, as for a promise. The caller has
+    /// made the epoch durable. Works on a Postgres that does not accept connections yet, which may need this stream to.
+    pub async fn follow(&self, source: &UpstreamSource) -> Result<(), InstanceError> {
+        let follow = source.follow();
+        if self.applied().upstream().is_some_and(|upstream| upstream != source.of) {
+            self.cut_upstream().await?;
+        }
+        let _changing = self.changing.lock().await;
+        self.write_upstream_certificates(source)?;
+        self.remove_upstream_certificates(Some(source.of.epoch))?;
+        let shape = Shape { upstream: Some(follow), ..Shape::at_start(self.wanted().access) };
+        let config = self.config();
+        match Sql::try_connect(&config).await {
+            Ok(sql) => {
+                if !sql.is_in_recovery().await? {
+                    return Err(InstanceError::NotAStandby);
+                }
+                let (sql, generation) = self.load_shape(shape).await?;
+                // Slots of a time as a leader, or of a promotion that did not happen, would keep WAL for ever.
+                self.drop_slots(&sql, &BTreeSet::new()).await?;
+                self.note_seen(generation)
+            }
+            Err(NoConnection::NotYet | NoConnection::Refused) => {
+                self.write_shape(shape, false).await?;
+                self.signal_reload().await
+            }
+            Err(NoConnection::Other(error)) => Err(error),
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! Copying, following, synchronous commits, and who may do so.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod support;
+
+use pgstead_replication::instance::InstanceError;
+use pgstead_types::report::{DataSeen, Upstream};
+use pgstead_types::{Epoch, Timeline};
+use support::*;
+
+#[tokio::test]
+async fn a_copy_follows_and_confirms_commits() {
+    let cluster = Cluster::new();
+    let standby = cluster.member(2).await;
+    let leader = cluster.leader(1, &[&standby], 1).await;
+    cluster.join(&leader, &standby, 1).await;
+
+    let app = leader.app().await.unwrap();
+    app.batch_execute("CREATE TABLE rows (id int); INSERT INTO rows VALUES (1)").await.unwrap();
+    let seen = leader.primary().await;
+    assert_eq!(seen.sync_set, Some(set_of(&[&standby], 1)));
+    assert_eq!(seen.slots, incarnations(&[&standby]));
+    assert_eq!(seen.admitted, incarnations(&[&standby]));
+    let sender = seen.senders.iter().find(|sender| sender.incarnation == Some(standby.incarnation())).unwrap();
+    assert!(sender.streaming && sender.flushed.is_some());
+
+    let written = lsn(&leader.admin().await, "pg_current_wal_flush_lsn()").await;
+    standby.until_replayed(written).await;
+    assert_eq!(value(&standby.admin().await, "SELECT count(*) FROM pg_database WHERE datname = 'app'").await, "1");
+    let seen = standby.try_standby().await.unwrap();
+    assert_eq!(seen.upstream, Some(Upstream { leader: leader.incarnation().member, epoch: Epoch(1) }));
+    assert!(standby.instance.receiver_pid().await.is_some());
+    assert_eq!(seen.position.unwrap().timeline, Timeline(2));
+
+    // Without it nothing is acknowledged.
+    standby.stop().await;
+    let waiting = tokio::spawn(async move { app.batch_execute("INSERT INTO rows VALUES (2)").await.map(|()| app) });
+    let waits = "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+    let admin = leader.admin().await;
+    until("the commit waits", async || (!admin.query(waits, &[]).await.unwrap().is_empty()).then_some(())).await;
+    assert!(!waiting.is_finished());
+    standby.start().await;
+    standby.instance.follow(&cluster.source(&leader, &standby, 1)).await.unwrap();
+    waiting.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_certificate_of_another_epoch_or_of_nobody_is_refused() {
+    let cluster = Cluster::new();
+    let (standby, stranger) = (cluster.member(2).await, cluster.member(3).await);
+    let leader = cluster.leader(1, &[&standby], 1).await;
+    for source in [cluster.source(&leader, &standby, 0), cluster.source(&leader, &standby, 2)] {
+        let error = standby.instance.copy_from(&source, &|_| ()).await.unwrap_err().to_string();
+        assert!(error.contains("certificate authentication failed"), "{error}");
+        assert!(standby.instance.discard_partial().await.unwrap());
+    }
+    let source = cluster.source(&leader, &stranger, 1);
+    assert!(stranger.instance.copy_from(&source, &|_| ()).await.is_err());
+
+    cluster.join(&leader, &standby, 1).await;
+    // The leader of a newer epoch lets nobody of the old one in.
+    standby.instance.cut_upstream().await.unwrap();
+    let (epoch, set) = (Epoch(2), set_of(&[&standby], 1));
+    leader.instance.update_sync_set(epoch, &set, &set.members).await.unwrap();
+    standby.instance.follow(&cluster.source(&leader, &standby, 1)).await.unwrap();
+    let refused = async || {
+        leader.log().contains("certificate authentication failed for user \"pgstead_replication\"").then_some(())
+    };
+    until("the old certificate is refused", refused).await;
+    assert!(leader.primary().await.senders.is_empty());
+    standby.instance.follow(&cluster.source(&leader, &standby, 2)).await.unwrap();
+    standby.until_streaming().await;
+}
+
+#[tokio::test]
+async fn a_member_that_leaves_the_set_is_cut_off_and_its_slot_goes() {
+    let cluster = Cluster::new();
+    let (one, two) = (cluster.member(2).await, cluster.member(3).await);
+    let leader = cluster.leader(1, &[&one, &two], 1).await;
+    cluster.join(&leader, &one, 1).await;
+    cluster.join(&leader, &two, 1).await;
+    let set = set_of(&[&one], 1);
+    leader.instance.update_sync_set(Epoch(1), &set, &set.members).await.unwrap();
+    let seen = leader.primary().await;
+    assert_eq!((seen.sync_set, &seen.admitted), (Some(set.clone()), &set.members));
+    assert!(seen.senders.iter().all(|sender| sender.incarnation != Some(two.incarnation())), "{:?}", seen.senders);
+    let dropped = async || {
+        leader.instance.update_sync_set(Epoch(1), &set, &set.members).await.unwrap();
+        (leader.primary().await.slots == set.members).then_some(())
+    };
+    until("its slot is dropped", dropped).await;
+    // And back, with more acknowledgements needed than before.
+    let both = set_of(&[&one, &two], 2);
+    leader.instance.update_sync_set(Epoch(1), &both, &both.members).await.unwrap();
+    two.until_streaming().await;
+    leader.app().await.unwrap().batch_execute("CREATE TABLE rows (id int)").await.unwrap();
+    assert_eq!(leader.primary().await.sync_set, Some(both));
+}
+
+#[tokio::test]
+async fn a_copy_cut_short_is_partial_and_its_programs_end() {
+    let cluster = Cluster::new();
+    let standby = cluster.member(2).await;
+    let leader = cluster.leader(1, &[&standby], 0).await;
+    let source = cluster.source(&leader, &standby, 1);
+    let data_dir = standby.instance.config().data_dir.clone();
+    let copying = tokio::spawn({
+        let (instance, source) = (standby.instance.clone(), source.clone());
+        async move { instance.copy_from(&source, &|_| ()).await }
+    });
+    until("the copy has begun", async || data_dir.join("base").exists().then_some(())).await;
+    copying.abort();
+    let _ = copying.await;
+    assert_eq!(standby.instance.data_seen(None).await, DataSeen::Partial);
+    assert!(matches!(standby.instance.copy_from(&source, &|_| ()).await, Err(InstanceError::PartialData { .. })));
+    assert!(standby.instance.discard_partial().await.unwrap());
+    assert!(pgstead_replication::proc::programs_on(&data_dir).unwrap().is_empty());
+    assert_eq!(standby.instance.data_seen(None).await, DataSeen::Absent);
+    let percents = std::sync::Mutex::new(Vec::new());
+    let identity =
+        standby.instance.copy_from(&source, &|percent| percents.lock().unwrap().push(percent)).await.unwrap();
+    assert_eq!(identity.incarnation, standby.incarnation());
+    assert_eq!(percents.lock().unwrap().last(), Some(&100));
+    standby.start().await;
+}
+
+#[tokio::test]
+async fn a_changed_upstream_ends_the_stream_of_the_old_one() {
+    let cluster = Cluster::new();
+    let (one, two) = (cluster.member(2).await, cluster.member(3).await);
+    let leader = cluster.leader(1, &[&one, &two], 1).await;
+    cluster.join(&leader, &one, 1).await;
+    cluster.join(&leader, &two, 1).await;
+    leader.instance.fence().await.unwrap();
+    for standby in [&one, &two] {
+        standby.instance.cut_upstream().await.unwrap();
+    }
+    let (first, second) = (one.until_position().await, two.until_position().await);
+    let (new, other) = if first >= second { (&one, &two) } else { (&two, &one) };
+    new.lead(2, 5, &[other], 1).await;
+    other.instance.follow(&cluster.source(new, other, 2)).await.unwrap();
+    other.until_streaming().await;
+    new.instance.open_clients().await.unwrap();
+    new.app().await.unwrap().batch_execute("CREATE TABLE rows (id int)").await.unwrap();
+    let moved = async || (other.instance.position().await.unwrap()?.timeline == Timeline(5)).then_some(());
+    until("the standby is on the new timeline", moved).await;
+    // Across the gap it also starts again.
+    other.stop().await;
+    other.start().await;
+    assert_eq!(other.until_position().await.timeline, Timeline(5));
+    // And a third promotion, on the member that followed.
+    let set = set_of(&[new], 0);
+    other.instance.prepare_promotion(Epoch(3), Timeline(9), &set, &set.members).await.unwrap();
+    let promoted = other.instance.promote(Epoch(3), Timeline(9)).await.unwrap();
+    assert_eq!(promoted.parent, Timeline(5));
+}

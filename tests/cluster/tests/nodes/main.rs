@@ -1,0 +1,12 @@
+//! What is claimed of pgstead, on real nodes with real Postgres and real faults. A file per kind of claim; every test waits
+//! for conditions with a deadline and says what it saw when one passes.
+
+mod bad_input;
+mod cli;
+mod clients;
+mod daemon;
+mod failover;
+mod https;
+mod kill_points;
+mod planned;
+mod support;

@@ -1,0 +1,573 @@
+//! The shell around `pgstead-agent`: it looks at the member, asks what comes next, carries it out in parts between which
+//! anything may happen, and reports. The real daemon does the same on real processes.
+
+use crate::machine::{Daemon, Mode, SyncNames, Work};
+use crate::wal::{Wal, What};
+use crate::world::{CLUSTER, Event, World, member_id};
+use pgstead_agent::Action;
+use pgstead_types::record::{ClusterRecord, SyncSet};
+use pgstead_types::report::{ClientAccess, MemberReport, NodeReport, PostgresSeen, PromiseAnswer, Upstream, Working};
+use pgstead_types::{Epoch, Incarnation, MemberId};
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+pub const HEARTBEAT: Duration = Duration::from_millis(500);
+/// A failed step is tried again after this.
+const RETRY: Duration = Duration::from_millis(300);
+/// A clean stop that takes longer becomes a fence.
+const STOP_LIMIT: Duration = Duration::from_secs(3);
+
+/// What a part of an action leads to.
+enum Part {
+    /// The next part after a while.
+    Next(Duration),
+    /// This part again.
+    Again(Duration),
+    Done,
+    Failed(String),
+}
+
+impl World {
+    pub fn start_daemon(&mut self, n: usize) {
+        self.serial += 1;
+        let session = self.serial;
+        let machine = &mut self.machines[n];
+        if machine.daemon.is_some() || !machine.powered {
+            return;
+        }
+        machine.daemon = Some(Daemon {
+            session,
+            sequence: 0,
+            reports_to: None,
+            last_sent: None,
+            probe_due: false,
+            work: None,
+            failed: None,
+            controller: None,
+            findings: BTreeSet::new(),
+        });
+        self.raft.start(n);
+        self.after(HEARTBEAT, Event::Heartbeat { node: n, session });
+        self.touch(n);
+    }
+
+    /// The daemon dies; guard and Postgres go on.
+    pub fn kill_daemon(&mut self, n: usize) {
+        let Some(daemon) = self.machines[n].daemon.take() else { return };
+        self.raft.kill(n);
+        if let Some(to) = daemon.reports_to {
+            self.after(Duration::from_millis(1), Event::ConnectionClosed { to, from: n, session: daemon.session });
+        }
+    }
+
+    /// Something about the member or the record changed: its daemon will see it in a moment.
+    pub fn touch(&mut self, n: usize) {
+        let soon = self.rng.ms(1, 15);
+        if let Some(daemon) = self.machines[n].daemon.as_mut().filter(|daemon| !daemon.probe_due) {
+            daemon.probe_due = true;
+            let session = daemon.session;
+            self.after(soon, Event::Probe { node: n, session });
+        }
+    }
+
+    fn member_report(&self, n: usize, cluster: &ClusterRecord) -> MemberReport {
+        let machine = &self.machines[n];
+        let notes = &machine.disk.notes;
+        let working = machine.daemon.as_ref().and_then(|daemon| {
+            let running = daemon.work.as_ref().map(|work| Working {
+                step: work.action.step(),
+                elapsed_ms: self.now.since(work.began).as_millis() as u64,
+                attempt: work.attempt,
+                percent: None,
+                error: None,
+            });
+            running.or_else(|| daemon.failed.as_ref().map(|(working, _)| working.clone()))
+        });
+        MemberReport {
+            cluster: cluster.id,
+            member: member_id(n),
+            volume_present: machine.disk.volume,
+            data: machine.data_seen(),
+            promised: notes.promised,
+            answer: notes.answer,
+            postgres: machine.postgres_seen(self.now),
+            restarts: notes.restarts,
+            checkpointed: notes.checkpointed,
+            working,
+            findings: Vec::new(),
+        }
+    }
+
+    pub fn on_heartbeat(&mut self, n: usize, session: u64) {
+        if self.session(n) == Some(session) {
+            if let Some(daemon) = self.machines[n].daemon.as_mut() {
+                daemon.last_sent = None;
+            }
+            self.look(n);
+            self.after(HEARTBEAT, Event::Heartbeat { node: n, session });
+        }
+    }
+
+    pub fn on_probe(&mut self, n: usize, session: u64) {
+        if self.session(n) == Some(session) {
+            if let Some(daemon) = self.machines[n].daemon.as_mut() {
+                daemon.probe_due = false;
+            }
+            self.look(n);
+        }
+    }
+
+    /// One look: decide from it, and report it.
+    fn look(&mut self, n: usize) {
+        let record = self.shown.get(&n).cloned().unwrap_or_else(|| self.raft.record(n));
+        let seen = record.clusters.get(&CLUSTER).filter(|_| n < self.members).map(|cluster| {
+            let seen = self.member_report(n, cluster);
+            let next = pgstead_agent::decide(cluster, member_id(n), &seen);
+            (seen, next)
+        });
+        let mut members = Vec::new();
+        if let Some((mut seen, next)) = seen {
+            let findings: BTreeSet<String> = next.findings.iter().map(|finding| finding.code.clone()).collect();
+            let known = self.machines[n].daemon.as_ref().map(|daemon| daemon.findings.clone()).unwrap_or_default();
+            for finding in next.findings.iter().filter(|finding| !known.contains(&finding.code)) {
+                self.say(format!("{:<9} {finding}", World::member_name(n)));
+            }
+            if let Some(daemon) = self.machines[n].daemon.as_mut() {
+                daemon.findings = findings;
+            }
+            seen.findings = next.findings;
+            self.begin(n, next.action);
+            members.push(seen);
+        }
+        self.report(n, record.revision, members);
+    }
+
+    /// Starts an action if none is under way, or instead of a long one that is not wanted any more.
+    fn begin(&mut self, n: usize, action: Option<Action>) {
+        self.serial += 1;
+        let (serial, now) = (self.serial, self.now);
+        let Some(daemon) = self.machines[n].daemon.as_mut() else { return };
+        if let Some(work) = &daemon.work {
+            if !work.action.is_interruptible() || action.as_ref() == Some(&work.action) {
+                return;
+            }
+            daemon.work = None;
+        }
+        let Some(action) = action else { return };
+        let attempt = match &daemon.failed {
+            Some((working, _)) if working.step == action.step() => working.attempt + 1,
+            _ => 1,
+        };
+        if let Some((working, until)) = &daemon.failed
+            && working.step == action.step()
+            && now < *until
+        {
+            let (session, until) = (daemon.session, *until);
+            self.at(until, Event::Probe { node: n, session });
+            return;
+        }
+        let session = daemon.session;
+        let step = action.step();
+        daemon.work = Some(Work { serial, action, step: 0, attempt, began: now, source: None });
+        self.count(format!("step: {step}"));
+        self.say(format!("{:<9} {step}", World::member_name(n)));
+        let delay = self.rng.ms(1, 8);
+        self.after(delay, Event::Act { node: n, session, serial });
+    }
+
+    pub fn on_act(&mut self, n: usize, session: u64, serial: u64) {
+        let Some(daemon) = self.machines[n].daemon.as_mut().filter(|daemon| daemon.session == session) else { return };
+        let Some(work) = daemon.work.take_if(|work| work.serial == serial) else { return };
+        let mut work = work;
+        let part = self.carry_out(n, &mut work);
+        let now = self.now;
+        let Some(daemon) = self.machines[n].daemon.as_mut() else { return };
+        match part {
+            Part::Next(delay) => {
+                work.step += 1;
+                daemon.work = Some(work);
+                self.after(delay, Event::Act { node: n, session, serial });
+            }
+            Part::Again(delay) => {
+                daemon.work = Some(work);
+                self.after(delay, Event::Act { node: n, session, serial });
+            }
+            Part::Done => {
+                daemon.failed = None;
+                self.touch(n);
+            }
+            Part::Failed(why) => {
+                let step = work.action.step();
+                let working = Working {
+                    step,
+                    elapsed_ms: now.since(work.began).as_millis() as u64,
+                    attempt: work.attempt,
+                    percent: None,
+                    error: Some(why.clone()),
+                };
+                daemon.failed = Some((working, now + RETRY));
+                self.count(format!("failed: {step}"));
+                self.say(format!("{:<9} {step} failed: {why}", World::member_name(n)));
+                self.after(RETRY, Event::Probe { node: n, session });
+            }
+        }
+    }
+
+    fn carry_out(&mut self, n: usize, work: &mut Work) -> Part {
+        let quick = self.rng.ms(1, 10);
+        let action = work.action.clone();
+        match action {
+            Action::CreateVolume => {
+                self.machines[n].disk.volume = true;
+                Part::Done
+            }
+            Action::InitDatabase { incarnation } => self.init_database(n, work.step, incarnation),
+            Action::DiscardPartial => {
+                let disk = &mut self.machines[n].disk;
+                if disk.data.as_ref().is_some_and(|data| !data.complete) {
+                    disk.data = disk.aside.take();
+                }
+                Part::Done
+            }
+            Action::Clone { incarnation, from, epoch } => self.clone_data(n, work, incarnation, from, epoch),
+            Action::Rewind { incarnation, from, epoch } => self.rewind(n, work, incarnation, from, epoch),
+            Action::StartStandby { access, alone, restarts } => match work.step {
+                0 if self.start_postgres(n, access, alone) => {
+                    self.machines[n].disk.notes.restarts = restarts;
+                    Part::Next(quick)
+                }
+                0 => Part::Failed("there is no data to start with".into()),
+                _ => match self.machines[n].run.as_ref().map(|run| run.mode) {
+                    None => Part::Failed("Postgres ended while it started".into()),
+                    Some(Mode::Recovering) => Part::Again(Duration::from_millis(10)),
+                    Some(_) => Part::Done,
+                },
+            },
+            Action::SavePromise { epoch } => match work.step {
+                0 => Part::Next(quick * self.machines[n].slow),
+                _ => {
+                    let notes = &mut self.machines[n].disk.notes;
+                    if epoch > notes.promised {
+                        notes.promised = epoch;
+                        notes.answer = None;
+                    }
+                    Part::Done
+                }
+            },
+            Action::CutUpstream => self.cut_upstream(n, work.step),
+            Action::AnswerPromise { epoch } => self.answer_promise(n, work.step, epoch),
+            Action::Fence => match work.step {
+                0 => Part::Next(quick * 3),
+                _ => {
+                    self.end_processes(n);
+                    Part::Done
+                }
+            },
+            Action::Promote { epoch, timeline, sync_set, admitted } => match work.step {
+                0 => {
+                    let machine = &self.machines[n];
+                    let standby = machine.run.as_ref().is_some_and(|run| run.mode == Mode::Standby && run.recovered);
+                    if machine.disk.notes.promised != epoch || !standby {
+                        return Part::Failed("it is not a standby that has promised this epoch".into());
+                    }
+                    self.prepare_promotion(n, epoch, timeline, &sync_set, &admitted);
+                    Part::Next(quick * 4)
+                }
+                1 => {
+                    self.promote(n);
+                    Part::Next(quick)
+                }
+                _ => match self.machines[n].run.as_ref().map(|run| (run.mode, run.postmaster)) {
+                    Some((Mode::Primary { timeline: made, .. }, _)) if made == timeline.0 => Part::Done,
+                    Some((Mode::Primary { timeline: made, .. }, _)) => {
+                        self.end_processes(n);
+                        Part::Failed(format!("it made timeline {made} instead of {timeline} and was stopped"))
+                    }
+                    Some((_, true)) => Part::Again(Duration::from_millis(10)),
+                    _ => Part::Failed("Postgres ended while it was promoted".into()),
+                },
+            },
+            Action::OpenClients => {
+                if let Some(run) = self.machines[n].run.as_mut() {
+                    run.access = ClientAccess::Open;
+                }
+                Part::Done
+            }
+            Action::UpdateSyncSet { epoch, sync_set, admitted } => {
+                self.update_sync_set(n, work.step, epoch, &sync_set, &admitted)
+            }
+            Action::Follow { leader, epoch } => {
+                let notes = &self.machines[n].disk.notes;
+                if epoch < notes.promised {
+                    return Part::Failed(format!("epoch {} is promised", notes.promised));
+                }
+                self.follow(n, Upstream { leader, epoch });
+                Part::Done
+            }
+            Action::HoldClients => {
+                self.hold_clients(n);
+                Part::Done
+            }
+            Action::Checkpoint { operation } => match work.step {
+                0 => Part::Next(quick * 20),
+                _ => {
+                    if let Some((run, data)) = self.machines[n].live()
+                        && let Some(timeline) = run.timeline()
+                    {
+                        data.wal.write(timeline, What::Checkpoint);
+                        self.flush(n);
+                    }
+                    self.machines[n].disk.notes.checkpointed = Some(operation);
+                    Part::Done
+                }
+            },
+            Action::StopCleanly { .. } => match work.step {
+                0 => {
+                    self.stop_cleanly(n);
+                    Part::Next(quick)
+                }
+                _ if self.machines[n].run.is_none() => Part::Done,
+                _ if self.now.since(work.began) > STOP_LIMIT => {
+                    self.end_processes(n);
+                    Part::Done
+                }
+                _ => Part::Again(Duration::from_millis(20)),
+            },
+            Action::RemoveVolume => {
+                let disk = &mut self.machines[n].disk;
+                disk.volume = false;
+                disk.data = None;
+                disk.aside = None;
+                disk.notes = Default::default();
+                Part::Done
+            }
+        }
+    }
+
+    fn init_database(&mut self, n: usize, step: usize, incarnation: Incarnation) -> Part {
+        let took = self.rng.ms(100, 400);
+        let disk = &mut self.machines[n].disk;
+        let partial = crate::machine::Data {
+            complete: step > 0,
+            incarnation,
+            wal: Wal::made(),
+            flushed: 1,
+            clean: None,
+            history_files: BTreeSet::new(),
+        };
+        if disk.data.as_ref().is_some_and(|data| data.complete) {
+            return Part::Done;
+        }
+        disk.data = Some(partial);
+        if step == 0 {
+            return Part::Next(took);
+        }
+        disk.notes.held = Some(incarnation);
+        Part::Done
+    }
+
+    /// The leader of `epoch` as a source, if it runs as its primary, lets this member in, and is the one from before.
+    fn source(
+        &self,
+        n: usize,
+        work: &mut Work,
+        incarnation: Incarnation,
+        from: MemberId,
+        epoch: Epoch,
+    ) -> Option<usize> {
+        let leader = (0..self.members).find(|m| member_id(*m) == from)?;
+        if !self.reaches(n, leader) || !self.reaches(leader, n) || self.machines[leader].frozen {
+            return None;
+        }
+        let run = self.machines[leader].run.as_ref()?;
+        let serves = run.postmaster && run.is_primary() && !run.stopping && run.serving == Some(epoch);
+        let same = work.source.is_none_or(|id| id == run.id);
+        work.source = Some(run.id);
+        (serves && same && run.admitted.contains(&incarnation)).then_some(leader)
+    }
+
+    fn clone_data(
+        &mut self,
+        n: usize,
+        work: &mut Work,
+        incarnation: Incarnation,
+        from: MemberId,
+        epoch: Epoch,
+    ) -> Part {
+        let took = self.rng.ms(200, 2000);
+        let Some(leader) = self.source(n, work, incarnation, from, epoch) else {
+            return Part::Failed("the leader cannot be copied from now".into());
+        };
+        if work.step == 0 {
+            let disk = &mut self.machines[n].disk;
+            if let Some(data) = disk.data.take().filter(|data| data.complete) {
+                disk.aside = Some(data);
+            }
+            disk.data = Some(crate::machine::Data {
+                complete: false,
+                incarnation,
+                wal: Wal::default(),
+                flushed: 0,
+                clean: None,
+                history_files: BTreeSet::new(),
+            });
+            return Part::Next(took);
+        }
+        self.become_copy(n, leader, incarnation);
+        Part::Done
+    }
+
+    fn become_copy(&mut self, n: usize, leader: usize, incarnation: Incarnation) {
+        let Some(source) = self.machines[leader].data().cloned() else { return };
+        let copy = crate::machine::Data {
+            complete: true,
+            incarnation,
+            wal: source.wal.first(source.flushed),
+            flushed: source.flushed,
+            clean: None,
+            history_files: source.history_files,
+        };
+        let disk = &mut self.machines[n].disk;
+        disk.data = Some(copy);
+        disk.aside = None;
+        disk.notes.held = Some(incarnation);
+    }
+
+    fn rewind(&mut self, n: usize, work: &mut Work, incarnation: Incarnation, from: MemberId, epoch: Epoch) -> Part {
+        let (took, fails) = (self.rng.ms(100, 800), self.rng.chance(10));
+        let Some(leader) = self.source(n, work, incarnation, from, epoch) else {
+            return Part::Failed("the leader cannot be rewound from now".into());
+        };
+        match work.step {
+            0 if fails => Part::Failed("pg_rewind could not find the common checkpoint".into()),
+            0 => Part::Next(took),
+            1 => {
+                // From here until the end the folder is neither the one nor the other.
+                if let Some(data) = self.machines[n].disk.data.as_mut() {
+                    data.complete = false;
+                }
+                Part::Next(took)
+            }
+            _ => {
+                self.become_copy(n, leader, incarnation);
+                Part::Done
+            }
+        }
+    }
+
+    fn cut_upstream(&mut self, n: usize, step: usize) -> Part {
+        let quick = self.rng.ms(1, 20);
+        let Some(run) = self.machines[n].run.as_mut() else { return Part::Done };
+        match step {
+            0 => {
+                run.upstream = None; // Reloaded; the receiver does not care.
+                Part::Next(quick)
+            }
+            1 => {
+                self.terminate_receiver(n);
+                Part::Next(quick)
+            }
+            _ if run.receiver.is_some() => Part::Again(Duration::from_millis(5)),
+            _ => Part::Done,
+        }
+    }
+
+    fn answer_promise(&mut self, n: usize, step: usize, epoch: Epoch) -> Part {
+        let quick = self.rng.ms(1, 10);
+        let PostgresSeen::Standby(standby) = self.machines[n].postgres_seen(self.now) else {
+            return Part::Failed("Postgres is not a standby now".into());
+        };
+        let notes = &mut self.machines[n].disk.notes;
+        let (Some(position), None, None) = (standby.position, standby.upstream, standby.receiver) else {
+            return Part::Failed("its receiver is not gone, or its position is not known".into());
+        };
+        if notes.promised != epoch {
+            return Part::Failed(format!("epoch {} is promised", notes.promised));
+        }
+        if step == 0 {
+            return Part::Next(quick);
+        }
+        let Some(incarnation) = self.machines[n].data().map(|data| data.incarnation) else {
+            return Part::Failed("there is no data".into());
+        };
+        self.machines[n].disk.notes.answer = Some(PromiseAnswer { epoch, incarnation, position });
+        Part::Done
+    }
+
+    fn update_sync_set(
+        &mut self,
+        n: usize,
+        step: usize,
+        epoch: Epoch,
+        set: &SyncSet,
+        admitted: &BTreeSet<Incarnation>,
+    ) -> Part {
+        let loading = self.rng.ms(1, 60);
+        let Some(run) = self.machines[n].run.as_mut().filter(|run| run.is_primary() && run.serving == Some(epoch))
+        else {
+            return Part::Failed("it is not the primary of that epoch".into());
+        };
+        if step > 0 {
+            run.sync_before = None;
+            return Part::Done;
+        }
+        let names =
+            if set.members.is_empty() && set.needed == 0 { SyncNames::Alone } else { SyncNames::Set(set.clone()) };
+        if run.sync != names {
+            run.sync_before = Some(std::mem::replace(&mut run.sync, names));
+        }
+        run.admitted = admitted.clone();
+        run.slots = admitted.clone();
+        let strangers: Vec<(u64, usize)> = run
+            .senders
+            .iter()
+            .filter(|(_, sender)| !admitted.contains(&sender.incarnation))
+            .map(|(connection, sender)| (*connection, sender.to))
+            .collect();
+        for (connection, to) in strangers {
+            if let Some(run) = self.machines[n].run.as_mut() {
+                run.senders.remove(&connection);
+            }
+            let message = crate::postgres::Message::Closed;
+            self.after(Duration::from_millis(1), Event::Wire { from: n, to, connection, message });
+        }
+        Part::Next(loading)
+    }
+
+    /// Sends a report to the node that leads the consensus, as far as this node knows, if it says anything new.
+    fn report(&mut self, n: usize, revision: u64, members: Vec<MemberReport>) {
+        let leader = self.raft.leader_known_to(n);
+        let id = self.machines[n].id;
+        let Some(daemon) = self.machines[n].daemon.as_mut() else { return };
+        let before = daemon.reports_to;
+        if before != leader {
+            daemon.reports_to = leader;
+            daemon.last_sent = None;
+        }
+        let session = daemon.session;
+        let mut report =
+            NodeReport { node: id, session, sequence: daemon.sequence, revision, members, findings: Vec::new() };
+        let news = daemon.last_sent.as_ref() != Some(&report);
+        if news && leader.is_some() {
+            daemon.last_sent = Some(report.clone());
+            daemon.sequence += 1;
+            report.sequence = daemon.sequence;
+            // Compared without the number of the report itself.
+            if let Some(last) = daemon.last_sent.as_mut() {
+                last.sequence = daemon.sequence;
+            }
+        }
+        if let (Some(to), true) = (before, before != leader) {
+            self.after(Duration::from_millis(1), Event::ConnectionClosed { to, from: n, session });
+        }
+        let (Some(to), true) = (leader, news) else { return };
+        if self.rng.chance(self.report_loss) || !self.reaches(n, to) {
+            return;
+        }
+        let copies = if self.rng.chance(self.report_loss) { 2 } else { 1 };
+        for _ in 0..copies {
+            let way = self.rng.ms(0, 3 + self.report_late_ms);
+            self.after(way, Event::Report { to, from: n, report: Box::new(report.clone()) });
+        }
+    }
+}

@@ -1,0 +1,20 @@
+//! There is always a complete data folder with every acknowledged row, in place or kept aside.
+
+use crate::world::World;
+
+pub fn check(world: &mut World) -> Result<(), String> {
+    let mut wanted = vec![false; world.row as usize + 1];
+    let mut count = 0;
+    for row in world.acknowledged_rows() {
+        wanted[row as usize] = true;
+        count += 1;
+    }
+    let folders = world.machines.iter().flat_map(|machine| [&machine.disk.data, &machine.disk.aside]).flatten();
+    let has_all = |data: &crate::machine::Data| {
+        data.complete && data.wal.rows(data.flushed).filter(|row| wanted[*row as usize]).count() == count
+    };
+    if count == 0 || folders.into_iter().any(has_all) {
+        return Ok(());
+    }
+    Err(format!("no complete data folder is left with all {count} acknowledged rows"))
+}

@@ -1,0 +1,16 @@
+//! The deterministic simulation: the real `core`, `agent` and `consensus` drive a modelled world of machines, disks,
+//! networks, Postgres and clients on virtual time. Everything follows from one seed.
+
+pub mod clients;
+pub mod controller;
+pub mod daemon;
+pub mod faults;
+pub mod invariants;
+pub mod machine;
+pub mod postgres;
+pub mod raft;
+pub mod rng;
+pub mod run;
+pub mod scenario;
+pub mod wal;
+pub mod world;

@@ -1,0 +1,264 @@
+//! A node of the simulated world: its power, its disk, its daemon, and the processes of its Postgres.
+
+use crate::controller::Controller;
+use crate::wal::Wal;
+use crate::world::Event;
+use pgstead_agent::Action;
+use pgstead_types::record::SyncSet;
+use pgstead_types::report::{
+    CleanStop, ClientAccess, DataIdentity, DataSeen, NodeReport, PostgresSeen, PrimarySeen, PromiseAnswer,
+    ReceiverSeen, SenderSeen, StandbySeen, Upstream, Working,
+};
+use pgstead_types::{Epoch, Incarnation, Lsn, NodeId, OperationId, Tick};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+pub const SYSTEM: &str = "7000000000000000001";
+
+pub struct Machine {
+    pub name: String,
+    pub id: NodeId,
+    pub powered: bool,
+    /// While set, nothing on this machine goes on; what would have happened waits.
+    pub frozen: bool,
+    pub deferred: Vec<Event>,
+    /// Disk writes take so many times longer.
+    pub slow: u32,
+    pub daemon: Option<Daemon>,
+    pub disk: Disk,
+    pub run: Option<Run>,
+}
+
+/// The node's daemon, and what it forgets when it dies.
+pub struct Daemon {
+    /// Random in real life; here it grows with every start in the world.
+    pub session: u64,
+    pub sequence: u64,
+    /// Whom it sends its reports to.
+    pub reports_to: Option<usize>,
+    pub last_sent: Option<NodeReport>,
+    pub probe_due: bool,
+    pub work: Option<Work>,
+    /// The step that failed last, and when to try again.
+    pub failed: Option<(Working, Tick)>,
+    pub controller: Option<Controller>,
+    pub findings: BTreeSet<String>,
+}
+
+/// An action under way.
+pub struct Work {
+    pub serial: u64,
+    pub action: Action,
+    pub step: usize,
+    pub attempt: u32,
+    pub began: Tick,
+    /// The run of the member that is copied from, to notice that it is another one now.
+    pub source: Option<u64>,
+}
+
+#[derive(Default)]
+pub struct Disk {
+    pub volume: bool,
+    pub data: Option<Data>,
+    /// Complete data that a copy in progress will replace.
+    pub aside: Option<Data>,
+    pub notes: Notes,
+}
+
+/// The node's own notes, outside the volume. Each change is synced before it counts.
+#[derive(Default)]
+pub struct Notes {
+    pub promised: Epoch,
+    pub answer: Option<PromiseAnswer>,
+    /// The incarnation of the last complete data here.
+    pub held: Option<Incarnation>,
+    pub restarts: u32,
+    pub checkpointed: Option<OperationId>,
+}
+
+#[derive(Clone)]
+pub struct Data {
+    pub complete: bool,
+    pub incarnation: Incarnation,
+    pub wal: Wal,
+    /// So many records are synced.
+    pub flushed: usize,
+    pub clean: Option<CleanStop>,
+    /// `N.history` files, the burned ones included.
+    pub history_files: BTreeSet<u32>,
+}
+
+impl Data {
+    /// What a crash leaves: everything synced and, of what was only written, so many records.
+    pub fn lose_after(&mut self, kept: usize) {
+        self.wal.truncate(kept.max(self.flushed));
+    }
+    pub fn flushed_lsn(&self) -> Lsn {
+        self.wal.lsn(self.flushed)
+    }
+}
+
+/// `synchronous_standby_names` as loaded by running processes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum SyncNames {
+    /// `ANY 1 ("pgstead_none")`: nothing is ever acknowledged.
+    Nobody,
+    /// Empty: a commit needs nobody else.
+    Alone,
+    Set(SyncSet),
+}
+
+/// The processes of one Postgres, from its start to the end of the last of them.
+pub struct Run {
+    pub id: u64,
+    /// False once the postmaster is gone and others still run.
+    pub postmaster: bool,
+    pub mode: Mode,
+    pub access: ClientAccess,
+    pub stopping: bool,
+    pub promoting: bool,
+    /// A flush is under way and covers so many records.
+    pub flushing: Option<usize>,
+    // As a standby.
+    pub upstream: Option<Upstream>,
+    pub receiver: Option<Receiver>,
+    pub replayed: usize,
+    pub recovered: bool,
+    // As a primary, prepared before the promotion.
+    pub serving: Option<Epoch>,
+    pub target_timeline: Option<u32>,
+    pub sync: SyncNames,
+    /// While a change of names is being loaded, some processes still go by the older ones.
+    pub sync_before: Option<SyncNames>,
+    pub admitted: BTreeSet<Incarnation>,
+    pub slots: BTreeSet<Incarnation>,
+    pub senders: BTreeMap<u64, Sender>,
+    pub waits: VecDeque<Wait>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Mode {
+    Recovering,
+    Standby,
+    Primary { timeline: u32, fork: Lsn, end_of_recovery: Lsn },
+}
+
+pub struct Receiver {
+    pub connection: u64,
+    pub upstream: Upstream,
+    pub streaming: bool,
+    pub heard: Tick,
+    pub started: Tick,
+}
+
+pub struct Sender {
+    pub to: usize,
+    pub incarnation: Incarnation,
+    pub streaming: bool,
+    pub sent: usize,
+    pub flushed: Option<Lsn>,
+    pub replayed: Option<Lsn>,
+    pub heard: Tick,
+}
+
+/// A session that has written a row and waits for its acknowledgements.
+pub struct Wait {
+    pub client: usize,
+    pub row: u64,
+    pub end: Lsn,
+}
+
+impl Run {
+    pub fn is_primary(&self) -> bool {
+        matches!(self.mode, Mode::Primary { .. })
+    }
+    pub fn timeline(&self) -> Option<u32> {
+        match self.mode {
+            Mode::Primary { timeline, .. } => Some(timeline),
+            _ => None,
+        }
+    }
+}
+
+impl Machine {
+    pub fn new(n: usize) -> Self {
+        Self {
+            name: format!("n{}", n + 1),
+            id: NodeId::from_u128(n as u128 + 1),
+            powered: true,
+            frozen: false,
+            deferred: Vec::new(),
+            slow: 1,
+            daemon: None,
+            disk: Disk::default(),
+            run: None,
+        }
+    }
+    pub fn data(&self) -> Option<&Data> {
+        self.disk.data.as_ref().filter(|data| data.complete)
+    }
+    /// The run and its data, if both are there.
+    pub fn live(&mut self) -> Option<(&mut Run, &mut Data)> {
+        Some((self.run.as_mut()?, self.disk.data.as_mut()?))
+    }
+
+    pub fn data_seen(&self) -> DataSeen {
+        match (&self.disk.data, self.disk.notes.held) {
+            (Some(data), _) if data.complete => DataSeen::Present(DataIdentity {
+                incarnation: data.incarnation,
+                system_identifier: SYSTEM.to_string(),
+                postgres_major: 15,
+            }),
+            (Some(_), _) => DataSeen::Partial,
+            (None, Some(incarnation)) => DataSeen::Lost { incarnation },
+            (None, None) => DataSeen::Absent,
+        }
+    }
+
+    pub fn postgres_seen(&self, now: Tick) -> PostgresSeen {
+        let (Some(run), Some(data)) = (&self.run, &self.disk.data) else {
+            let clean = self.data().and_then(|data| data.clean);
+            return PostgresSeen::Down { clean };
+        };
+        if !run.postmaster {
+            return PostgresSeen::Unresponsive { why: "its postmaster is gone and other processes are left".into() };
+        }
+        match run.mode {
+            Mode::Recovering => PostgresSeen::Starting,
+            Mode::Standby => PostgresSeen::Standby(StandbySeen {
+                upstream: run.upstream,
+                receiver: run.receiver.as_ref().map(|receiver| ReceiverSeen {
+                    streaming: receiver.streaming,
+                    silent_ms: now.since(receiver.heard).as_millis() as u64,
+                }),
+                replayed: data.wal.lsn(run.replayed),
+                position: run.recovered.then(|| data.wal.position(data.flushed)),
+                access: run.access,
+            }),
+            Mode::Primary { timeline, fork, end_of_recovery } => PostgresSeen::Primary(PrimarySeen {
+                epoch: run.serving,
+                timeline: pgstead_types::Timeline(timeline),
+                flushed: data.flushed_lsn(),
+                fork_lsn: fork,
+                end_of_recovery,
+                access: run.access,
+                sync_set: match &run.sync {
+                    SyncNames::Set(set) if run.sync_before.is_none() => Some(set.clone()),
+                    _ => None,
+                },
+                admitted: run.admitted.clone(),
+                slots: run.slots.clone(),
+                senders: run
+                    .senders
+                    .values()
+                    .map(|sender| SenderSeen {
+                        name: sender.incarnation.to_string(),
+                        incarnation: Some(sender.incarnation),
+                        streaming: sender.streaming,
+                        flushed: sender.flushed,
+                        replayed: sender.replayed,
+                    })
+                    .collect(),
+            }),
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! One seed: a cluster is made, faults come in rounds, then all of them end and the world must heal.
+
+use crate::invariants::{final_state, unsettled};
+use crate::rng::Rng;
+use crate::world::World;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// Bounds on simulated time. A clone takes up to two seconds, a failed step is repeated after 0.3, and the longest
+/// deadline that a healed world may have to wait for is the switchover's checkpoint (120 s).
+const SETTLE: Duration = Duration::from_secs(60);
+const HEAL: Duration = Duration::from_secs(180);
+
+pub struct Course {
+    pub seed: u64,
+    pub members: usize,
+    pub transcript: Vec<String>,
+    pub counts: BTreeMap<String, u64>,
+    pub acknowledged: usize,
+    pub epochs: u64,
+    pub failure: Option<String>,
+}
+
+/// Members and k of a seed: three and one mostly.
+pub fn shape(seed: u64) -> (usize, Option<u8>) {
+    match Rng::new(seed ^ 0x5AAD).below(10) {
+        0 => (1, None),
+        1 | 2 => (2, None),
+        3 | 4 => (5, Some(2)),
+        _ => (3, None),
+    }
+}
+
+pub fn run_seed(seed: u64) -> Course {
+    let (members, needed) = shape(seed);
+    let mut world = World::new(seed, members, needed, members.max(3));
+    let failure = course(&mut world).err();
+    let acknowledged = world.acknowledged_rows().count();
+    let epochs = world.cluster().map_or(0, |cluster| cluster.epoch.0);
+    Course { seed, members, transcript: world.transcript, counts: world.counts, acknowledged, epochs, failure }
+}
+
+fn course(world: &mut World) -> Result<(), String> {
+    for home in [None, Some(0), Some(world.members - 1)] {
+        world.add_client(home, u64::MAX);
+    }
+    // One standby farther away than another is behind it by what was just acknowledged.
+    for from in 0..world.members {
+        for to in (0..world.members).filter(|to| *to != from) {
+            if world.rng.chance(30) {
+                let far = 1 + world.rng.below(80);
+                world.far_ms.insert((from, to), far);
+            }
+        }
+    }
+    // Some courses begin before the cluster has come to be.
+    if world.rng.chance(80) {
+        settle(world, SETTLE)?;
+    }
+    let rounds = 1 + world.rng.below(4);
+    for _ in 0..rounds {
+        let settled = unsettled(world).is_none();
+        world.draw_faults(settled);
+        world.run_for(Duration::from_secs(4))?;
+        // Half of the rounds fall into what the one before has left.
+        let pause = if world.rng.chance(50) { world.rng.ms(0, 1000) } else { world.rng.ms(2000, 12_000) };
+        world.run_for(pause)?;
+    }
+    world.calm();
+    settle(world, HEAL)?;
+    let before = world.acknowledged_rows().count();
+    let end = world.now + Duration::from_secs(20);
+    if !world.run_until(end, |world| world.acknowledged_rows().count() > before + 5)? {
+        return Err("no row is acknowledged in the healed world".into());
+    }
+    for client in &mut world.clients {
+        client.to_write = 0;
+    }
+    world.run_for(Duration::from_secs(3))?;
+    final_state(world)
+}
+
+/// Until the cluster is what its spec says, or the time is over.
+pub fn settle(world: &mut World, limit: Duration) -> Result<(), String> {
+    let end = world.now + limit;
+    if world.run_until(end, |world| unsettled(world).is_none())? {
+        return Ok(());
+    }
+    let why = unsettled(world).unwrap_or_default();
+    Err(format!("not settled after {} s: {why}; findings: {:?}", limit.as_secs(), world.findings))
+}

@@ -1,0 +1,50 @@
+//! Seeds that run with every `cargo test`: a fixed range, and each one that has ever shown a bug.
+
+use pgstead_sim::run::run_seed;
+
+/// In parts, so that the cores share them.
+fn run(seeds: impl Iterator<Item = u64>) {
+    let failed: Vec<String> = seeds
+        .map(run_seed)
+        .filter_map(|course| course.failure.map(|why| format!("seed {}: {why}", course.seed)))
+        .collect();
+    assert!(
+        failed.is_empty(),
+        "{failed:#?}\nlook with: cargo run -p pgstead-sim -- --seeds 1 --verbose --start <seed>"
+    );
+}
+
+#[test]
+fn seeds_1_to_30_hold() {
+    run(1..=30);
+}
+
+#[test]
+fn seeds_31_to_60_hold() {
+    run(31..=60);
+}
+
+#[test]
+fn seeds_61_to_90_hold() {
+    run(61..=90);
+}
+
+#[test]
+fn seeds_91_to_120_hold() {
+    run(91..=120);
+}
+
+#[test]
+fn seeds_that_once_failed_hold() {
+    let kept = include_str!("../seeds.txt");
+    run(kept.lines().filter_map(|line| line.split('#').next().and_then(|seed| seed.trim().parse().ok())));
+}
+
+#[test]
+fn the_same_seed_gives_the_same_transcript() {
+    for seed in [3, 7] {
+        let (first, second) = (run_seed(seed), run_seed(seed));
+        assert_eq!(first.transcript, second.transcript, "seed {seed}");
+        assert!(first.transcript.len() > 30, "seed {seed} has a course worth comparing");
+    }
+}

@@ -1,0 +1,127 @@
+//! The driver for plain directories: laptops, CI, and hosts whose file system is somebody else's care.
+//!
+//! ```text
+//! <pool>/<volume id>/volume.json     the tags, written once, the daemon's own
+//! <pool>/<volume id>/data/           the volume's path, the owner's, mode 0700
+//! <pool>/.new-<volume id>/           being made; becomes <volume id> by one rename
+//! <pool>/.trash-<volume id>-<n>/     removed by one rename; deleted piece by piece
+//! ```
+//! Both renames are the moment at which the thing is true; whatever a kill leaves beside them is never a volume.
+
+mod delete;
+mod layout;
+mod pool;
+
+pub use pool::PoolError;
+
+use crate::driver::{
+    Capability, Creation, Inventory, NewVolume, Removal, Removed, Support, Usage, Volume, VolumeDriver, VolumeError,
+    VolumeTags,
+};
+use async_trait::async_trait;
+use pgstead_types::{Bytes, VolumeId};
+use pool::{Pool, Taken};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Free space that a new volume must leave. A fresh member writes some 40 MiB and then up to 1 GiB of WAL between two
+/// checkpoints: below that the first busy hour fills the disk; far above it small disks are refused for nothing.
+pub const FREE_MIN_DEFAULT: Bytes = Bytes(1 << 30);
+
+/// Entries deleted per turn: a few milliseconds each, so that a dropped removal stops soon and others get their turn.
+const DELETE_BATCH: usize = 500;
+
+/// A directory as a pool.
+#[derive(Clone, Debug)]
+pub struct DirConfig {
+    /// Absolute. Made when it is not there.
+    pub path: PathBuf,
+    /// Free space below which no volume is made.
+    pub free_min: Bytes,
+}
+
+impl DirConfig {
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into(), free_min: FREE_MIN_DEFAULT }
+    }
+}
+
+/// A pool that is a directory. It holds the pool's lock until it is dropped.
+#[derive(Clone, Debug)]
+pub struct DirDriver {
+    pool: Arc<Pool>,
+}
+
+impl DirDriver {
+    /// Checks the directory, takes its lock and clears away what interrupted creations have left. Blocks shortly.
+    pub fn open(config: DirConfig) -> Result<Self, PoolError> {
+        Ok(Self { pool: Arc::new(Pool::open(config)?) })
+    }
+
+    /// File calls block, so they run beside the runtime's own threads.
+    async fn on_pool<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Pool) -> Result<T, VolumeError> + Send + 'static,
+    ) -> Result<T, VolumeError> {
+        let pool = Arc::clone(&self.pool);
+        tokio::task::spawn_blocking(move || work(&pool)).await.map_err(VolumeError::Stopped)?
+    }
+}
+
+#[async_trait]
+impl VolumeDriver for DirDriver {
+    fn name(&self) -> &'static str {
+        "dir"
+    }
+
+    fn support(&self, what: Capability) -> Support {
+        Support::Unsupported {
+            why: match what {
+                Capability::Snapshot => "a directory cannot be copied at one point in time while it is written to",
+                Capability::Fork => "a fork is made from a snapshot, which a directory does not have",
+                Capability::Extend => "a directory has no size of its own; it grows with its file system",
+                Capability::SizeLimit => "a directory can fill the whole file system that it is on",
+            },
+        }
+    }
+
+    async fn create(&self, new: NewVolume) -> Result<Creation, VolumeError> {
+        self.on_pool(move |pool| pool.create(&new)).await
+    }
+
+    async fn open(&self, id: VolumeId) -> Result<Option<Volume>, VolumeError> {
+        self.on_pool(move |pool| pool.find(id)).await
+    }
+
+    async fn list(&self) -> Result<Inventory, VolumeError> {
+        self.on_pool(Pool::list).await
+    }
+
+    async fn remove(&self, id: VolumeId, tags: &VolumeTags, how: Removal) -> Result<Removed, VolumeError> {
+        let tags = *tags;
+        let trash = match self.on_pool(move |pool| pool.set_aside(id, &tags)).await? {
+            Taken::Refused(refusal) => return Ok(Removed::Refused(refusal)),
+            Taken::Trash(trash) => trash,
+        };
+        if trash.is_empty() {
+            return Ok(Removed::NotThere);
+        }
+        if how == Removal::Soft {
+            return Ok(Removed::SetAside);
+        }
+        for name in trash {
+            loop {
+                let name = name.clone();
+                match self.on_pool(move |pool| pool.delete_some(&name, DELETE_BATCH)).await? {
+                    delete::Progress::Done => break,
+                    delete::Progress::MoreLeft => {}
+                }
+            }
+        }
+        Ok(Removed::Deleted)
+    }
+
+    async fn usage(&self) -> Result<Usage, VolumeError> {
+        self.on_pool(Pool::usage).await
+    }
+}

@@ -1,0 +1,309 @@
+//! One directory as a pool: its checks, and the calls that change it. Everything here blocks; `dir` moves it off the
+//! runtime. One process at a time works in a pool, which its lock sees to.
+
+use super::DirConfig;
+use super::delete::{self, Progress};
+use super::layout::{self, DATA, Entry, Unreadable, sync_folder, trash_name, unfinished_name, volume_name};
+use crate::driver::{
+    Creation, Inventory, NewVolume, Owner, Refusal, Stray, StrayKind, Usage, Volume, VolumeError, VolumeTags,
+};
+use pgstead_types::{Bytes, VolumeId, WallTime};
+use rustix::fs::{FlockOperation, flock, statvfs};
+use std::fs::{self, DirBuilder, File, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// A directory that cannot serve as a pool. The text is for the person who configured it.
+#[derive(Debug, thiserror::Error)]
+pub enum PoolError {
+    #[error("the pool path {} is not absolute; expected one that begins with /", path.display())]
+    NotAbsolute { path: PathBuf },
+    #[error("the pool {} is not a directory; choose another path", path.display())]
+    NotADirectory { path: PathBuf },
+    #[error("the pool {} is not there and cannot be made; make it, or choose another path", path.display())]
+    NotMade {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("the pool {} cannot be written to; expected a directory that this user may write", path.display())]
+    NotWritable {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("every user may write to the pool {}; run chmod o-w on it, or choose another path", path.display())]
+    WorldWritable { path: PathBuf },
+    #[error("another process already works in the pool {}; expected one pool per node", path.display())]
+    InUse { path: PathBuf },
+    #[error("the pool {} could not be cleared of an unfinished volume", path.display())]
+    NotCleared {
+        path: PathBuf,
+        #[source]
+        source: VolumeError,
+    },
+}
+
+#[derive(Debug)]
+pub struct Pool {
+    path: PathBuf,
+    free_min: Bytes,
+    /// The open directory, with an exclusive lock that ends with the process.
+    _lock: File,
+    /// Held while names change. Deleting what is already set aside needs none.
+    names: Mutex<()>,
+}
+
+/// A volume, taken out of the inventory.
+pub enum Taken {
+    /// The folders of it that are set aside, this and earlier ones.
+    Trash(Vec<String>),
+    Refused(Refusal),
+}
+
+impl Pool {
+    pub fn open(config: DirConfig) -> Result<Self, PoolError> {
+        let path = config.path;
+        if !path.is_absolute() {
+            return Err(PoolError::NotAbsolute { path });
+        }
+        let found = match fs::metadata(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => DirBuilder::new()
+                .recursive(true)
+                .mode(0o755)
+                .create(&path)
+                .and_then(|()| fs::metadata(&path))
+                .map_err(|source| PoolError::NotMade { path: path.clone(), source })?,
+            Err(source) => return Err(PoolError::NotMade { path, source }),
+            Ok(found) => found,
+        };
+        if !found.is_dir() {
+            return Err(PoolError::NotADirectory { path });
+        }
+        if found.mode() & 0o002 != 0 {
+            return Err(PoolError::WorldWritable { path });
+        }
+        let lock = lock(&path)?;
+        probe_writing(&path).map_err(|source| PoolError::NotWritable { path: path.clone(), source })?;
+        let pool = Self { path, free_min: config.free_min, _lock: lock, names: Mutex::new(()) };
+        pool.clear_unfinished().map_err(|source| PoolError::NotCleared { path: pool.path.clone(), source })?;
+        Ok(pool)
+    }
+
+    pub fn create(&self, new: &NewVolume) -> Result<Creation, VolumeError> {
+        let _names = self.lock_names();
+        if let Some(volume) = self.find(new.id)? {
+            if volume.tags == new.tags {
+                return Ok(Creation::AlreadyThere(volume));
+            }
+            return Ok(Creation::Refused(other_tags(new.id, volume.tags, new.tags)));
+        }
+        if let Some(refusal) = self.refuses(new)? {
+            return Ok(Creation::Refused(refusal));
+        }
+        let unfinished = unfinished_name(new.id);
+        self.delete_whole(&unfinished)?;
+        let folder = self.path.join(&unfinished);
+        make_folder(&folder, 0o755)?;
+        let data = folder.join(DATA);
+        make_folder(&data, 0o700)?;
+        chown(&data, Some(new.owner.uid), Some(new.owner.gid))
+            .map_err(VolumeError::io("give to the user of Postgres the folder", &data))?;
+        let created = WallTime::now();
+        layout::write_tags(&folder, new, created)?;
+        sync_folder(&data)?;
+        sync_folder(&folder)?;
+        let path = self.path.join(volume_name(new.id));
+        fs::rename(&folder, &path).map_err(VolumeError::io("rename to its final name", &folder))?;
+        sync_folder(&self.path)?; // Only now may anyone rely on it.
+        Ok(Creation::Made(Volume {
+            id: new.id,
+            tags: new.tags,
+            size: new.size,
+            owner: new.owner,
+            created,
+            path: path.join(DATA),
+        }))
+    }
+
+    /// `None` when there is no such name; an error when there is one that is not readable as a volume.
+    pub fn find(&self, id: VolumeId) -> Result<Option<Volume>, VolumeError> {
+        let folder = self.path.join(volume_name(id));
+        match fs::symlink_metadata(&folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(VolumeError::io("look at", folder)(source)),
+            Ok(_) => {}
+        }
+        match layout::read_volume(&folder, id) {
+            Ok(volume) => Ok(Some(volume)),
+            Err(Unreadable(why)) => Err(VolumeError::Unreadable { path: folder, why }),
+        }
+    }
+
+    pub fn list(&self) -> Result<Inventory, VolumeError> {
+        let mut inventory = Inventory::default();
+        for (name, entry) in self.entries()? {
+            let path = self.path.join(name);
+            let (id, kind) = match entry {
+                Entry::Volume(id) => match layout::read_volume(&path, id) {
+                    Ok(volume) => {
+                        inventory.volumes.push(volume);
+                        continue;
+                    }
+                    Err(Unreadable(why)) => (id, StrayKind::Unreadable { why }),
+                },
+                Entry::Unfinished(id) => (id, StrayKind::Unfinished),
+                Entry::Trash(id) => (id, StrayKind::SetAside),
+            };
+            inventory.strays.push(Stray { id, path, kind });
+        }
+        inventory.volumes.sort_by_key(|volume| volume.id);
+        inventory.strays.sort_by(|a, b| a.path.cmp(&b.path));
+        Ok(inventory)
+    }
+
+    /// Renames the volume out of the inventory, if it is there, and names all that is set aside of it.
+    pub fn set_aside(&self, id: VolumeId, tags: &VolumeTags) -> Result<Taken, VolumeError> {
+        let _names = self.lock_names();
+        if let Some(volume) = self.find(id)? {
+            if volume.tags != *tags {
+                return Ok(Taken::Refused(other_tags(id, volume.tags, *tags)));
+            }
+            let from = self.path.join(volume_name(id));
+            let to = (1..).map(|number| self.path.join(trash_name(id, number))).find(|path| !path.exists());
+            let to = to.expect("numbers do not run out before disks do");
+            fs::rename(&from, to).map_err(VolumeError::io("set aside", &from))?;
+            sync_folder(&self.path)?; // Before the first byte is deleted: a half-deleted volume must never be listed.
+        }
+        let mut trash = Vec::new();
+        for (name, entry) in self.entries()? {
+            if entry != Entry::Trash(id) {
+                continue;
+            }
+            let folder = self.path.join(&name);
+            match layout::read_tags(&folder, id) {
+                Ok(volume) if volume.tags == *tags => {}
+                Ok(volume) => return Ok(Taken::Refused(other_tags(id, volume.tags, *tags))),
+                // The tags go last: without data, a deletion was cut short at its very end.
+                Err(_) if !folder.join(DATA).exists() => {}
+                Err(Unreadable(why)) => return Err(VolumeError::Unreadable { path: folder, why }),
+            }
+            trash.push(name);
+        }
+        Ok(Taken::Trash(trash))
+    }
+
+    pub fn delete_some(&self, name: &str, entries: usize) -> Result<Progress, VolumeError> {
+        delete::delete_some(&self.path, name, DATA, entries)
+    }
+
+    pub fn usage(&self) -> Result<Usage, VolumeError> {
+        let found = statvfs(&self.path).map_err(|errno| VolumeError::io("measure", &self.path)(errno.into()))?;
+        let bytes = |blocks: u64| Bytes(blocks.saturating_mul(found.f_frsize));
+        Ok(Usage {
+            total: bytes(found.f_blocks),
+            used: bytes(found.f_blocks.saturating_sub(found.f_bfree)),
+            free: bytes(found.f_bavail),
+        })
+    }
+
+    fn refuses(&self, new: &NewVolume) -> Result<Option<Refusal>, VolumeError> {
+        let free = self.usage()?.free;
+        let needed = Bytes(self.free_min.0.saturating_add(new.size.unwrap_or_default().0));
+        if free < needed {
+            return Ok(Some(Refusal::TooFull { pool: self.path.clone(), free, needed }));
+        }
+        let blocked = blocked_at(&self.path, new.owner).map_err(VolumeError::io("look above", &self.path))?;
+        Ok(blocked.map(|blocked_at| Refusal::OwnerLockedOut {
+            pool: self.path.clone(),
+            uid: new.owner.uid,
+            blocked_at,
+        }))
+    }
+
+    /// An unfinished volume never held data: its name changes before anyone is told of it.
+    fn clear_unfinished(&self) -> Result<(), VolumeError> {
+        for (name, entry) in self.entries()? {
+            if let Entry::Unfinished(id) = entry {
+                tracing::info!(volume = %id, pool = %self.path.display(), "cleared an unfinished volume");
+                self.delete_whole(&name)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn delete_whole(&self, name: &str) -> Result<(), VolumeError> {
+        while self.delete_some(name, 1000)? == Progress::MoreLeft {}
+        Ok(())
+    }
+
+    fn entries(&self) -> Result<Vec<(String, Entry)>, VolumeError> {
+        let fail = || VolumeError::io("list", &self.path);
+        let mut entries = Vec::new();
+        for entry in fs::read_dir(&self.path).map_err(fail())? {
+            let name = entry.map_err(fail())?.file_name();
+            if let Some(name) = name.to_str()
+                && let Some(entry) = Entry::parse(name)
+            {
+                entries.push((name.to_string(), entry));
+            }
+        }
+        Ok(entries)
+    }
+
+    fn lock_names(&self) -> MutexGuard<'_, ()> {
+        // It guards names on disk, not memory: a panic elsewhere leaves nothing broken behind it.
+        self.names.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn other_tags(id: VolumeId, found: VolumeTags, asked: VolumeTags) -> Refusal {
+    Refusal::OtherTags { id, found: Box::new(found), asked: Box::new(asked) }
+}
+
+fn lock(path: &Path) -> Result<File, PoolError> {
+    let file = File::open(path).map_err(|source| PoolError::NotWritable { path: path.into(), source })?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(PoolError::InUse { path: path.into() }),
+        Err(errno) => Err(PoolError::NotWritable { path: path.into(), source: errno.into() }),
+    }
+}
+
+/// Permissions alone do not tell: root passes them all, and a file system may be mounted read-only or out of inodes.
+fn probe_writing(pool: &Path) -> io::Result<()> {
+    let probe = pool.join(".probe");
+    fs::write(&probe, "pgstead")?;
+    fs::remove_file(&probe)
+}
+
+fn make_folder(path: &Path, mode: u32) -> Result<(), VolumeError> {
+    fs::create_dir(path).map_err(VolumeError::io("make", path))?;
+    // Set, not asked for at creation: the umask must not have a say.
+    fs::set_permissions(path, Permissions::from_mode(mode)).map_err(VolumeError::io("set the mode of", path))
+}
+
+/// The topmost folder that `owner` may not pass on its way into the pool. It knows nothing of supplementary groups and
+/// access lists; on a host that relies on them, the execute permission for others is asked for all the same.
+fn blocked_at(pool: &Path, owner: Owner) -> io::Result<Option<PathBuf>> {
+    if owner.uid == 0 {
+        return Ok(None);
+    }
+    let pool = fs::canonicalize(pool)?;
+    let mut folders: Vec<_> = pool.ancestors().collect();
+    folders.reverse();
+    for folder in folders {
+        let found = fs::metadata(folder)?;
+        let may_pass = match () {
+            () if found.uid() == owner.uid => found.mode() & 0o100,
+            () if found.gid() == owner.gid => found.mode() & 0o010,
+            () => found.mode() & 0o001,
+        };
+        if may_pass == 0 {
+            return Ok(Some(folder.to_path_buf()));
+        }
+    }
+    Ok(None)
+}

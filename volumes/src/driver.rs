@@ -1,0 +1,206 @@
+//! The trait that every kind of storage implements, and its words. Written so that LVM, whose volumes must be activated
+//! and mounted before use and whose every answer comes from a slow program, fits it as well as plain directories do.
+
+use async_trait::async_trait;
+use pgstead_types::{Bytes, ClusterId, DeploymentId, MemberId, VolumeId, WallTime};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::path::PathBuf;
+
+/// One pool of one node. Every call may be repeated: the second one finds the work done and changes nothing.
+#[async_trait]
+pub trait VolumeDriver: Send + Sync + fmt::Debug {
+    /// The driver's name in configuration and messages.
+    fn name(&self) -> &'static str;
+
+    /// What this driver offers beyond the methods below. A capability's own methods come with the first driver that
+    /// offers it, so that no driver has to pretend.
+    fn support(&self, what: Capability) -> Support;
+
+    /// Makes a volume that is complete or not there, whenever the process is killed.
+    async fn create(&self, new: NewVolume) -> Result<Creation, VolumeError>;
+
+    /// Makes the volume reachable at its path (LVM activates and mounts it) and describes it; `None` when there is none.
+    async fn open(&self, id: VolumeId) -> Result<Option<Volume>, VolumeError>;
+
+    /// Everything in the pool, read from the storage itself: no note kept elsewhere is trusted.
+    async fn list(&self) -> Result<Inventory, VolumeError>;
+
+    /// Takes the volume out of the inventory and, if `how` says so, deletes its data. The tags must be the volume's own.
+    /// Dropping the future stops a long deletion soon; the next call goes on where it stopped.
+    async fn remove(&self, id: VolumeId, tags: &VolumeTags, how: Removal) -> Result<Removed, VolumeError>;
+
+    /// The pool as a whole, now.
+    async fn usage(&self) -> Result<Usage, VolumeError>;
+}
+
+/// Whose a volume is; kept with the volume itself, so that the inventory can be rebuilt from storage alone.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct VolumeTags {
+    pub deployment: DeploymentId,
+    pub cluster: ClusterId,
+    pub member: MemberId,
+}
+
+impl fmt::Display for VolumeTags {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "member {} of cluster {} in deployment {}", self.member, self.cluster, self.deployment)
+    }
+}
+
+/// The user and group that Postgres runs as.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Owner {
+    pub uid: u32,
+    pub gid: u32,
+}
+
+/// A volume as asked for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NewVolume {
+    pub id: VolumeId,
+    pub tags: VolumeTags,
+    /// How much it may hold; `None` leaves it to the pool. Only a driver with [`Capability::SizeLimit`] enforces it.
+    pub size: Option<Bytes>,
+    pub owner: Owner,
+}
+
+/// A complete volume.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Volume {
+    pub id: VolumeId,
+    pub tags: VolumeTags,
+    pub size: Option<Bytes>,
+    pub owner: Owner,
+    pub created: WallTime,
+    /// The folder that belongs to the owner, mode 0700: a mount point, or a plain folder.
+    pub path: PathBuf,
+}
+
+/// The answer to a request for a volume.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Creation {
+    Made(Volume),
+    /// An earlier call made it, for the same member.
+    AlreadyThere(Volume),
+    Refused(Refusal),
+}
+
+/// Why a volume is not made or removed. The text is for a person.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Refusal {
+    #[error("volume {id} belongs to {found}, not to {asked}; it is left alone")]
+    OtherTags { id: VolumeId, found: Box<VolumeTags>, asked: Box<VolumeTags> },
+    #[error(
+        "{} is too full for another volume: {free} free, expected at least {needed}; free some space, or choose \
+         another pool", pool.display()
+    )]
+    TooFull { pool: PathBuf, free: Bytes, needed: Bytes },
+    #[error(
+        "user {uid} cannot reach the pool {}: {} is closed to it; expected the execute permission for others on \
+         every folder above the pool", pool.display(), blocked_at.display()
+    )]
+    OwnerLockedOut { pool: PathBuf, uid: u32, blocked_at: PathBuf },
+}
+
+/// How far a removal goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Removal {
+    /// Set aside: out of the inventory, the data kept until a hard removal.
+    Soft,
+    /// Set aside, then deleted.
+    Hard,
+}
+
+/// What a removal has come to.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Removed {
+    /// It was not there, and nothing of it was set aside.
+    NotThere,
+    /// Its data is kept, out of the inventory.
+    SetAside,
+    /// Nothing of it is left.
+    Deleted,
+    Refused(Refusal),
+}
+
+/// What storage holds.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Inventory {
+    /// In the order of their ids.
+    pub volumes: Vec<Volume>,
+    /// What is ours by its name and is not a complete volume.
+    pub strays: Vec<Stray>,
+}
+
+/// Something left over. It is reported, and removed only on request, or when it never was a volume.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Stray {
+    pub id: VolumeId,
+    pub path: PathBuf,
+    pub kind: StrayKind,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum StrayKind {
+    /// A creation was cut short; it never held data.
+    Unfinished,
+    /// Removed, its data still there or partly so.
+    SetAside,
+    /// A volume by its name whose tags cannot be read or do not fit. A person must look.
+    Unreadable { why: String },
+}
+
+/// Space in a pool.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Usage {
+    pub total: Bytes,
+    pub used: Bytes,
+    /// Free for us; less than `total - used` where the file system reserves some for root.
+    pub free: Bytes,
+}
+
+/// What not every driver can do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Capability {
+    /// A read-only copy of a volume at one point in time.
+    Snapshot,
+    /// A writable volume made from a snapshot.
+    Fork,
+    /// More room for a volume in use.
+    Extend,
+    /// A volume that cannot outgrow its size.
+    SizeLimit,
+}
+
+/// Whether a driver can do it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Support {
+    Offered,
+    Unsupported { why: &'static str },
+}
+
+/// Storage did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum VolumeError {
+    #[error("could not {doing} {}", path.display())]
+    Io {
+        doing: &'static str,
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("the volume at {} is not readable as one ({why}); it is left alone, expected a person to look", path.display())]
+    Unreadable { path: PathBuf, why: String },
+    #[error("folders under {} are nested deeper than {limit}; delete them by hand", path.display())]
+    TooDeep { path: PathBuf, limit: usize },
+    #[error("the task that worked on the pool was stopped before it ended")]
+    Stopped(#[source] tokio::task::JoinError),
+}
+
+impl VolumeError {
+    pub(crate) fn io(doing: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> VolumeError {
+        let path = path.into();
+        move |source| VolumeError::Io { doing, path, source }
+    }
+}

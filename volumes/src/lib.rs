@@ -1,0 +1,11 @@
+//! Where members keep their data: one trait for every kind of storage, and the drivers behind it.
+//! It knows nothing of Postgres; whoever removes a volume has first seen that nothing runs in it.
+
+pub mod dir;
+pub mod driver;
+
+pub use dir::{DirConfig, DirDriver, PoolError};
+pub use driver::{
+    Capability, Creation, Inventory, NewVolume, Owner, Refusal, Removal, Removed, Stray, StrayKind, Support, Usage,
+    Volume, VolumeDriver, VolumeError, VolumeTags,
+};

@@ -1,0 +1,187 @@
+//! What every driver must keep. Each function is one promise of the trait; a driver's own test file runs them all
+//! through `contract!`, against the real thing.
+
+use pgstead_types::{Bytes, ClusterId, DeploymentId, MemberId, VolumeId};
+use pgstead_volumes::{
+    Capability, Creation, NewVolume, Owner, Refusal, Removal, Removed, StrayKind, Support, Volume, VolumeDriver,
+    VolumeTags,
+};
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+
+/// A driver on storage of its own, made anew for each test.
+pub trait Bench {
+    fn driver(&self) -> &dyn VolumeDriver;
+    /// Forgets everything in memory, as a restarted daemon has.
+    fn restart(&mut self);
+}
+
+/// Expands to one test per promise. `$bench` makes a [`Bench`].
+#[macro_export]
+macro_rules! contract {
+    ($bench:expr) => {
+        $crate::contract!(@each $bench;
+            a_created_volume_belongs_to_its_owner_alone,
+            creating_twice_changes_nothing,
+            a_volume_of_another_member_is_never_handed_out,
+            the_inventory_is_rebuilt_from_storage_after_a_restart,
+            a_soft_removal_keeps_the_data_and_leaves_the_inventory,
+            a_hard_removal_leaves_nothing_and_may_be_repeated,
+            a_hard_removal_finishes_a_soft_one,
+            a_removal_with_wrong_tags_is_refused,
+            an_id_may_be_used_again_after_its_removal,
+            a_volume_that_cannot_fit_is_refused_in_one_sentence,
+            usage_adds_up,
+            what_is_not_offered_says_why,
+        );
+    };
+    (@each $bench:expr; $($name:ident,)+) => {
+        $(#[tokio::test]
+        async fn $name() {
+            $crate::contract::$name(&mut $bench).await;
+        })+
+    };
+}
+
+pub fn tags(member: u128) -> VolumeTags {
+    VolumeTags {
+        deployment: DeploymentId::from_u128(1),
+        cluster: ClusterId::from_u128(2),
+        member: MemberId::from_u128(member),
+    }
+}
+
+/// The user that the tests run as, for only root could give files away.
+pub fn owner() -> Owner {
+    Owner { uid: rustix::process::getuid().as_raw(), gid: rustix::process::getgid().as_raw() }
+}
+
+pub fn new_volume(id: u128) -> NewVolume {
+    NewVolume { id: VolumeId::from_u128(id), tags: tags(id), size: None, owner: owner() }
+}
+
+pub async fn made(driver: &dyn VolumeDriver, new: &NewVolume) -> Volume {
+    match driver.create(new.clone()).await.unwrap() {
+        Creation::Made(volume) => volume,
+        other => panic!("expected a new volume, got {other:?}"),
+    }
+}
+
+pub async fn a_created_volume_belongs_to_its_owner_alone(bench: &mut dyn Bench) {
+    let volume = made(bench.driver(), &new_volume(1)).await;
+    let found = fs::metadata(&volume.path).unwrap();
+    assert!(found.is_dir());
+    assert_eq!((found.uid(), found.gid()), (owner().uid, owner().gid));
+    assert_eq!(found.mode() & 0o7777, 0o700);
+    assert_eq!(bench.driver().open(volume.id).await.unwrap(), Some(volume));
+}
+
+pub async fn creating_twice_changes_nothing(bench: &mut dyn Bench) {
+    let new = new_volume(1);
+    let volume = made(bench.driver(), &new).await;
+    fs::write(volume.path.join("PG_VERSION"), "15").unwrap();
+    assert_eq!(bench.driver().create(new.clone()).await.unwrap(), Creation::AlreadyThere(volume.clone()));
+    bench.restart();
+    assert_eq!(bench.driver().create(new).await.unwrap(), Creation::AlreadyThere(volume.clone()));
+    assert_eq!(fs::read_to_string(volume.path.join("PG_VERSION")).unwrap(), "15");
+}
+
+pub async fn a_volume_of_another_member_is_never_handed_out(bench: &mut dyn Bench) {
+    made(bench.driver(), &new_volume(1)).await;
+    let stranger = NewVolume { tags: tags(99), ..new_volume(1) };
+    let answer = bench.driver().create(stranger).await.unwrap();
+    assert!(matches!(answer, Creation::Refused(Refusal::OtherTags { .. })), "{answer:?}");
+}
+
+pub async fn the_inventory_is_rebuilt_from_storage_after_a_restart(bench: &mut dyn Bench) {
+    assert_eq!(bench.driver().list().await.unwrap().volumes, []);
+    let sized = NewVolume { size: Some(Bytes(8 << 20)), ..new_volume(2) };
+    let volumes = vec![made(bench.driver(), &new_volume(1)).await, made(bench.driver(), &sized).await];
+    bench.restart();
+    let inventory = bench.driver().list().await.unwrap();
+    assert_eq!(inventory.volumes, volumes);
+    assert_eq!(inventory.strays, []);
+    assert_eq!(bench.driver().list().await.unwrap(), inventory);
+}
+
+pub async fn a_soft_removal_keeps_the_data_and_leaves_the_inventory(bench: &mut dyn Bench) {
+    let volume = made(bench.driver(), &new_volume(1)).await;
+    let remove = || bench.driver().remove(volume.id, &volume.tags, Removal::Soft);
+    assert_eq!(remove().await.unwrap(), Removed::SetAside);
+    assert_eq!(remove().await.unwrap(), Removed::SetAside);
+    assert_eq!(bench.driver().open(volume.id).await.unwrap(), None);
+    let inventory = bench.driver().list().await.unwrap();
+    assert_eq!(inventory.volumes, []);
+    assert_eq!(inventory.strays.len(), 1);
+    assert_eq!((inventory.strays[0].id, &inventory.strays[0].kind), (volume.id, &StrayKind::SetAside));
+}
+
+pub async fn a_hard_removal_leaves_nothing_and_may_be_repeated(bench: &mut dyn Bench) {
+    let volume = made(bench.driver(), &new_volume(1)).await;
+    let base = volume.path.join("base/5");
+    fs::create_dir_all(&base).unwrap();
+    for file in 0..1200 {
+        fs::write(base.join(file.to_string()), "x").unwrap();
+    }
+    let remove = || bench.driver().remove(volume.id, &volume.tags, Removal::Hard);
+    assert_eq!(remove().await.unwrap(), Removed::Deleted);
+    assert_eq!(bench.driver().list().await.unwrap(), Default::default());
+    assert_eq!(remove().await.unwrap(), Removed::NotThere);
+    assert!(!volume.path.exists());
+}
+
+pub async fn a_hard_removal_finishes_a_soft_one(bench: &mut dyn Bench) {
+    let volume = made(bench.driver(), &new_volume(1)).await;
+    bench.driver().remove(volume.id, &volume.tags, Removal::Soft).await.unwrap();
+    bench.restart();
+    let removed = bench.driver().remove(volume.id, &volume.tags, Removal::Hard).await.unwrap();
+    assert_eq!(removed, Removed::Deleted);
+    assert_eq!(bench.driver().list().await.unwrap(), Default::default());
+}
+
+pub async fn a_removal_with_wrong_tags_is_refused(bench: &mut dyn Bench) {
+    let volume = made(bench.driver(), &new_volume(1)).await;
+    for how in [Removal::Soft, Removal::Hard] {
+        let removed = bench.driver().remove(volume.id, &tags(99), how).await.unwrap();
+        assert!(matches!(removed, Removed::Refused(Refusal::OtherTags { .. })), "{removed:?}");
+    }
+    assert_eq!(bench.driver().open(volume.id).await.unwrap(), Some(volume));
+}
+
+pub async fn an_id_may_be_used_again_after_its_removal(bench: &mut dyn Bench) {
+    for _ in 0..2 {
+        let volume = made(bench.driver(), &new_volume(1)).await;
+        assert_eq!(
+            fs::read_dir(&volume.path).unwrap().filter(|e| e.as_ref().unwrap().file_name() != "lost+found").count(),
+            0
+        );
+        fs::write(volume.path.join("PG_VERSION"), "15").unwrap();
+        bench.driver().remove(volume.id, &volume.tags, Removal::Soft).await.unwrap();
+    }
+    assert_eq!(bench.driver().list().await.unwrap().strays.len(), 2);
+}
+
+pub async fn a_volume_that_cannot_fit_is_refused_in_one_sentence(bench: &mut dyn Bench) {
+    let huge = NewVolume { size: Some(Bytes(u64::MAX)), ..new_volume(1) };
+    let Creation::Refused(refusal) = bench.driver().create(huge).await.unwrap() else {
+        panic!("expected a refusal");
+    };
+    let text = refusal.to_string();
+    assert!(text.contains("free") && text.contains("expected") && !text.contains('\n'), "{text}");
+    assert_eq!(bench.driver().list().await.unwrap(), Default::default());
+}
+
+pub async fn usage_adds_up(bench: &mut dyn Bench) {
+    let usage = bench.driver().usage().await.unwrap();
+    assert!(usage.total.0 > 0);
+    assert!(usage.used.0 + usage.free.0 <= usage.total.0, "{usage:?}");
+}
+
+pub async fn what_is_not_offered_says_why(bench: &mut dyn Bench) {
+    for what in [Capability::Snapshot, Capability::Fork, Capability::Extend, Capability::SizeLimit] {
+        match bench.driver().support(what) {
+            Support::Offered => {}
+            Support::Unsupported { why } => assert!(why.contains(' '), "{what:?}: {why:?} is not a reason"),
+        }
+    }
+}
