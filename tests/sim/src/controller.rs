@@ -22,7 +22,7 @@ impl World {
     /// Begins or ends this node's being the controller.
     pub fn look_at_leadership(&mut self, n: usize) {
         let term = self.raft.leads(n);
-        let now = self.now;
+        let now = self.own(n);
         let Some(daemon) = self.machines[n].daemon.as_mut() else { return };
         let held = daemon.controller.as_ref().map(|controller| controller.term);
         if held == term {
@@ -47,7 +47,7 @@ impl World {
     }
 
     pub fn on_report(&mut self, n: usize, from: usize, report: NodeReport) {
-        let now = self.now;
+        let now = self.own(n);
         if !self.machines[n].powered || !self.reaches(from, n) {
             return;
         }
@@ -60,7 +60,7 @@ impl World {
     }
 
     pub fn on_connection_closed(&mut self, n: usize, from: usize, session: u64) {
-        let now = self.now;
+        let now = self.own(n);
         if !self.reaches(from, n) {
             return; // It hears nothing of it.
         }
@@ -74,7 +74,7 @@ impl World {
 
     pub fn decide(&mut self, n: usize) {
         let record = self.raft.record(n);
-        let (now, policy) = (self.now, self.policy);
+        let (now, policy) = (self.own(n), self.policy);
         let Some(cluster) = record.clusters.get(&CLUSTER) else { return };
         let Some(daemon) = self.machines[n].daemon.as_mut() else { return };
         let session = daemon.session;
@@ -103,7 +103,7 @@ impl World {
             (None, None) => None,
         };
         if let Some(at) = wake {
-            self.at(at.max(now), Event::Decide { node: n, session });
+            self.after_own(n, at.since(now), Event::Decide { node: n, session });
         }
         if let Some(command) = command {
             self.serial += 1;
@@ -164,7 +164,7 @@ impl World {
         let n = self.controller()?;
         let record = self.raft.record(n);
         let cluster = record.clusters.get(&CLUSTER)?;
-        let (now, policy) = (self.now, self.policy);
+        let (now, policy) = (self.own(n), self.policy);
         let controller = self.machines[n].daemon.as_mut()?.controller.as_mut()?;
         controller.observed.now = now;
         let plan = pgstead_core::decide(cluster, &controller.observed, &policy, &mut controller.memory);

@@ -1,13 +1,14 @@
 //! The shell around `pgstead-agent`: it looks at the member, asks what comes next, carries it out in parts between which
 //! anything may happen, and reports. The real daemon does the same on real processes.
 
+use crate::faults::FaultKind;
 use crate::machine::{Daemon, Mode, SyncNames, Work};
 use crate::wal::{Wal, What};
 use crate::world::{CLUSTER, Event, World, member_id};
 use pgstead_agent::Action;
 use pgstead_types::record::{ClusterRecord, SyncSet};
 use pgstead_types::report::{ClientAccess, MemberReport, NodeReport, PostgresSeen, PromiseAnswer, Upstream, Working};
-use pgstead_types::{Epoch, Incarnation, MemberId};
+use pgstead_types::{Epoch, Incarnation, MemberId, Step};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -47,13 +48,16 @@ impl World {
             findings: BTreeSet::new(),
         });
         self.raft.start(n);
-        self.after(HEARTBEAT, Event::Heartbeat { node: n, session });
+        self.after_own(n, HEARTBEAT, Event::Heartbeat { node: n, session });
         self.touch(n);
     }
 
     /// The daemon dies; guard and Postgres go on.
     pub fn kill_daemon(&mut self, n: usize) {
         let Some(daemon) = self.machines[n].daemon.take() else { return };
+        if daemon.work.is_some() {
+            self.count_fault(FaultKind::StepCutShort);
+        }
         self.raft.kill(n);
         if let Some(to) = daemon.reports_to {
             self.after(Duration::from_millis(1), Event::ConnectionClosed { to, from: n, session: daemon.session });
@@ -90,7 +94,7 @@ impl World {
             data: machine.data_seen(),
             promised: notes.promised,
             answer: notes.answer,
-            postgres: machine.postgres_seen(self.now),
+            postgres: machine.postgres_seen(self.own(n)),
             restarts: notes.restarts,
             checkpointed: notes.checkpointed,
             working,
@@ -104,7 +108,7 @@ impl World {
                 daemon.last_sent = None;
             }
             self.look(n);
-            self.after(HEARTBEAT, Event::Heartbeat { node: n, session });
+            self.after_own(n, HEARTBEAT, Event::Heartbeat { node: n, session });
         }
     }
 
@@ -169,7 +173,7 @@ impl World {
         let session = daemon.session;
         let step = action.step();
         daemon.work = Some(Work { serial, action, step: 0, attempt, began: now, source: None });
-        self.count(format!("step: {step}"));
+        self.count(crate::tally::of_step(step));
         self.say(format!("{:<9} {step}", World::member_name(n)));
         let delay = self.rng.ms(1, 8);
         self.after(delay, Event::Act { node: n, session, serial });
@@ -180,6 +184,14 @@ impl World {
         let Some(work) = daemon.work.take_if(|work| work.serial == serial) else { return };
         let mut work = work;
         let part = self.carry_out(n, &mut work);
+        let step = if matches!(work.action, Action::Promote { .. }) && work.step > 0 {
+            Step::Promote
+        } else {
+            work.action.step()
+        };
+        if self.spring_step_trap(n, step) {
+            return;
+        }
         let now = self.now;
         let Some(daemon) = self.machines[n].daemon.as_mut() else { return };
         match part {
@@ -216,6 +228,9 @@ impl World {
     fn carry_out(&mut self, n: usize, work: &mut Work) -> Part {
         let quick = self.rng.ms(1, 10);
         let action = work.action.clone();
+        if self.machines[n].run.as_ref().is_some_and(|run| run.hung) && needs_answers(&action) {
+            return Part::Failed("Postgres does not answer".into());
+        }
         match action {
             Action::CreateVolume => {
                 self.machines[n].disk.volume = true;
@@ -236,6 +251,7 @@ impl World {
                     self.machines[n].disk.notes.restarts = restarts;
                     Part::Next(quick)
                 }
+                0 if self.machines[n].full => Part::Failed("no space is left on the device".into()),
                 0 => Part::Failed("there is no data to start with".into()),
                 _ => match self.machines[n].run.as_ref().map(|run| run.mode) {
                     None => Part::Failed("Postgres ended while it started".into()),
@@ -274,6 +290,7 @@ impl World {
                     Part::Next(quick * 4)
                 }
                 1 => {
+                    self.count(crate::tally::of_step(Step::Promote));
                     self.promote(n);
                     Part::Next(quick)
                 }
@@ -398,6 +415,9 @@ impl World {
         let Some(leader) = self.source(n, work, incarnation, from, epoch) else {
             return Part::Failed("the leader cannot be copied from now".into());
         };
+        if self.machines[n].full {
+            return Part::Failed("no space is left on the device".into());
+        }
         if work.step == 0 {
             let disk = &mut self.machines[n].disk;
             if let Some(data) = disk.data.take().filter(|data| data.complete) {
@@ -434,12 +454,21 @@ impl World {
     }
 
     fn rewind(&mut self, n: usize, work: &mut Work, incarnation: Incarnation, from: MemberId, epoch: Epoch) -> Part {
-        let (took, fails) = (self.rng.ms(100, 800), self.rng.chance(10));
+        let (took, luck) = (self.rng.ms(100, 800), self.rng.below(100));
         let Some(leader) = self.source(n, work, incarnation, from, epoch) else {
             return Part::Failed("the leader cannot be rewound from now".into());
         };
         match work.step {
-            0 if fails => Part::Failed("pg_rewind could not find the common checkpoint".into()),
+            0 if self.machines[n].full => Part::Failed("no space is left on the device".into()),
+            0 if luck < 20 => {
+                self.count_fault(FaultKind::RewindFails);
+                Part::Failed("pg_rewind could not find the common checkpoint".into())
+            }
+            // A member that is to be rewound lies beyond the fork, by the record.
+            0 if luck < 50 => {
+                self.count_fault(FaultKind::RewindSaysNotRequired);
+                Part::Failed("pg_rewind says that no rewind is required, and the record says that one is".into())
+            }
             0 => Part::Next(took),
             1 => {
                 // From here until the end the folder is neither the one nor the other.
@@ -474,7 +503,7 @@ impl World {
 
     fn answer_promise(&mut self, n: usize, step: usize, epoch: Epoch) -> Part {
         let quick = self.rng.ms(1, 10);
-        let PostgresSeen::Standby(standby) = self.machines[n].postgres_seen(self.now) else {
+        let PostgresSeen::Standby(standby) = self.machines[n].postgres_seen(self.own(n)) else {
             return Part::Failed("Postgres is not a standby now".into());
         };
         let notes = &mut self.machines[n].disk.notes;
@@ -491,6 +520,7 @@ impl World {
             return Part::Failed("there is no data".into());
         };
         self.machines[n].disk.notes.answer = Some(PromiseAnswer { epoch, incarnation, position });
+        self.spring_promise_trap(n);
         Part::Done
     }
 
@@ -569,5 +599,29 @@ impl World {
             let way = self.rng.ms(0, 3 + self.report_late_ms);
             self.after(way, Event::Report { to, from: n, report: Box::new(report.clone()) });
         }
+    }
+}
+
+/// Whether a step talks to the running Postgres. Signals and files do not.
+fn needs_answers(action: &Action) -> bool {
+    match action {
+        Action::CutUpstream
+        | Action::AnswerPromise { .. }
+        | Action::Promote { .. }
+        | Action::OpenClients
+        | Action::UpdateSyncSet { .. }
+        | Action::Follow { .. }
+        | Action::HoldClients
+        | Action::Checkpoint { .. } => true,
+        Action::CreateVolume
+        | Action::InitDatabase { .. }
+        | Action::DiscardPartial
+        | Action::Clone { .. }
+        | Action::Rewind { .. }
+        | Action::StartStandby { .. }
+        | Action::SavePromise { .. }
+        | Action::Fence
+        | Action::StopCleanly { .. }
+        | Action::RemoveVolume => false,
     }
 }

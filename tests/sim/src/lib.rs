@@ -2,6 +2,7 @@
 //! networks, Postgres and clients on virtual time. Everything follows from one seed.
 
 pub mod clients;
+pub mod clock;
 pub mod controller;
 pub mod daemon;
 pub mod faults;
@@ -12,5 +13,6 @@ pub mod raft;
 pub mod rng;
 pub mod run;
 pub mod scenario;
+pub mod tally;
 pub mod wal;
 pub mod world;

@@ -1,5 +1,6 @@
 //! A node of the simulated world: its power, its disk, its daemon, and the processes of its Postgres.
 
+use crate::clock::Clock;
 use crate::controller::Controller;
 use crate::wal::Wal;
 use crate::world::Event;
@@ -23,6 +24,9 @@ pub struct Machine {
     pub deferred: Vec<Event>,
     /// Disk writes take so many times longer.
     pub slow: u32,
+    /// Nothing more can be written to the volume.
+    pub full: bool,
+    pub clock: Clock,
     pub daemon: Option<Daemon>,
     pub disk: Disk,
     pub run: Option<Run>,
@@ -112,6 +116,9 @@ pub struct Run {
     pub id: u64,
     /// False once the postmaster is gone and others still run.
     pub postmaster: bool,
+    /// Its processes take connections and do nothing; what they would do waits.
+    pub hung: bool,
+    pub held: Vec<Event>,
     pub mode: Mode,
     pub access: ClientAccess,
     pub stopping: bool,
@@ -188,6 +195,8 @@ impl Machine {
             frozen: false,
             deferred: Vec::new(),
             slow: 1,
+            full: false,
+            clock: Clock::new(std::time::Duration::from_secs(3600 * n as u64)),
             daemon: None,
             disk: Disk::default(),
             run: None,
@@ -214,6 +223,7 @@ impl Machine {
         }
     }
 
+    /// What its own node sees of it, at `now` of the node's own clock.
     pub fn postgres_seen(&self, now: Tick) -> PostgresSeen {
         let (Some(run), Some(data)) = (&self.run, &self.disk.data) else {
             let clean = self.data().and_then(|data| data.clean);
@@ -221,6 +231,9 @@ impl Machine {
         };
         if !run.postmaster {
             return PostgresSeen::Unresponsive { why: "its postmaster is gone and other processes are left".into() };
+        }
+        if run.hung {
+            return PostgresSeen::Unresponsive { why: "it takes connections and does not answer".into() };
         }
         match run.mode {
             Mode::Recovering => PostgresSeen::Starting,

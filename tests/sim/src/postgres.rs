@@ -1,6 +1,7 @@
 //! The modelled Postgres: flushes that take time, WAL senders and receivers, replay that lags, promotions that take
 //! the next free timeline, and processes that outlive their postmaster until the guard has ended them.
 
+use crate::faults::FaultKind;
 use crate::machine::{Mode, Receiver, Run, Sender, SyncNames};
 use crate::wal::{LogRecord, What};
 use crate::world::{Event, Inner, World};
@@ -67,6 +68,9 @@ impl World {
         if machine.run.is_some() {
             return true;
         }
+        if machine.full {
+            return false;
+        }
         // History files beyond the log's own timeline belong to promotions that did not happen.
         let own = data.wal.timeline(data.wal.len());
         data.history_files.retain(|n| *n <= own);
@@ -76,6 +80,8 @@ impl World {
         machine.run = Some(Run {
             id,
             postmaster: true,
+            hung: false,
+            held: Vec::new(),
             mode: Mode::Recovering,
             access,
             stopping: false,
@@ -112,6 +118,48 @@ impl World {
         self.touch(n);
     }
 
+    /// The guard dies, and the kernel ends its children at its word: all of them, in a moment.
+    pub fn kill_guard(&mut self, n: usize) {
+        let Some(run) = self.machines[n].run.as_mut() else { return };
+        run.postmaster = false;
+        let gone = self.rng.ms(1, 6);
+        self.inner(gone, n, Inner::Fenced);
+    }
+
+    /// A write to the log failed: the server ends itself.
+    fn panic(&mut self, n: usize) {
+        if let Some(data) = self.machines[n].disk.data.as_mut() {
+            data.wal.truncate(data.flushed);
+        }
+        self.say(format!("{:<9} PANIC: could not write to its log: no space left", World::member_name(n)));
+        self.kill_postmaster(n);
+    }
+
+    /// What a hung Postgres would do waits; only its end does not.
+    pub(crate) fn hold_if_hung(&mut self, event: Event) -> Option<Event> {
+        let node = match &event {
+            Event::Postgres { what: Inner::Fenced, .. } => return Some(event),
+            Event::Postgres { node, .. } => *node,
+            Event::Wire { to, .. } | Event::ToPostgres { to, .. } => *to,
+            _ => return Some(event),
+        };
+        match self.machines[node].run.as_mut().filter(|run| run.hung) {
+            Some(run) => {
+                run.held.push(event);
+                None
+            }
+            None => Some(event),
+        }
+    }
+    pub(crate) fn resume_postgres(&mut self, n: usize) {
+        let Some(run) = self.machines[n].run.as_mut().filter(|run| run.hung) else { return };
+        run.hung = false;
+        for event in std::mem::take(&mut run.held) {
+            self.at(self.now, event);
+        }
+        self.touch(n);
+    }
+
     /// No process is left. What was written stays in the kernel's cache, what was not even written does not.
     pub fn end_processes(&mut self, n: usize) {
         self.break_waits(n);
@@ -137,8 +185,11 @@ impl World {
     /// The power goes: nobody hears of it, and only what was synced stays.
     pub fn lose_power(&mut self, n: usize) {
         self.machines[n].run = None;
-        if let Some(data) = self.machines[n].disk.data.as_mut() {
-            data.lose_after(0);
+        let Some(data) = self.machines[n].disk.data.as_mut() else { return };
+        let lost = data.flushed < data.wal.len();
+        data.lose_after(0);
+        if lost {
+            self.count_fault(FaultKind::UnsyncedLogLost);
         }
     }
 
@@ -148,9 +199,12 @@ impl World {
 
     /// Starts a flush of what is written, if none is under way.
     pub(crate) fn flush(&mut self, n: usize) {
-        let slow = self.machines[n].slow;
+        let (slow, full) = (self.machines[n].slow, self.machines[n].full);
         let took = self.rng.ms(1, 4) * slow;
         let Some((run, data)) = self.machines[n].live() else { return };
+        if full && data.flushed < data.wal.len() {
+            return self.panic(n);
+        }
         if run.flushing.is_none() && data.flushed < data.wal.len() {
             let upto = data.wal.len();
             run.flushing = Some(upto);
@@ -212,7 +266,7 @@ impl World {
     fn start_receiver(&mut self, n: usize) {
         self.serial += 1;
         let connection = self.serial;
-        let now = self.now;
+        let now = self.own(n);
         let Some((run, data)) = self.machines[n].live() else { return };
         let Some(upstream) = run.upstream else { return };
         if run.receiver.is_some() || !run.recovered || run.mode != Mode::Standby || !run.postmaster || run.stopping {
@@ -338,7 +392,7 @@ impl World {
         at: Position,
         have: usize,
     ) -> bool {
-        let now = self.now;
+        let now = self.own(n);
         let Some((run, data)) = self.machines[n].live() else { return false };
         let known = run.admitted.contains(&incarnation) && run.slots.contains(&incarnation);
         let busy = run.senders.values().any(|sender| sender.incarnation == incarnation);
@@ -364,7 +418,7 @@ impl World {
     }
 
     fn on_word(&mut self, n: usize, connection: u64, flushed: Lsn, replayed: Lsn) {
-        let now = self.now;
+        let now = self.own(n);
         let Some((run, data)) = self.machines[n].live() else { return };
         let Mode::Primary { end_of_recovery, .. } = run.mode else { return };
         let Some(sender) = run.senders.get_mut(&connection) else { return };
@@ -381,7 +435,7 @@ impl World {
     }
 
     fn on_received(&mut self, n: usize, connection: u64, message: Message) {
-        let now = self.now;
+        let now = self.own(n);
         let Some((run, data)) = self.machines[n].live() else { return };
         let Some(receiver) = run.receiver.as_mut().filter(|receiver| receiver.connection == connection) else {
             return;
@@ -417,7 +471,7 @@ impl World {
     }
 
     fn keep_alive(&mut self, n: usize) {
-        let now = self.now;
+        let now = self.own(n);
         let Some(run) = self.machines[n].run.as_mut() else { return };
         let late: Vec<u64> = run
             .senders
@@ -442,7 +496,7 @@ impl World {
         if !late.is_empty() {
             self.touch(n);
         }
-        self.inner(KEEP_ALIVE, n, Inner::KeepAlive);
+        self.inner(self.machines[n].clock.lasts(KEEP_ALIVE), n, Inner::KeepAlive);
     }
 
     // --- promotion and stop
@@ -495,6 +549,9 @@ impl World {
     }
 
     fn end_promotion(&mut self, n: usize) {
+        if self.machines[n].full {
+            return self.panic(n);
+        }
         let Some((run, data)) = self.machines[n].live() else { return };
         let Some(timeline) = run.target_timeline.filter(|_| run.postmaster) else { return };
         data.wal.truncate(data.flushed);
@@ -508,11 +565,15 @@ impl World {
     }
 
     pub(crate) fn stop_cleanly(&mut self, n: usize) {
-        let Some((run, data)) = self.machines[n].live() else { return };
+        let Some(run) = self.machines[n].run.as_mut() else { return };
         if run.stopping {
             return;
         }
         run.stopping = true;
+        if run.is_primary() && self.machines[n].full {
+            return self.panic(n);
+        }
+        let Some((run, data)) = self.machines[n].live() else { return };
         if let Some(timeline) = run.timeline() {
             data.wal.write(timeline, What::ShutdownCheckpoint);
             data.flushed = data.wal.len();

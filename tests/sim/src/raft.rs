@@ -5,6 +5,7 @@
 #[allow(dead_code, reason = "the simulation uses its part of it")]
 mod medium;
 
+use crate::rng::Rng;
 use futures::FutureExt;
 use futures::future::{BoxFuture, Either, select};
 use medium::{Medium, Survives};
@@ -49,6 +50,10 @@ struct Shared {
     /// Directed pairs that carry nothing.
     cut: BTreeSet<(NodeId, NodeId)>,
     frozen: BTreeSet<NodeId>,
+    /// Percent of messages lost, and as many doubled; and how late each may be, in milliseconds, so that they overtake.
+    loss: u64,
+    late_ms: u64,
+    luck: Option<Rng>,
     changed: bool,
     waker: Option<Waker>,
     outcomes: Vec<(u64, Outcome)>,
@@ -60,6 +65,15 @@ struct Wire(Arc<Mutex<Shared>>);
 impl Wire {
     fn lock(&self) -> MutexGuard<'_, Shared> {
         self.0.lock().expect("nothing panics while it holds this")
+    }
+    /// What becomes of one message: how late it is, whether it is lost, whether it comes twice.
+    fn weather(&self) -> (Duration, bool, bool) {
+        let mut shared = self.lock();
+        let (loss, late_ms) = (shared.loss, shared.late_ms);
+        match shared.luck.as_mut().filter(|_| loss > 0 || late_ms > 0) {
+            Some(luck) => (luck.ms(0, late_ms), luck.chance(loss), luck.chance(loss)),
+            None => (Duration::ZERO, false, false),
+        }
     }
     fn note_change(&self) {
         let mut shared = self.lock();
@@ -99,17 +113,29 @@ impl Transport for Plug {
         async move {
             let lost = || TransportError { why: format!("no way to node {to}") };
             let pass = async |a: NodeId, b: NodeId| {
-                SimRuntime::sleep(WAY).await;
+                let (late, gone, twice) = wire.weather();
+                SimRuntime::sleep(WAY + late).await;
+                if gone {
+                    return Err(lost());
+                }
                 // A frozen end neither sends nor takes; its messages wait as packets do in a kernel.
                 while [a, b].iter().any(|end| wire.lock().frozen.contains(end)) {
                     SimRuntime::sleep(Duration::from_millis(20)).await;
                 }
                 let shared = wire.lock();
                 let sender_lives = shared.peers.get(&from).is_some_and(|(held, _)| *held == life);
-                if sender_lives && !shared.cut.contains(&(a, b)) { Ok(()) } else { Err(lost()) }
+                if sender_lives && !shared.cut.contains(&(a, b)) { Ok(twice) } else { Err(lost()) }
             };
-            pass(from, to).await?;
+            let twice = pass(from, to).await?;
             let peer = wire.lock().peers.get(&to).map(|(_, peer)| peer.clone()).ok_or_else(lost)?;
+            if twice {
+                // Its double comes later, and nobody waits for the answer.
+                let (again, peer, (late, _, _)) = (rpc.clone(), peer.clone(), wire.weather());
+                drop(SimRuntime::spawn(async move {
+                    SimRuntime::sleep(late).await;
+                    peer.handle(again).await;
+                }));
+            }
             let reply = peer.handle(rpc).await;
             pass(to, from).await?;
             Ok(reply)
@@ -140,6 +166,7 @@ impl Raft {
             last: (0..count).map(|_| Arc::default()).collect(),
             lives: 0,
         };
+        raft.wire.lock().luck = Some(Rng::new(seed ^ 0xA17));
         for n in 0..count {
             raft.open(n);
         }
@@ -211,6 +238,11 @@ impl Raft {
     }
     pub fn thaw(&mut self, n: usize) {
         self.wire.lock().frozen.remove(&node_id(n));
+    }
+    /// Messages are lost and doubled (percent each) and late by up to so much.
+    pub fn set_weather(&mut self, loss: u64, late_ms: u64) {
+        let mut shared = self.wire.lock();
+        (shared.loss, shared.late_ms) = (loss, late_ms);
     }
     pub fn cut(&mut self, from: usize, to: usize) {
         self.wire.lock().cut.insert((node_id(from), node_id(to)));

@@ -1,9 +1,11 @@
 //! One seed: a cluster is made, faults come in rounds, then all of them end and the world must heal.
 
+use crate::faults::Fault;
 use crate::invariants::{final_state, unsettled};
 use crate::rng::Rng;
-use crate::world::World;
+use crate::world::{Event, World};
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 /// Bounds on simulated time. A clone takes up to two seconds, a failed step is repeated after 0.3, and the longest
@@ -18,6 +20,7 @@ pub struct Course {
     pub counts: BTreeMap<String, u64>,
     pub acknowledged: usize,
     pub epochs: u64,
+    pub changed_leader: bool,
     pub failure: Option<String>,
 }
 
@@ -34,10 +37,19 @@ pub fn shape(seed: u64) -> (usize, Option<u8>) {
 pub fn run_seed(seed: u64) -> Course {
     let (members, needed) = shape(seed);
     let mut world = World::new(seed, members, needed, members.max(3));
-    let failure = course(&mut world).err();
+    let failure = match catch_unwind(AssertUnwindSafe(|| course(&mut world))) {
+        Ok(ended) => ended.err(),
+        Err(panic) => Some(format!("panicked: {}", text_of(&*panic))),
+    };
     let acknowledged = world.acknowledged_rows().count();
-    let epochs = world.cluster().map_or(0, |cluster| cluster.epoch.0);
-    Course { seed, members, transcript: world.transcript, counts: world.counts, acknowledged, epochs, failure }
+    let (epochs, changed_leader) = (world.checks.noted_epoch.0, world.checks.changed_leader);
+    let World { transcript, counts, .. } = world;
+    Course { seed, members, transcript, counts, acknowledged, epochs, changed_leader, failure }
+}
+
+fn text_of(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().cloned();
+    text.or_else(|| panic.downcast_ref::<&str>().map(|text| text.to_string())).unwrap_or_default()
 }
 
 fn course(world: &mut World) -> Result<(), String> {
@@ -77,7 +89,33 @@ fn course(world: &mut World) -> Result<(), String> {
         client.to_write = 0;
     }
     world.run_for(Duration::from_secs(3))?;
-    final_state(world)
+    final_state(world)?;
+    if world.rng.chance(20) {
+        delete(world)?;
+    }
+    Ok(())
+}
+
+/// The cluster is not wanted any more, and a daemon dies on the way: nothing of it stays.
+fn delete(world: &mut World) -> Result<(), String> {
+    let operation = world.next_operation();
+    world.say("> the cluster is deleted");
+    if !world.request(pgstead_types::record::ClusterChange::RequestDelete { operation }) {
+        return Err("no node is the controller in the healed world".into());
+    }
+    let (gone, back) = (world.rng.ms(1, 60), world.rng.ms(500, 3000));
+    let node = world.rng.below(world.machines.len() as u64) as usize;
+    world.after(gone, Event::Fault(Fault::KillDaemon(node)));
+    world.after(gone + back, Event::Fault(Fault::StartDaemon(node)));
+    let left = |world: &World| {
+        let folders = world.machines.iter().filter(|machine| machine.disk.volume || machine.run.is_some()).count();
+        (world.cluster().is_some(), folders)
+    };
+    let end = world.now + SETTLE;
+    match world.run_until(end, |world| left(world) == (false, 0))? {
+        true => Ok(()),
+        false => Err(format!("the deleted cluster is still there (recorded, members): {:?}", left(world))),
+    }
 }
 
 /// Until the cluster is what its spec says, or the time is over.

@@ -2,6 +2,7 @@
 //! beside it. Everything that happens is an event; what is not on a queue does not happen.
 
 use crate::clients::Client;
+use crate::faults::{FaultKind, Traps};
 use crate::invariants::Checks;
 use crate::machine::Machine;
 use crate::postgres::Message;
@@ -9,7 +10,8 @@ use crate::raft::Raft;
 use crate::rng::Rng;
 use pgstead_core::Policy;
 use pgstead_types::record::{
-    ClusterPorts, ClusterRecord, ClusterSecrets, Command, Deployment, MemberRecord, NewCluster, NodeRecord, Record,
+    ClusterPorts, ClusterRecord, ClusterSecrets, Command, Deployment, EpochReason, Leadership, MemberRecord,
+    NewCluster, NodeRecord, Record,
 };
 use pgstead_types::report::NodeReport;
 use pgstead_types::spec::ClusterSpec;
@@ -148,6 +150,7 @@ pub struct World {
     pub row: u64,
     pub operation: u128,
     pub checks: Checks,
+    pub traps: Traps,
     pub transcript: Vec<String>,
     pub counts: BTreeMap<String, u64>,
     /// The newest record that any node has applied.
@@ -196,6 +199,7 @@ impl World {
             row: 0,
             operation: 1,
             checks: Checks::default(),
+            traps: Traps::default(),
             transcript: Vec::new(),
             counts: BTreeMap::new(),
             record: Arc::new(Record::default()),
@@ -243,6 +247,17 @@ impl World {
     }
     pub fn count(&mut self, what: impl Into<String>) {
         *self.counts.entry(what.into()).or_default() += 1;
+    }
+    pub fn count_fault(&mut self, kind: FaultKind) {
+        self.count(crate::tally::of_fault(kind));
+    }
+    /// What the clock of a node shows now.
+    pub fn own(&self, node: usize) -> Tick {
+        self.machines[node].clock.shows(self.now)
+    }
+    /// After a time by the node's own clock.
+    pub fn after_own(&mut self, node: usize, delay: Duration, event: Event) {
+        self.after(self.machines[node].clock.lasts(delay), event);
     }
     pub fn say(&mut self, text: impl AsRef<str>) {
         let time = self.now.since(self.began).as_micros();
@@ -292,6 +307,7 @@ impl World {
             machine.deferred.push(event);
             return;
         }
+        let Some(event) = self.hold_if_hung(event) else { return };
         match event {
             Event::Probe { node, session } => self.on_probe(node, session),
             Event::Heartbeat { node, session } => self.on_heartbeat(node, session),
@@ -327,6 +343,7 @@ impl World {
                 }
             }
         }
+        self.note_epoch();
         self.tell_events();
         for (ticket, outcome) in self.raft.take_outcomes() {
             self.on_outcome(ticket, outcome);
@@ -340,7 +357,26 @@ impl World {
         }
     }
 
-    /// Events of the record go into the transcript, and changes of leader are counted.
+    /// Why epochs begin is counted, and whether another member came to lead.
+    fn note_epoch(&mut self) {
+        let Some(cluster) = self.cluster() else { return };
+        let (epoch, leadership) = (cluster.epoch, cluster.leadership.clone());
+        let reason = match leadership {
+            Leadership::Electing { reason, .. } => Some(reason),
+            _ if epoch.0 == 1 => Some(EpochReason::Created),
+            _ => None,
+        };
+        if let Some(reason) = reason.filter(|_| epoch > self.checks.noted_epoch) {
+            self.checks.noted_epoch = epoch;
+            self.count(crate::tally::of_change(reason));
+        }
+        if let Leadership::Confirmed { leader } = leadership {
+            let first = *self.checks.first_leader.get_or_insert(leader);
+            self.checks.changed_leader |= first != leader;
+        }
+    }
+
+    /// Events of the record go into the transcript.
     fn tell_events(&mut self) {
         let new: Vec<(String, String)> = self
             .record
@@ -354,12 +390,7 @@ impl World {
             if ["deployment_founded", "node_joined", "join_token_made"].contains(&kind.as_str()) {
                 continue;
             }
-            if kind == "epoch_began" {
-                let reason = message.split(": ").nth(1).unwrap_or("?").to_string();
-                self.count(format!("epoch: {reason}"));
-            } else {
-                self.count(format!("event: {kind}"));
-            }
+            self.count(format!("event: {kind}"));
             self.say(format!("record    {kind}: {message}"));
         }
     }
@@ -374,7 +405,7 @@ impl World {
             self.at(self.now, event);
         }
         // Its own clockwork stalled: what it takes for silence of others was its own.
-        let now = self.now;
+        let now = self.own(n);
         if let Some(controller) = self.machines[n].daemon.as_mut().and_then(|daemon| daemon.controller.as_mut()) {
             controller.observed.since = now;
         }

@@ -1,50 +1,121 @@
-//! Runs many seeds and counts what happened in them.
+//! Runs many seeds on all cores, counts what happened in them, and says what never did.
 
-use pgstead_sim::run::run_seed;
+use pgstead_sim::run::{Course, run_seed};
+use pgstead_sim::tally::{Tally, required};
 use std::collections::BTreeMap;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc;
 
-fn main() -> ExitCode {
+struct Wanted {
+    seeds: u64,
+    start: u64,
+    threads: u64,
+    verbose: bool,
+    /// End with the first seed that fails.
+    until_failed: bool,
+}
+
+fn wanted() -> Result<Wanted, String> {
     let mut arguments = std::env::args().skip(1);
-    let (mut seeds, mut start, mut verbose) = (100u64, 1u64, false);
+    let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u64);
+    let mut wanted = Wanted { seeds: 100, start: 1, threads: cores, verbose: false, until_failed: false };
     while let Some(argument) = arguments.next() {
-        let mut number = || arguments.next().and_then(|text| text.parse().ok());
+        let mut number = || {
+            let text = arguments.next().unwrap_or_default();
+            text.parse::<u64>().map_err(|_| format!("{argument} needs a number, not {text:?}"))
+        };
         match argument.as_str() {
-            "--seeds" => seeds = number().unwrap_or(seeds),
-            "--start" => start = number().unwrap_or(start),
-            "--verbose" => verbose = true,
+            "--seeds" => wanted.seeds = number()?,
+            "--start" => wanted.start = number()?,
+            "--threads" => wanted.threads = number()?.max(1),
+            "--verbose" => wanted.verbose = true,
+            "--until-failed" => wanted.until_failed = true,
             other => {
-                eprintln!("unknown argument {other}; expected --seeds N, --start S, --verbose");
-                return ExitCode::from(2);
+                return Err(format!(
+                    "unknown argument {other}; expected --seeds N, --start S, --threads T, --verbose, --until-failed"
+                ));
             }
         }
     }
-    let mut counts: BTreeMap<String, u64> = BTreeMap::new();
-    let (mut failed, mut rows, mut epochs) = (Vec::new(), 0, 0);
-    for seed in start..start + seeds {
-        let course = run_seed(seed);
-        if verbose {
-            println!("--- seed {seed}, {} members", course.members);
-            course.transcript.iter().for_each(|line| println!("{line}"));
+    Ok(wanted)
+}
+
+fn main() -> ExitCode {
+    let wanted = match wanted() {
+        Ok(wanted) => wanted,
+        Err(why) => {
+            eprintln!("sim: {why}");
+            return ExitCode::from(2);
         }
-        for (what, count) in course.counts {
-            *counts.entry(what).or_default() += count;
+    };
+    let end = wanted.start.saturating_add(wanted.seeds);
+    let (next, enough) = (AtomicU64::new(wanted.start), AtomicBool::new(false));
+    let (mut tally, mut failed) = (Tally::default(), Vec::new());
+    std::thread::scope(|scope| {
+        let (courses, arriving) = mpsc::channel::<Course>();
+        for _ in 0..wanted.threads.min(wanted.seeds.max(1)) {
+            let (courses, next, enough) = (courses.clone(), &next, &enough);
+            scope.spawn(move || {
+                while !enough.load(Ordering::Relaxed) {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= end || courses.send(run_seed(seed)).is_err() {
+                        return;
+                    }
+                }
+            });
         }
-        rows += course.acknowledged;
-        epochs += course.epochs;
-        if let Some(why) = course.failure {
-            println!("seed {seed} ({} members): {why}", course.members);
-            failed.push(seed);
+        drop(courses);
+        // Told in the order of the seeds, whichever core was quicker.
+        let mut early: BTreeMap<u64, Course> = BTreeMap::new();
+        let mut told = wanted.start;
+        for course in arriving {
+            early.insert(course.seed, course);
+            while let Some(course) = early.remove(&told) {
+                told += 1;
+                if enough.load(Ordering::Relaxed) {
+                    continue;
+                }
+                tell(&course, wanted.verbose);
+                tally.add(&course);
+                if course.failure.is_some() {
+                    failed.push(course.seed);
+                    enough.store(wanted.until_failed, Ordering::Relaxed);
+                }
+            }
         }
+    });
+    let complaints = if wanted.until_failed { Vec::new() } else { tally.complaints() };
+    summary(&tally);
+    for complaint in &complaints {
+        println!("sim: {complaint}");
+    }
+    if !failed.is_empty() {
+        println!("failing seeds: {failed:?}");
+    }
+    println!("sim: {} seeds, {} failed", tally.seeds, failed.len());
+    if failed.is_empty() && complaints.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn tell(course: &Course, verbose: bool) {
+    if verbose {
+        println!("--- seed {}, {} members", course.seed, course.members);
+        course.transcript.iter().for_each(|line| println!("{line}"));
+    }
+    if let Some(why) = &course.failure {
+        println!("seed {} ({} members): {why}", course.seed, course.members);
+    }
+}
+
+fn summary(tally: &Tally) {
+    let mut counts = tally.counts.clone();
+    for what in required() {
+        counts.entry(what).or_default();
     }
     for (what, count) in &counts {
         println!("{count:>8}  {what}");
     }
-    println!("{rows:>8}  rows acknowledged");
-    println!("{epochs:>8}  epochs");
-    if !failed.is_empty() {
-        println!("failing seeds: {failed:?}");
-    }
-    println!("sim: {seeds} seeds, {} failed", failed.len());
-    if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    println!("{:>8}  rows acknowledged", tally.rows);
+    println!("{:>8}  epochs", tally.epochs);
+    println!("{:>8}  seeds that changed a leader", tally.changed_leader);
 }

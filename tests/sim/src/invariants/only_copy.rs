@@ -1,8 +1,12 @@
 //! There is always a complete data folder with every acknowledged row, in place or kept aside.
 
 use crate::world::World;
+use pgstead_types::record::Lifecycle;
 
 pub fn check(world: &mut World) -> Result<(), String> {
+    if world.cluster().is_none_or(|cluster| cluster.lifecycle != Lifecycle::Active) {
+        return Ok(()); // Nobody wants it any more.
+    }
     let mut wanted = vec![false; world.row as usize + 1];
     let mut count = 0;
     for row in world.acknowledged_rows() {

@@ -1,0 +1,249 @@
+//! The course of faults of one round, drawn from the seed.
+
+use super::{Fault, Phase};
+use crate::world::{Event, World};
+use pgstead_types::{Step, Tick};
+use std::time::Duration;
+
+/// What a round can bring: a fault with its end, or a few together. The number is how often, relative to the others.
+#[derive(Clone, Copy)]
+enum Draw {
+    Daemon,
+    DaemonAndOldRecord,
+    DaemonInStep,
+    Node,
+    Postmaster,
+    Guard,
+    Hang,
+    Freeze,
+    Direction,
+    CutOff,
+    Flap,
+    Replication,
+    SlowDisk,
+    FullDisk,
+    Clocks,
+    Reports,
+    Raft,
+    Data,
+    ControllerInPhase,
+    /// The leader and a standby at the same instant: what they alone had acknowledged must be waited for.
+    LeaderAndStandby,
+    /// The next leader dies on its way, too.
+    LeaderThenNext,
+    /// As before, and a standby is away: the next leader's set is small.
+    LeaderThenNextWhileOneIsAway,
+    /// A standby's log is written and not synced when it promises, and then its power goes.
+    PromiseThenPower,
+    Switchover,
+    Restart,
+}
+
+const WEIGHTS: &[(u64, Draw)] = &[
+    (4, Draw::Daemon),
+    (4, Draw::DaemonAndOldRecord),
+    (6, Draw::DaemonInStep),
+    (9, Draw::Node),
+    (8, Draw::Postmaster),
+    (4, Draw::Guard),
+    (5, Draw::Hang),
+    (7, Draw::Freeze),
+    (5, Draw::Direction),
+    (5, Draw::CutOff),
+    (4, Draw::Flap),
+    (5, Draw::Replication),
+    (5, Draw::SlowDisk),
+    (5, Draw::FullDisk),
+    (5, Draw::Clocks),
+    (4, Draw::Reports),
+    (4, Draw::Raft),
+    (6, Draw::Data),
+    (5, Draw::ControllerInPhase),
+    (9, Draw::LeaderAndStandby),
+    (7, Draw::LeaderThenNext),
+    (7, Draw::LeaderThenNextWhileOneIsAway),
+    (5, Draw::PromiseThenPower),
+    (6, Draw::Switchover),
+    (4, Draw::Restart),
+];
+
+/// When it begins and ends.
+#[derive(Clone, Copy)]
+struct Span {
+    at: Tick,
+    until: Tick,
+}
+
+impl World {
+    /// One to three draws within a few seconds, each with its end.
+    pub fn draw_faults(&mut self, settled: bool) {
+        let count = if self.rng.chance(40) { 1 } else { 2 + self.rng.below(2) };
+        let mut data = settled && self.members > 1;
+        for _ in 0..count {
+            let draw = self.draw();
+            match draw {
+                // More than k copies are never taken away: one, and only where everyone has everything.
+                Draw::Data if !data => self.draw_fault(Draw::Postmaster),
+                Draw::Data => {
+                    data = false;
+                    let whose = self.rng.below(self.members as u64) as usize;
+                    self.inflict(Fault::LoseData(whose));
+                }
+                other => self.draw_fault(other),
+            }
+        }
+    }
+
+    fn draw(&mut self) -> Draw {
+        let mut at = self.rng.below(WEIGHTS.iter().map(|(weight, _)| weight).sum());
+        for (weight, draw) in WEIGHTS {
+            match at.checked_sub(*weight) {
+                Some(rest) => at = rest,
+                None => return *draw,
+            }
+        }
+        Draw::Postmaster
+    }
+
+    fn both(&mut self, span: Span, fault: Fault, end: Fault) {
+        self.at(span.at, Event::Fault(fault));
+        self.at(span.until, Event::Fault(end));
+    }
+
+    fn draw_fault(&mut self, draw: Draw) {
+        let begin = self.rng.ms(0, 3000);
+        let lasts = if self.rng.chance(50) { self.rng.ms(100, 3000) } else { self.rng.ms(2000, 15_000) };
+        let span = Span { at: self.now + begin, until: self.now + begin + lasts };
+        let nodes = self.machines.len() as u64;
+        let any = self.rng.below(nodes) as usize;
+        let leader = self.leader().unwrap_or(0);
+        // The leader is where it hurts.
+        let node = if self.rng.chance(55) { leader } else { any };
+        let other = (node + 1 + self.rng.below(nodes - 1) as usize) % self.machines.len();
+        let standby = (leader + 1 + self.rng.below(self.members.max(2) as u64 - 1) as usize) % self.members;
+        let member = node % self.members;
+        match draw {
+            Draw::Daemon => self.both(span, Fault::KillDaemon(node), Fault::StartDaemon(node)),
+            Draw::DaemonAndOldRecord => {
+                self.both(span, Fault::KillDaemon(node), Fault::StartDaemon(node));
+                let caught_up = self.rng.ms(50, 3000);
+                let shown = Span { at: span.until, until: span.until + caught_up };
+                self.both(shown, Fault::OldRecord(node), Fault::NewRecord(node));
+            }
+            Draw::DaemonInStep => {
+                let step = Step::ALL[self.rng.below(Step::ALL.len() as u64) as usize];
+                let power = self.rng.chance(30);
+                self.at(self.now, Event::Fault(Fault::KillInStep { step, power }));
+                // Something that makes for steps.
+                match self.rng.below(4) {
+                    0 => self.at(span.at, Event::Fault(Fault::KillPostmaster(member))),
+                    1 => self.at(span.at, Event::Fault(Fault::Switchover(standby))),
+                    2 => self.at(span.at, Event::Fault(Fault::Restart)),
+                    _ => self.both(span, Fault::KillNode { node: leader, heard: true }, Fault::StartNode(leader)),
+                }
+            }
+            Draw::Node => {
+                let heard = self.rng.chance(60);
+                self.both(span, Fault::KillNode { node, heard }, Fault::StartNode(node));
+            }
+            Draw::Postmaster | Draw::Data => self.at(span.at, Event::Fault(Fault::KillPostmaster(node))),
+            Draw::Guard => self.at(span.at, Event::Fault(Fault::KillGuard(member))),
+            Draw::Hang => self.both(span, Fault::HangPostgres(member), Fault::ResumePostgres(member)),
+            Draw::Freeze => self.both(span, Fault::Freeze(node), Fault::Thaw(node)),
+            Draw::Direction => {
+                self.both(span, Fault::Cut(node, other), Fault::Join(node, other));
+                if self.rng.chance(60) {
+                    self.both(span, Fault::Cut(other, node), Fault::Join(other, node));
+                }
+            }
+            Draw::CutOff => self.both(span, Fault::CutOff(node), Fault::JoinNode(node)),
+            Draw::Flap => {
+                let more = 2 + self.rng.below(5) as u8;
+                self.at(span.at, Event::Fault(Fault::Flap { between: (node, other), more }));
+                if self.rng.chance(40) && other != leader {
+                    self.at(span.at, Event::Fault(Fault::Flap { between: (leader, other), more }));
+                }
+            }
+            Draw::Replication => {
+                // The leader mostly, and for longer than it is left alone with that.
+                let from = if self.rng.chance(70) { leader } else { node };
+                let until = if self.rng.chance(70) { span.at + self.rng.ms(6000, 15_000) } else { span.until };
+                for other in (0..self.members).filter(|other| *other != from) {
+                    let span = Span { until, ..span };
+                    self.both(span, Fault::CutPostgres(from, other), Fault::JoinPostgres(from, other));
+                }
+            }
+            Draw::SlowDisk => {
+                self.both(span, Fault::SlowDisk(node), Fault::NormalDisk(node));
+                // A standby that lags when its leader goes.
+                if self.rng.chance(50) && self.members > 1 {
+                    self.both(span, Fault::SlowDisk(standby), Fault::NormalDisk(standby));
+                    let within = self.rng.below(lasts.as_millis() as u64);
+                    let lost = span.at + Duration::from_millis(within);
+                    self.at(lost, Event::Fault(Fault::KillPostmaster(leader)));
+                }
+            }
+            Draw::FullDisk => self.both(span, Fault::FillDisk(member), Fault::FreeDisk(member)),
+            Draw::Clocks => {
+                for node in 0..self.machines.len() {
+                    if self.rng.chance(50) {
+                        let per_mille = 600 + self.rng.below(1000) as u32;
+                        self.both(span, Fault::DriftClock { node, per_mille }, Fault::TrueClock(node));
+                    }
+                }
+                self.at(span.at, Event::Fault(Fault::DriftClock { node, per_mille: 700 }));
+                self.at(span.until, Event::Fault(Fault::TrueClock(node)));
+            }
+            Draw::Reports => self.both(span, Fault::BadReports, Fault::GoodReports),
+            Draw::Raft => self.both(span, Fault::BadRaft, Fault::GoodRaft),
+            Draw::ControllerInPhase => {
+                let phase = Phase::ALL[self.rng.below(4) as usize];
+                self.at(span.at, Event::Fault(Fault::KillControllerIn(phase)));
+                self.at(span.at, Event::Fault(Fault::KillPostmaster(leader)));
+            }
+            Draw::LeaderAndStandby => {
+                let (heard, back) = (self.rng.chance(60), self.rng.ms(1000, 15_000));
+                self.both(span, Fault::KillNode { node: leader, heard }, Fault::StartNode(leader));
+                if self.members > 1 {
+                    self.at(span.at, Event::Fault(Fault::KillDaemon(standby)));
+                    self.at(span.at, Event::Fault(Fault::KillPostmaster(standby)));
+                    self.at(span.at + back, Event::Fault(Fault::StartDaemon(standby)));
+                }
+            }
+            Draw::LeaderThenNext => {
+                let phase = Phase::ALL[1 + self.rng.below(3) as usize];
+                self.both(span, Fault::KillNode { node: leader, heard: true }, Fault::StartNode(leader));
+                self.at(span.at, Event::Fault(Fault::KillLeaderIn(phase)));
+            }
+            Draw::LeaderThenNextWhileOneIsAway => {
+                let phase = Phase::ALL[1 + self.rng.below(3) as usize];
+                self.both(span, Fault::KillNode { node: leader, heard: true }, Fault::StartNode(leader));
+                self.at(span.at, Event::Fault(Fault::KillLeaderIn(phase)));
+                // Away for replication only: it promises, and has not what the next leader has.
+                if self.members > 1 {
+                    for other in (0..self.members).filter(|other| *other != standby) {
+                        let early = self.rng.below(400);
+                        let away = Span { at: self.now + begin.saturating_sub(Duration::from_millis(early)), ..span };
+                        self.both(away, Fault::CutPostgres(standby, other), Fault::JoinPostgres(standby, other));
+                    }
+                }
+            }
+            Draw::PromiseThenPower => {
+                for standby in (0..self.members).filter(|n| *n != leader) {
+                    if self.rng.chance(60) {
+                        self.both(span, Fault::SlowDisk(standby), Fault::NormalDisk(standby));
+                    }
+                }
+                let later = self.rng.ms(20, 400);
+                self.at(span.at + later, Event::Fault(Fault::LosePowerAtPromise));
+                self.at(span.at + later, Event::Fault(Fault::KillNode { node: leader, heard: true }));
+                self.at(span.until + later, Event::Fault(Fault::StartNode(leader)));
+            }
+            Draw::Switchover if self.members > 1 => {
+                let to = self.rng.below(self.members as u64) as usize;
+                self.at(span.at, Event::Fault(Fault::Switchover(to)));
+            }
+            Draw::Switchover | Draw::Restart => self.at(span.at, Event::Fault(Fault::Restart)),
+        }
+    }
+}
