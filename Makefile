@@ -70,8 +70,8 @@ bless: ## Rewrite the golden files from what the code does now; commit only a di
 	INSTA_UPDATE=always INSTA_FORCE_PASS=1 PGSTEAD_BLESS=1 scripts/test.sh
 	git status --short
 
-# Rounds of `bench-failover`: 10 take some ten minutes, 1 takes two.
-ROUNDS ?= 10
+# Rounds of `bench-failover`: 20 take some forty minutes, 1 takes four.
+ROUNDS ?= 20
 
 .PHONY: bench-failover
 bench-failover: ## Measure failovers beside a plain Postgres pair, and the cost of management at rest

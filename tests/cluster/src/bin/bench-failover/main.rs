@@ -17,6 +17,12 @@ const PATIENCE: Duration = Duration::from_secs(120);
 const BEFORE: Duration = Duration::from_millis(1000);
 const AFTER: Duration = Duration::from_millis(300);
 const IDLE: Duration = Duration::from_secs(30);
+/// Clusters at rest beside each other, for the second measurement at rest.
+const MANY: usize = 5;
+/// Writes after which clients have gone on.
+const ENOUGH: usize = 100;
+/// Attempts to find the controller on the leader's node: it moves away from there by itself.
+const ATTEMPTS: usize = 10;
 /// Ids of one round never meet those of the next.
 const IDS_PER_ROUND: i64 = 1_000_000;
 
@@ -24,7 +30,7 @@ const IDS_PER_ROUND: i64 = 1_000_000;
 async fn main() -> anyhow::Result<()> {
     let rounds = match std::env::var("ROUNDS") {
         Ok(text) => text.parse().ok().filter(|rounds| *rounds > 0).context("ROUNDS must be a number above 0")?,
-        Err(_) => 10,
+        Err(_) => 20,
     };
     tokio::select! {
         result = bench(rounds) => result,
@@ -40,13 +46,15 @@ async fn bench(rounds: usize) -> anyhow::Result<()> {
     bed.create_cluster(&ClusterSpec::named(CLUSTER)).await?;
     println!("Three nodes with a cluster of three members; measuring them at rest for {} s.", IDLE.as_secs());
     let idle_fresh = usage::measure(&bed, IDLE).await?;
+    let idle_many = with_many(&mut bed).await?;
     let mut reference = Reference::start().await?;
     println!("{rounds} rounds of {} faults, pgstead and the reference in turn:", Fault::ALL.len());
     let mut results = Vec::new();
     for round in 1..=rounds {
         for fault in Fault::ALL {
             let first_id = results.len() as i64 * IDS_PER_ROUND;
-            results.push(lose_pgsteads(&mut bed, fault, round, load, first_id).await?);
+            let begun_round = Round::of(Subject::Pgstead, fault, round);
+            results.push(lose_pgsteads(&mut bed, begun_round, load, first_id).await?);
             println!("{}", results[results.len() - 1].line());
             results.push(lose_references(&mut reference, fault, round, load, first_id).await?);
             println!("{}", results[results.len() - 1].line());
@@ -65,6 +73,7 @@ async fn bench(rounds: usize) -> anyhow::Result<()> {
         proof,
         idle_seconds: IDLE.as_secs(),
         idle_fresh,
+        idle_many,
         idle_after_rounds,
         elapsed_seconds: Tick::now().since(begun).as_secs(),
     };
@@ -81,40 +90,109 @@ async fn bench(rounds: usize) -> anyhow::Result<()> {
     }
 }
 
-async fn lose_pgsteads(
-    bed: &mut Testbed,
-    fault: Fault,
-    round: usize,
-    load: Load,
-    first_id: i64,
-) -> anyhow::Result<Round> {
-    bed.wait_healthy(CLUSTER, PATIENCE).await?;
+/// The same at rest with more clusters, which go again.
+async fn with_many(bed: &mut Testbed) -> anyhow::Result<Vec<usage::Usage>> {
+    println!("The same with {MANY} clusters.");
+    let others: Vec<String> = (2..=MANY).map(|number| format!("{CLUSTER}{number}")).collect();
+    for name in &others {
+        bed.create_cluster(&ClusterSpec::named(name)).await?;
+    }
+    let usages = usage::measure(bed, IDLE).await?;
+    let client = bed.client()?;
+    for name in &others {
+        client.delete_cluster(name, None).await?;
+    }
+    let gone = async || match client.clusters().await {
+        Ok(clusters) if clusters.len() == 1 => Ok(()),
+        Ok(clusters) => Err(format!("{} clusters are there", clusters.len())),
+        Err(error) => Err(error.to_string()),
+    };
+    bed.wait_for("the other clusters are gone", PATIENCE, gone).await?;
+    Ok(usages)
+}
+
+/// The node that leads the cluster, and whether the controller is there as well.
+async fn leader_and_controller(bed: &Testbed) -> anyhow::Result<(usize, bool)> {
     let leader = bed.leader_node(CLUSTER).await?;
-    let name = bed.node(leader).name.clone();
-    let controller_there = bed.client()?.nodes().await?.iter().any(|node| node.controller && node.name == name);
-    let target = bed.read_write(CLUSTER).await?;
-    let writers = warm(&target, load, first_id).await?;
-    let postmaster = bed.postmaster(CLUSTER, leader).await?;
-    let at = Tick::now();
+    let name = &bed.node(leader).name;
+    Ok((leader, bed.client()?.nodes().await?.iter().any(|node| node.controller && node.name == *name)))
+}
+
+/// Waits for what the fault is about: the controller away from the leader's node, or there.
+async fn arrange(bed: &Testbed, fault: Fault) -> anyhow::Result<()> {
+    bed.wait_healthy(CLUSTER, PATIENCE).await?;
     match fault {
-        Fault::PostmasterKilled => {
-            if !postmaster.signal(rustix::process::Signal::KILL) {
-                bail!("{postmaster} had ended by itself");
+        Fault::ControllerNodeKilled => {
+            let controller = bed.client()?.nodes().await?.into_iter().find(|node| node.controller);
+            let controller = controller.context("no node is the controller")?.name;
+            let (leader, there) = leader_and_controller(bed).await?;
+            if !there {
+                let members = bed.client()?.cluster_members(CLUSTER).await?;
+                let target = members.iter().find(|member| member.node.name == controller).context("no member there")?;
+                bed.client()?.switchover(CLUSTER, Some(target.name.clone()), None).await?;
+                bed.wait_for_another_leader(CLUSTER, leader, PATIENCE).await?;
+                bed.wait_healthy(CLUSTER, PATIENCE).await?;
+            }
+            Ok(())
+        }
+        _ => {
+            let away = async || match leader_and_controller(bed).await {
+                Ok((_, false)) => Ok(()),
+                Ok((_, true)) => Err("the controller is on the leader's node".to_string()),
+                Err(error) => Err(format!("{error:#}")),
+            };
+            bed.wait_for("the controller leaves the leader's node", PATIENCE, away).await
+        }
+    }
+}
+
+async fn lose_pgsteads(bed: &mut Testbed, round: Round, load: Load, first_id: i64) -> anyhow::Result<Round> {
+    let fault = round.fault;
+    for attempt in 0..ATTEMPTS {
+        arrange(bed, fault).await?;
+        let target = bed.read_write(CLUSTER).await?;
+        let writers = warm(&target, load, first_id + (attempt * 10_000) as i64).await?;
+        let (leader, controller_there) = leader_and_controller(bed).await?;
+        if controller_there != (fault == Fault::ControllerNodeKilled) {
+            writers.stop().await;
+            continue;
+        }
+        let postmaster = bed.postmaster(CLUSTER, leader).await?;
+        let at = Tick::now();
+        match fault {
+            Fault::PostmasterKilled => {
+                if !postmaster.signal(rustix::process::Signal::KILL) {
+                    bail!("{postmaster} had ended by itself");
+                }
+            }
+            Fault::NodeKilled | Fault::ControllerNodeKilled => {
+                bed.kill_node(leader)?;
+            }
+            Fault::NodeFrozen => {
+                bed.freeze_node(leader);
+            }
+            Fault::Switchover => {
+                bed.client()?.switchover(CLUSTER, None, None).await?;
             }
         }
-        Fault::NodeKilled => {
-            bed.kill_node(leader)?;
+        bed.wait_for_another_leader(CLUSTER, leader, PATIENCE).await?;
+        if fault == Fault::NodeFrozen {
+            // Whoever came through its gateway waits with it; the others have gone on long before it wakes.
+            let since = Tick::now();
+            let gone_on = async || match writers.acknowledged_since(since) {
+                0..ENOUGH => Err("they do not".to_string()),
+                _ => Ok(()),
+            };
+            bed.wait_for("clients of the other gateways write", PATIENCE, gone_on).await?;
+            bed.thaw_node(leader);
         }
-        Fault::Switchover => {
-            bed.client()?.switchover(CLUSTER, None, None).await?;
+        let written = cool(writers).await;
+        if matches!(fault, Fault::NodeKilled | Fault::ControllerNodeKilled) {
+            bed.start_daemon(leader)?;
         }
+        return judge(&target, &written?, at, Round { controller_there, ..round }).await;
     }
-    bed.wait_for_another_leader(CLUSTER, leader, PATIENCE).await?;
-    let written = cool(writers).await?;
-    if fault == Fault::NodeKilled {
-        bed.start_daemon(leader)?;
-    }
-    judge(&target, &written, at, Round { controller_there, ..empty(Subject::Pgstead, fault, round) }).await
+    bail!("the controller was not where {fault} needs it, {ATTEMPTS} times")
 }
 
 async fn lose_references(
@@ -130,11 +208,14 @@ async fn lose_references(
     let at = Tick::now();
     match fault {
         Fault::PostmasterKilled => reference.kill_postmaster_and_promote(&standby).await?,
-        Fault::NodeKilled => reference.kill_all_and_promote(&standby).await?,
+        // Whoever freezes the primary knows it at once as well; its clients would not, so that it is killed here.
+        Fault::NodeKilled | Fault::ControllerNodeKilled | Fault::NodeFrozen => {
+            reference.kill_all_and_promote(&standby).await?;
+        }
         Fault::Switchover => reference.switch_over(&standby).await?,
     }
     let written = cool(writers).await?;
-    let result = judge(&target, &written, at, empty(Subject::Reference, fault, round)).await;
+    let result = judge(&target, &written, at, Round::of(Subject::Reference, fault, round)).await;
     reference.rebuild_standby().await?;
     result
 }
@@ -168,20 +249,6 @@ async fn cool(writers: Writers) -> anyhow::Result<Written> {
     writers.all_write_again(Tick::now(), PATIENCE).await?;
     tokio::time::sleep(AFTER).await;
     Ok(writers.stop().await)
-}
-
-fn empty(subject: Subject, fault: Fault, round: usize) -> Round {
-    Round {
-        subject,
-        fault,
-        round,
-        gap_ms: 0,
-        client_gap_ms: 0,
-        acknowledged: 0,
-        lost: 0,
-        failures: 0,
-        controller_there: false,
-    }
 }
 
 async fn judge(target: &Target, written: &Written, at: Tick, round: Round) -> anyhow::Result<Round> {

@@ -10,11 +10,16 @@ use std::time::Duration;
 pub enum Fault {
     PostmasterKilled,
     NodeKilled,
+    /// The controller, which leads Raft, dies with the leader.
+    ControllerNodeKilled,
+    /// Every process stopped and every connection open: silence.
+    NodeFrozen,
     Switchover,
 }
 
 impl Fault {
-    pub const ALL: [Fault; 3] = [Fault::PostmasterKilled, Fault::NodeKilled, Fault::Switchover];
+    pub const ALL: [Fault; 5] =
+        [Fault::PostmasterKilled, Fault::NodeKilled, Fault::ControllerNodeKilled, Fault::NodeFrozen, Fault::Switchover];
 }
 
 impl fmt::Display for Fault {
@@ -22,6 +27,8 @@ impl fmt::Display for Fault {
         f.pad(match self {
             Fault::PostmasterKilled => "postmaster killed",
             Fault::NodeKilled => "whole node killed",
+            Fault::ControllerNodeKilled => "controller's node",
+            Fault::NodeFrozen => "whole node frozen",
             Fault::Switchover => "switchover",
         })
     }
@@ -70,8 +77,17 @@ pub struct Report {
     pub proof: Proof,
     pub idle_seconds: u64,
     pub idle_fresh: Vec<Usage>,
+    /// With five clusters.
+    pub idle_many: Vec<Usage>,
     pub idle_after_rounds: Vec<Usage>,
     pub elapsed_seconds: u64,
+}
+
+/// The value that nine in ten do not exceed.
+fn p90(mut values: Vec<u64>) -> u64 {
+    values.sort_unstable();
+    let at = (values.len() * 9).div_ceil(10).saturating_sub(1);
+    values.get(at).copied().unwrap_or(0)
 }
 
 fn median(mut values: Vec<u64>) -> u64 {
@@ -101,10 +117,13 @@ impl fmt::Display for Report {
              build\n",
             self.clients, self.writes_per_second, self.retry_ms, self.rounds
         )?;
-        writeln!(f, "                        pgstead                       reference            ratio of   rows lost")?;
         writeln!(
             f,
-            "fault                   median    worst  one client    median    worst     medians    pgstead  ref."
+            "                      pgstead                                 reference         beyond it     rows lost"
+        )?;
+        writeln!(
+            f,
+            "fault                 median    p90    worst  one client    median    p90     median    p90   pgstead  ref."
         )?;
         for fault in Fault::ALL {
             let gaps = |subject| self.of(subject, fault).map(|round| round.gap_ms).collect::<Vec<_>>();
@@ -112,12 +131,14 @@ impl fmt::Display for Report {
             let (ours, floor) = (gaps(Subject::Pgstead), gaps(Subject::Reference));
             let single = median(self.of(Subject::Pgstead, fault).map(|round| round.client_gap_ms).collect());
             let (our_median, floor_median) = (median(ours.clone()), median(floor.clone()));
+            let (our_p90, floor_p90) = (p90(ours.clone()), p90(floor.clone()));
             writeln!(
                 f,
-                "{fault:<20} {our_median:>9} {:>8} {single:>11} {floor_median:>9} {:>8} {:>11.1} {:>10} {:>5}",
+                "{fault:<18} {our_median:>9} {our_p90:>6} {:>8} {single:>11} {floor_median:>9} {floor_p90:>6} {:>10} {:>6} {:>9} \
+                 {:>5}",
                 ours.iter().max().unwrap_or(&0),
-                floor.iter().max().unwrap_or(&0),
-                our_median as f64 / floor_median.max(1) as f64,
+                our_median.saturating_sub(floor_median),
+                our_p90.saturating_sub(floor_median),
                 lost(Subject::Pgstead),
                 lost(Subject::Reference),
             )?;
@@ -130,7 +151,9 @@ impl fmt::Display for Report {
         )?;
         writeln!(f, "\nManagement of one node at rest, {} s: daemon, guard and gateway", self.idle_seconds)?;
         writeln!(f, "node    when           PSS MiB  alone MiB   % of a core   (each: PSS in MiB, %)")?;
-        for (when, usages) in [("fresh", &self.idle_fresh), ("after rounds", &self.idle_after_rounds)] {
+        for (when, usages) in
+            [("fresh", &self.idle_fresh), ("five clusters", &self.idle_many), ("after rounds", &self.idle_after_rounds)]
+        {
             for usage in usages {
                 let part = |(role, kib): &(String, u64)| {
                     let percent =
@@ -157,6 +180,21 @@ impl fmt::Display for Report {
 }
 
 impl Round {
+    /// Before anything has happened.
+    pub fn of(subject: Subject, fault: Fault, round: usize) -> Self {
+        Self {
+            subject,
+            fault,
+            round,
+            gap_ms: 0,
+            client_gap_ms: 0,
+            acknowledged: 0,
+            lost: 0,
+            failures: 0,
+            controller_there: false,
+        }
+    }
+
     pub fn line(&self) -> String {
         let subject = match self.subject {
             Subject::Pgstead => "pgstead",
