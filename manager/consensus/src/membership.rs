@@ -4,6 +4,7 @@ use crate::node::{Consensus, ProposeError};
 use crate::type_config::{RaftAddress, TypeConfig};
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{ClientWriteError, RaftError};
+use openraft::raft::TransferLeaderRequest;
 use openraft::{AsyncRuntime, ChangeMembers, Instant, LogIdOptionExt, RaftMetrics};
 use pgstead_types::NodeId;
 use std::collections::{BTreeMap, BTreeSet};
@@ -137,6 +138,24 @@ impl<R: AsyncRuntime> Consensus<R> {
         }
         let asked = self.inner.raft.trigger().transfer_leader(to).await;
         asked.map_err(|fatal| ProposeError::Stopped { why: self.why_stopped(&fatal) }.into())
+    }
+
+    /// Asks for votes now instead of when the leader's silence has lasted an election's time. Only for a leader whose
+    /// process is known to have ended: its voters set their patience with it aside, as for one that hands over. Safety does
+    /// not rest on that; a leader that lives would merely lose its office. Nothing happens where another leads by now, or
+    /// this node does not vote.
+    pub async fn succeed(&self, dead: NodeId) -> Result<(), MembershipError> {
+        let leadership = self.leadership();
+        let me = self.inner.node;
+        if leadership.leader != Some(dead) || dead == me || !self.membership().voters.contains(&me) {
+            return Ok(());
+        }
+        let vote = self.inner.raft.metrics().borrow_watched().vote.clone();
+        let request = TransferLeaderRequest::new(vote, me, None);
+        match self.inner.raft.handle_transfer_leader(request).await {
+            Ok(_) => Ok(()),
+            Err(fatal) => Err(ProposeError::Stopped { why: self.why_stopped(&fatal) }.into()),
+        }
     }
 
     async fn change(&self, change: ChangeMembers<NodeId, RaftAddress>, limit: Duration) -> Result<(), MembershipError> {

@@ -121,3 +121,55 @@ fn the_same_seed_gives_the_same_leaders_and_revisions() {
     }
     assert!(courses.len() > 1, "different seeds should give different courses");
 }
+
+/// How long three nodes are without a leader when theirs ends, and whether its followers are told.
+fn without_a_leader(seed: u64, told: bool) -> Duration {
+    SimRuntime::with_seed(seed).block_on(async move {
+        let wire = Wire::<SimRuntime>::new(Duration::from_millis(3));
+        let mut nodes = Vec::new();
+        for n in 1..=3 {
+            nodes.push(open(&wire, at(n, &wire, &Medium::default())).await.unwrap());
+        }
+        nodes[0].initialize(address(1)).await.unwrap();
+        let leader = leader_of(&nodes[..1]).await;
+        leader.propose(found(), LIMIT).await.unwrap().unwrap();
+        for n in 2..=3 {
+            leader.add_learner(id(n), address(n), LIMIT).await.unwrap();
+        }
+        leader.change_voters(BTreeSet::from([id(1), id(2), id(3)]), LIMIT).await.unwrap();
+        leader.propose(token(1), LIMIT).await.unwrap().unwrap();
+        let place = nodes.iter().position(|node| node.node() == leader.node()).unwrap();
+        // The followers have heard of everything, and of the leader this moment.
+        for node in &nodes {
+            let mut record = node.watch_record();
+            record.wait_until(|record| record.revision >= leader.record().revision).await.unwrap();
+        }
+        let dead = nodes.remove(place);
+        wire.unplug(dead.node());
+        dead.stop().await;
+        let begun = <SimRuntime as AsyncRuntime>::Instant::now();
+        if told {
+            nodes[0].succeed(dead.node()).await.unwrap();
+        }
+        let next = leader_of(&nodes).await;
+        let passed = <SimRuntime as AsyncRuntime>::Instant::now() - begun;
+        next.propose(token(2), LIMIT).await.unwrap().unwrap();
+        assert_eq!(next.record().join_tokens.len(), 2);
+        // A leader that lives keeps its office, whoever is said to be dead.
+        let other = nodes.iter().find(|node| node.node() != next.node()).unwrap();
+        other.succeed(dead.node()).await.unwrap();
+        SimRuntime::sleep(Duration::from_secs(3)).await;
+        assert_eq!(next.leadership().term, leader_of(&nodes).await.leadership().term);
+        passed
+    })
+}
+
+#[test]
+fn followers_that_are_told_of_their_leaders_end_do_not_wait_for_its_silence() {
+    for seed in 1..=5 {
+        let (told, untold) = (without_a_leader(seed, true), without_a_leader(seed, false));
+        // Virtual time: no machine is too slow for it.
+        assert!(told < Duration::from_millis(100), "seed {seed}: {told:?}");
+        assert!(untold > told * 3, "seed {seed}: {untold:?} without a word of it");
+    }
+}

@@ -3,7 +3,7 @@
 use pgstead_types::record::ClusterRecord;
 use pgstead_types::report::{MemberReport, NodeReport, StandbySeen, Upstream};
 use pgstead_types::{MemberId, NodeId, Tick};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// Times by which the controller judges. The defaults are for nodes within one region.
@@ -57,6 +57,8 @@ pub struct Observed {
     pub now: Tick,
     /// Evidence of silence counts from here: when this controller began, or when its own clockwork last stalled.
     pub since: Tick,
+    /// Nodes whose daemon was seen to have ended just before this controller began; counts until they report.
+    pub ended: BTreeSet<NodeId>,
     pub nodes: BTreeMap<NodeId, NodeSeen>,
 }
 
@@ -137,6 +139,9 @@ impl Observed {
 
     pub(crate) fn presence(&self, node: NodeId, policy: &Policy) -> Presence {
         let Some(seen) = self.nodes.get(&node) else {
+            if self.ended.contains(&node) {
+                return Presence::Gone;
+            }
             let until = self.since + policy.first_report;
             return if self.now >= until { Presence::Gone } else { Presence::Doubtful { until } };
         };

@@ -3,6 +3,7 @@
 //! state that it waits out.
 
 use crate::server::Closed;
+use crate::succession::Ended;
 use pgstead_consensus::{Consensus, ProposeError, TokioRuntime};
 use pgstead_core::{Connection, Memory, Observed, Plan, Policy, decide};
 use pgstead_types::record::{ClusterRecord, Command, Record};
@@ -58,6 +59,8 @@ struct Controller {
     policy: Policy,
     view: Arc<Mutex<Option<View>>>,
     observed: Observed,
+    /// What this node has seen of others' ends before it became the controller.
+    ended: Ended,
     /// Which connection each node's reports come on.
     connections: BTreeMap<NodeId, u64>,
     memories: BTreeMap<ClusterId, Memory>,
@@ -77,6 +80,7 @@ pub fn start(
     consensus: Consensus<TokioRuntime>,
     policy: Policy,
     closed: mpsc::UnboundedReceiver<Closed>,
+    ended: Ended,
     stop: watch::Receiver<bool>,
 ) -> ControllerHandle {
     // Bounded: a report per node and heartbeat, with room for bursts of a thousand nodes.
@@ -88,6 +92,7 @@ pub fn start(
         policy,
         view: view.clone(),
         observed: Observed::default(),
+        ended,
         connections: BTreeMap::new(),
         memories: BTreeMap::new(),
         wake: BTreeMap::new(),
@@ -161,7 +166,7 @@ impl Controller {
     /// Every node is unknown now, which is neither healthy nor dead.
     fn begin(&mut self, now: Tick) {
         tracing::info!(node = %self.consensus.node(), "this node is the controller now");
-        self.observed = Observed { now, since: now, nodes: BTreeMap::new() };
+        self.observed = Observed { now, since: now, ended: self.ended.lately(now), nodes: BTreeMap::new() };
         self.connections.clear();
         self.memories.clear();
         self.wake.clear();

@@ -60,6 +60,7 @@ async fn raft(
     if !is_from(&connection, rpc.from) {
         return forbidden();
     }
+    connection.raft.store(true, Ordering::Relaxed);
     Json(internal.consensus.handle(rpc).await).into_response()
 }
 

@@ -19,6 +19,7 @@ mod raft_transport;
 mod report;
 mod routes;
 mod server;
+mod succession;
 mod tls;
 
 use anyhow::Context;

@@ -11,7 +11,8 @@ use crate::member::{NodeContext, supervise};
 use crate::peers::Peers;
 use crate::raft_transport::RaftTransport;
 use crate::report::{Reporter, Reports};
-use crate::{certificates, command, internal, membership, pki, server, tls};
+use crate::succession::Ended;
+use crate::{certificates, command, internal, membership, pki, server, succession, tls};
 use anyhow::{Context, bail};
 use backon::{ExponentialBuilder, Retryable};
 use pgstead_consensus::{
@@ -61,10 +62,14 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
     let peers = Peers::new(tls::client(&identity.ca_pem, &identity.pair())?);
     let consensus = open_consensus(&config, &layout, &identity, peers.clone()).await?;
     let (stopping, stop) = watch::channel(false);
-    let (closed_sender, closed) = mpsc::unbounded_channel();
+    let (report_ends, closed) = mpsc::unbounded_channel();
+    let (raft_ends, raft_closed) = mpsc::unbounded_channel();
+    let ends = server::Ends { reports: report_ends, raft: raft_ends };
+    let ended = Ended::default();
+    tokio::spawn(succession::run(consensus.clone(), raft_closed, ended.clone(), stop.clone()));
     let suspicion = Duration::from_millis(config.timing.suspicion_ms);
     let policy = Policy { suspicion, ..Policy::default() };
-    let controller = controller::start(consensus.clone(), policy, closed, stop.clone());
+    let controller = controller::start(consensus.clone(), policy, closed, ended, stop.clone());
 
     let (revision_sender, revision) = watch::channel(0);
     tokio::spawn(publish_revision(consensus.clone(), revision_sender));
@@ -77,7 +82,7 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
     };
     let router = pgstead_api::router(Arc::new(backend)).merge(internal::router(consensus.clone(), controller.clone()));
     let tls = tls::server(&identity.ca_pem, &identity.pair())?;
-    let serving = tokio::spawn(server::serve(listener, tls, router, closed_sender, stop.clone()));
+    let serving = tokio::spawn(server::serve(listener, tls, router, ends, stop.clone()));
 
     found(&config, &layout, &identity, &consensus).await?;
     tokio::spawn(announce(config.clone(), identity.clone(), consensus.clone(), peers.clone(), stop.clone()));

@@ -36,9 +36,20 @@ pub struct Connection {
     pub peer: Option<NodeId>,
     /// Set by the first report that arrives on it.
     pub reports: AtomicBool,
+    /// Set by the first message of Raft's that arrives on it.
+    pub raft: AtomicBool,
 }
 
-/// A connection on which a node's reports arrived has ended.
+/// Who hears of connections that have ended.
+#[derive(Clone)]
+pub struct Ends {
+    /// Of those on which reports arrived.
+    pub reports: mpsc::UnboundedSender<Closed>,
+    /// Of those on which Raft's messages arrived.
+    pub raft: mpsc::UnboundedSender<Closed>,
+}
+
+/// A node's connection has ended.
 #[derive(Clone, Copy, Debug)]
 pub struct Closed {
     pub node: NodeId,
@@ -50,7 +61,7 @@ pub async fn serve(
     listener: TcpListener,
     tls: Arc<ServerConfig>,
     router: Router,
-    closed: mpsc::UnboundedSender<Closed>,
+    ends: Ends,
     mut stop: watch::Receiver<bool>,
 ) {
     let acceptor = tokio_rustls::TlsAcceptor::from(tls);
@@ -74,11 +85,11 @@ pub async fn serve(
         };
         let Ok(handshake) = handshakes.clone().acquire_owned().await else { return };
         let anonymous = anonymous.clone();
-        let (acceptor, router, closed, stop) = (acceptor.clone(), router.clone(), closed.clone(), stop.clone());
+        let (acceptor, router, ends, stop) = (acceptor.clone(), router.clone(), ends.clone(), stop.clone());
         tokio::spawn(async move {
             let Some(tls) = handshaken(tcp, acceptor).await else { return };
             drop(handshake);
-            connection(tls, &anonymous, router, closed, stop).await;
+            connection(tls, &anonymous, router, ends, stop).await;
         });
     }
 }
@@ -103,7 +114,7 @@ async fn connection(
     tls: TlsStream<TcpStream>,
     anonymous: &Semaphore,
     router: Router,
-    closed: mpsc::UnboundedSender<Closed>,
+    ends: Ends,
     mut stop: watch::Receiver<bool>,
 ) {
     let shown = tls.get_ref().1.peer_certificates().and_then(|certs| certs.first());
@@ -115,7 +126,7 @@ async fn connection(
     }
     let _place = if peer.is_none() { place.ok() } else { None };
     let id = NEXT_CONNECTION.fetch_add(1, Ordering::Relaxed);
-    let connection = Arc::new(Connection { id, peer, reports: AtomicBool::new(false) });
+    let connection = Arc::new(Connection { id, peer, reports: AtomicBool::new(false), raft: AtomicBool::new(false) });
     let service = TowerToHyperService::new(router.layer(axum::Extension(connection.clone())));
     let mut builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
@@ -130,7 +141,13 @@ async fn connection(
             let _ = tokio::time::timeout(Duration::from_secs(2), serving).await;
         }
     }
-    if let (Some(node), true) = (peer, connection.reports.load(Ordering::Relaxed)) {
-        let _ = closed.send(Closed { node, connection: id });
+    let Some(node) = peer else { return };
+    let closed = Closed { node, connection: id };
+    // Whoever listened has ended with the daemon.
+    if connection.reports.load(Ordering::Relaxed) {
+        let _ = ends.reports.send(closed);
+    }
+    if connection.raft.load(Ordering::Relaxed) {
+        let _ = ends.raft.send(closed);
     }
 }

@@ -33,7 +33,7 @@ impl World {
         }
         daemon.controller = term.map(|term| Controller {
             term,
-            observed: Observed { now, since: now, nodes: Default::default() },
+            observed: Observed { now, since: now, ..Observed::default() },
             memory: Memory::default(),
             in_flight: None,
             woken_at: None,

@@ -78,7 +78,7 @@ pub(crate) fn world() -> World {
         creating: None,
     };
     let now = Tick::from_millis(100_000);
-    let observed = Observed { now, since: Tick::from_millis(0), nodes: BTreeMap::new() };
+    let observed = Observed { now, since: Tick::from_millis(0), ..Observed::default() };
     World { record, observed, policy: Policy::default(), memory: Memory::default() }
 }
 
