@@ -150,7 +150,7 @@ impl<R: AsyncRuntime> Consensus<R> {
         if leadership.leader != Some(dead) || dead == me || !self.membership().voters.contains(&me) {
             return Ok(());
         }
-        let vote = self.inner.raft.metrics().borrow_watched().vote.clone();
+        let vote = self.inner.raft.metrics().borrow_watched().vote;
         let request = TransferLeaderRequest::new(vote, me, None);
         match self.inner.raft.handle_transfer_leader(request).await {
             Ok(_) => Ok(()),
