@@ -79,4 +79,12 @@ bench-failover: ## Measure failovers beside a plain Postgres pair, and the cost 
 	cargo build --release $(LOCKED) -p pgstead -p pgstead-cluster-tests --bin pgstead --bin bench-failover
 	ROUNDS=$(ROUNDS) target/release/bench-failover
 
+MINUTES ?= 30
+
+.PHONY: bench-calm
+bench-calm: ## Count changes of leader that nobody needed, under more load than the machine has cores
+	@scripts/setup.sh build postgres
+	cargo build --release $(LOCKED) -p pgstead -p pgstead-cluster-tests --bin pgstead --bin bench-calm
+	MINUTES=$(MINUTES) target/release/bench-calm
+
 # Measurements: `bench`.

@@ -11,7 +11,7 @@ mod wait;
 mod writers;
 
 pub use client::{Target, TargetError};
-pub use command::{Said, pgstead_binary, run, run_blocking};
+pub use command::{Said, pgstead_binary, postgres_bin, run, run_blocking};
 pub use place::{Place, PlaceError};
 pub use processes::{Process, all_processes, below_folder, signal_all_below, wait_until_gone};
 pub use reference::Reference;
