@@ -3,6 +3,7 @@
 use clap::{Args, Subcommand, ValueEnum};
 use pgstead_api::parse_duration;
 use pgstead_types::OperationId;
+use pgstead_types::spec::Durability;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -114,6 +115,9 @@ pub struct CreateArgs {
     /// Standbys that must have a commit on disk before it is acknowledged [default: 1, or 0 for one member]
     #[arg(long, value_name = "K")]
     pub sync_replicas: Option<u8>,
+    /// What happens when fewer standbys than that are there: commits wait, go on with fewer, or never wait at all
+    #[arg(long, value_name = "HOW", value_parser = durability)]
+    pub durability: Option<Durability>,
     /// A Postgres setting; may be repeated
     #[arg(long, value_name = "NAME=VALUE", value_parser = setting)]
     pub set: Vec<(String, String)>,
@@ -122,6 +126,12 @@ pub struct CreateArgs {
     pub file: Option<PathBuf>,
     #[command(flatten)]
     pub wait: WaitArgs,
+}
+
+fn durability(text: &str) -> Result<Durability, String> {
+    let all = [Durability::Strict, Durability::Available, Durability::Asynchronous];
+    let found = all.into_iter().find(|durability| durability.as_str() == text);
+    found.ok_or_else(|| "expected strict, available or asynchronous".to_string())
 }
 
 fn setting(text: &str) -> Result<(String, String), String> {

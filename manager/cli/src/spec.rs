@@ -17,6 +17,9 @@ pub fn read(args: &CreateArgs) -> Result<ClusterSpec, Failure> {
     if args.sync_replicas.is_some() {
         spec.sync_replicas = args.sync_replicas;
     }
+    if let Some(durability) = args.durability {
+        spec.durability = durability;
+    }
     spec.settings.extend(args.set.iter().cloned());
     // The API checks again; here it needs no server.
     spec.check().map_err(|error| Failure::usage(error.to_string()))?;

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::fmt;
 
 /// More members than this make elections slower and nothing safer.
 pub const MEMBERS_MAX: u8 = 7;
@@ -22,10 +23,16 @@ pub enum SpecError {
     )]
     TooManySyncReplicas { asked: u8, standbys: u8, members: u8 },
     #[error(
-        "sync_replicas = 0 with {members} members would be an asynchronous cluster, which this version does not \
-         offer; expected at least 1"
+        "sync_replicas = 0 with {members} members and durability = {durability} contradict each other: a commit would be \
+         acknowledged on one disk alone; expected at least 1"
     )]
-    Asynchronous { members: u8 },
+    NoSyncReplicas { members: u8, durability: Durability },
+    #[error(
+        "durability = asynchronous needs no standby, and sync_replicas = {asked} asks for some; leave one of them out"
+    )]
+    AsynchronousWithReplicas { asked: u8 },
+    #[error("durability = {durability} is not offered by this version; expected strict")]
+    NotOffered { durability: Durability },
     #[error("the setting {name} belongs to pgstead ({why}); remove it from settings")]
     OwnedSetting { name: String, why: &'static str },
     #[error(
@@ -41,6 +48,35 @@ pub enum SpecError {
     BadIdentifier { text: String },
 }
 
+/// What happens to commits when too few standbys are there to have them on disk.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Durability {
+    /// They wait. Nothing acknowledged is ever lost while one of the `k + 1` copies is left.
+    #[default]
+    Strict,
+    /// They wait as long as a standby could be back in a moment, and are then acknowledged with fewer, visibly.
+    Available,
+    /// They never wait for a standby.
+    Asynchronous,
+}
+
+impl Durability {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Durability::Strict => "strict",
+            Durability::Available => "available",
+            Durability::Asynchronous => "asynchronous",
+        }
+    }
+}
+
+impl fmt::Display for Durability {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
 /// A cluster as asked for. Unknown keys are refused.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -53,6 +89,9 @@ pub struct ClusterSpec {
     /// `k`: standbys that must have a commit on disk before it is acknowledged. Default 1, and 0 for one member.
     #[serde(default)]
     pub sync_replicas: Option<u8>,
+    /// What happens when so many standbys are not there.
+    #[serde(default)]
+    pub durability: Durability,
     /// The database made for the application. Default `app`.
     #[serde(default = "app")]
     pub database: String,
@@ -78,6 +117,7 @@ impl ClusterSpec {
             name: name.to_string(),
             members: three(),
             sync_replicas: None,
+            durability: Durability::Strict,
             database: app(),
             owner: app(),
             settings: BTreeMap::new(),
@@ -86,7 +126,10 @@ impl ClusterSpec {
 
     /// `k`, with the default filled in.
     pub fn needed(&self) -> u8 {
-        self.sync_replicas.unwrap_or(u8::from(self.members > 1))
+        match self.durability {
+            Durability::Asynchronous => 0,
+            Durability::Strict | Durability::Available => self.sync_replicas.unwrap_or(u8::from(self.members > 1)),
+        }
     }
 
     /// Everything that can be said without knowing the nodes.
@@ -99,8 +142,17 @@ impl ClusterSpec {
         if self.needed() > standbys {
             return Err(SpecError::TooManySyncReplicas { asked: self.needed(), standbys, members: self.members });
         }
-        if standbys > 0 && self.needed() == 0 {
-            return Err(SpecError::Asynchronous { members: self.members });
+        match (self.durability, self.sync_replicas) {
+            (Durability::Asynchronous, Some(asked)) if asked > 0 => {
+                return Err(SpecError::AsynchronousWithReplicas { asked });
+            }
+            (Durability::Strict | Durability::Available, _) if standbys > 0 && self.needed() == 0 => {
+                return Err(SpecError::NoSyncReplicas { members: self.members, durability: self.durability });
+            }
+            (Durability::Asynchronous | Durability::Available, _) => {
+                return Err(SpecError::NotOffered { durability: self.durability });
+            }
+            (Durability::Strict, _) => {}
         }
         check_identifier(&self.database)?;
         check_identifier(&self.owner)?;
@@ -235,6 +287,21 @@ mod tests {
         for name in ["", "App", "1app", "app-", "a/b", "a b", "ä", &"a".repeat(41)] {
             assert!(check_name("cluster name", name).is_err(), "{name:?}");
         }
+    }
+
+    #[test]
+    fn durability_is_strict_unless_said_otherwise_and_named_in_snake_case() {
+        let spec: ClusterSpec = serde_json::from_str(r#"{"name":"app"}"#).unwrap();
+        assert_eq!(spec.durability, Durability::Strict);
+        let spec: ClusterSpec = serde_json::from_str(r#"{"name":"app","durability":"asynchronous"}"#).unwrap();
+        assert_eq!((spec.durability, spec.needed()), (Durability::Asynchronous, 0));
+        assert_eq!(spec.check(), Err(SpecError::NotOffered { durability: Durability::Asynchronous }));
+    }
+
+    #[test]
+    fn no_sync_replica_under_a_synchronous_durability_is_refused() {
+        let spec = ClusterSpec { sync_replicas: Some(0), ..ClusterSpec::named("app") };
+        assert!(matches!(spec.check(), Err(SpecError::NoSyncReplicas { members: 3, .. })));
     }
 
     #[test]

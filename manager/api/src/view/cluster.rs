@@ -5,7 +5,7 @@ use super::world::{cluster_ref, member_name, member_ref};
 use super::{ClusterRef, FindingView, MemberRef, MemberView, World, finding};
 use pgstead_types::record::{ClusterRecord, EpochReason, HistoryEntry, Leadership, Lifecycle};
 use pgstead_types::report::ClientAccess;
-use pgstead_types::spec::ClusterSpec;
+use pgstead_types::spec::{ClusterSpec, Durability};
 use pgstead_types::{ClusterId, Epoch, Lsn, OperationId, Timeline};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -172,6 +172,10 @@ pub struct SpecSchema {
     /// Standbys that must have a commit on disk before it is acknowledged. Default 1, and 0 for one member.
     #[schema(required = false)]
     sync_replicas: Option<u8>,
+    /// What happens when fewer standbys than that are there: `strict`, commits wait; `available`, they go on with fewer;
+    /// `asynchronous`, they never wait.
+    #[schema(required = false, default = "strict", value_type = String, pattern = "^(strict|available|asynchronous)$")]
+    durability: Durability,
     /// The database made for the application.
     #[schema(required = false, default = "app")]
     database: String,
