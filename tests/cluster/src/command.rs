@@ -49,11 +49,18 @@ pub fn pgstead_binary() -> anyhow::Result<PathBuf> {
     Ok(path)
 }
 
-/// A daemon in a session of its own, so that a terminal's Ctrl-C is not for it.
-pub fn spawn_daemon(binary: &Path, config: &Path, log: &Path, env: &[(String, String)]) -> anyhow::Result<Child> {
+/// A daemon in a session of its own, so that a terminal's Ctrl-C is not for it. `launcher` comes before its command line.
+pub fn spawn_daemon(
+    launcher: &[String],
+    binary: &Path,
+    config: &Path,
+    log: &Path,
+    env: &[(String, String)],
+) -> anyhow::Result<Child> {
     let out = OpenOptions::new().create(true).append(true).open(log)?;
     // Becomes the daemon itself: it forks only when it leads a process group, which a fresh child does not.
     std::process::Command::new("setsid")
+        .args(launcher)
         .arg(binary)
         .args(["node", "run", "--config"])
         .arg(config)
@@ -118,6 +125,17 @@ pub async fn run_showing(
         }
     }
     Ok(child.wait().await?.code())
+}
+
+/// A helper that is told to end by the end of its input.
+pub fn spawn_piped(program: &Path, args: &[&str]) -> anyhow::Result<Child> {
+    std::process::Command::new(program)
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("{} cannot be run", program.display()))
 }
 
 /// The newest Postgres that Debian's packages have installed.

@@ -11,7 +11,8 @@ use std::path::Path;
 use std::time::Duration;
 
 /// Programs that may be running on behalf of a node. Anything else that names the folder (an editor, `tail`) is not ours.
-const PROGRAMS: [&str; 7] = ["pgstead", "setsid", "postgres", "initdb", "pg_basebackup", "pg_rewind", "pg_ctl"];
+const PROGRAMS: [&str; 9] =
+    ["pgstead", "setsid", "nsenter", "setpriv", "postgres", "initdb", "pg_basebackup", "pg_rewind", "pg_ctl"];
 
 /// One process, known by pid and start time together: pids are used again.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -3,6 +3,7 @@
 
 use crate::client::Target;
 use crate::command::{self, Said};
+use crate::lab::Lab;
 use crate::place::{Place, address, end_all_below};
 use crate::processes::{Process, below_folder, signal_all_below, wait_until_gone};
 use crate::wait::until;
@@ -15,6 +16,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Child;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Starting a node on a busy machine, in a debug build.
@@ -25,13 +27,17 @@ const CREATE_TIME: Duration = Duration::from_secs(120);
 const LOG_TAIL: usize = 25;
 
 /// How a testbed is to be.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Setup {
     pub nodes: usize,
     /// For the environment of every daemon.
     pub env: Vec<(String, String)>,
     /// Added to every node's configuration, such as `[timing]\nheartbeat_ms = 200`.
     pub config: String,
+    /// Where the nodes run, each under its own user; otherwise on this machine as it is.
+    pub lab: Option<Arc<Lab>>,
+    /// Gives every node's pool a disk of this size, in a lab.
+    pub disk_mib: Option<u64>,
 }
 
 /// One node; they are numbered from 1.
@@ -51,6 +57,10 @@ impl Node {
     }
     pub fn data_dir(&self) -> PathBuf {
         self.folder.join("d")
+    }
+    /// Where its volumes are, when they have a disk of their own.
+    pub fn disk(&self) -> PathBuf {
+        self.folder.join("disk")
     }
     pub fn log(&self) -> PathBuf {
         self.folder.join("daemon.log")
@@ -93,10 +103,20 @@ impl Testbed {
             fs::create_dir(&node.folder)?;
             // Postgres runs as another user and has to get to its data.
             fs::set_permissions(&node.folder, fs::Permissions::from_mode(0o755))?;
-            let run_as = if rustix::process::geteuid().is_root() { "run_as = \"postgres\"\n" } else { "" };
+            let own_user = setup.lab.is_some() || !rustix::process::geteuid().is_root();
+            let run_as = if own_user { "" } else { "run_as = \"postgres\"\n" };
+            let mut pool = String::new();
+            if let Some(lab) = &setup.lab {
+                lab.give(number, &node.folder)?;
+                if let Some(mib) = setup.disk_mib {
+                    fs::create_dir(node.disk())?;
+                    lab.mount_disk(number, &node.disk(), mib)?;
+                    pool = format!("[[pool]]\nname = \"default\"\ndriver = \"dir\"\npath = {:?}\n", node.disk());
+                }
+            }
             let text = format!(
                 "name = \"{}\"\nhost = \"{}\"\nport = {}\nzone = \"z{number}\"\ndata_dir = \"{}\"\n{run_as}ports = {{ \
-                 first = {}, last = {} }}\n{}\n",
+                 first = {}, last = {} }}\n{}\n{pool}",
                 node.name,
                 node.host,
                 place.node_port,
@@ -111,6 +131,10 @@ impl Testbed {
         Ok(Self { nodes, setup, binary, place })
     }
 
+    /// Where the nodes run.
+    pub fn lab(&self) -> anyhow::Result<&Lab> {
+        self.setup.lab.as_deref().context("this testbed is in no lab")
+    }
     pub fn folder(&self) -> &Path {
         &self.place.folder
     }
@@ -133,7 +157,7 @@ impl Testbed {
     /// Makes node 1 the first of a deployment, and starts it.
     pub async fn found(&mut self) -> anyhow::Result<()> {
         let config = self.node(1).config();
-        let said = self.pgstead(&["init", "--config", &config.display().to_string()]).await?;
+        let said = self.pgstead_as(1, &["init", "--config", &config.display().to_string()], &[]).await?;
         said.output().context("pgstead init")?;
         self.start_daemon(1)?;
         // The one that init has written knows this node alone.
@@ -159,7 +183,7 @@ impl Testbed {
     pub async fn join_with(&self, number: usize, token: &str) -> anyhow::Result<()> {
         let config = self.node(number).config().display().to_string();
         let args = ["node", "join", "--config", &config];
-        let said = command::run(&self.binary, &args, &[("PGSTEAD_JOIN_TOKEN", token)]).await?;
+        let said = self.pgstead_as(number, &args, &[("PGSTEAD_JOIN_TOKEN", token)]).await?;
         said.output().with_context(|| format!("node {number} joins"))?;
         Ok(())
     }
@@ -192,8 +216,13 @@ impl Testbed {
     }
     /// A client that asks one node only.
     pub fn client_of(&self, number: usize) -> anyhow::Result<Client> {
+        self.client_of_any(&[number])
+    }
+    /// A client that asks some of the nodes, such as those on one side of a cut.
+    pub fn client_of_any(&self, numbers: &[usize]) -> anyhow::Result<Client> {
         let mut profile = Profile::load(&self.profile())?;
-        profile.servers = vec![format!("https://{}:{}", self.node(number).host, self.place.node_port)];
+        let server = |number: &usize| format!("https://{}:{}", self.node(*number).host, self.place.node_port);
+        profile.servers = numbers.iter().map(server).collect();
         Ok(Client::new(&profile)?)
     }
     /// Runs `pgstead` with the operator's profile.
@@ -206,6 +235,19 @@ impl Testbed {
     pub async fn pgstead_showing(&self, args: &[&str], line: impl FnMut(&str)) -> anyhow::Result<Option<i32>> {
         let profile = self.profile().display().to_string();
         command::run_showing(&self.binary, args, &[("PGSTEAD_PROFILE", &profile)], line).await
+    }
+
+    /// Runs `pgstead` as a node's user.
+    async fn pgstead_as(&self, number: usize, args: &[&str], env: &[(&str, &str)]) -> anyhow::Result<Said> {
+        let binary = self.binary.display().to_string();
+        let launcher = self.launcher(number);
+        let mut words: Vec<&str> = launcher.iter().map(String::as_str).chain([binary.as_str()]).collect();
+        words.extend(args);
+        command::run(Path::new(words[0]), &words[1..], env).await
+    }
+
+    fn launcher(&self, number: usize) -> Vec<String> {
+        self.setup.lab.as_ref().map(|lab| lab.launcher(number)).unwrap_or_default()
     }
 
     /// Creates a cluster and waits until it is healthy.
@@ -306,6 +348,7 @@ impl Testbed {
     /// With more in its environment than the testbed's daemons have.
     pub fn start_daemon_with(&mut self, number: usize, env: &[(String, String)]) -> anyhow::Result<()> {
         let env = [&self.setup.env, env].concat();
+        let launcher = self.launcher(number);
         let node = &mut self.nodes[number - 1];
         let (config, log) = (node.config(), node.log());
         if let Some(mut old) = node.daemon.take()
@@ -314,7 +357,7 @@ impl Testbed {
             node.daemon = Some(old);
             bail!("the daemon of node {number} runs already");
         }
-        node.daemon = Some(command::spawn_daemon(&self.binary, &config, &log, &env)?);
+        node.daemon = Some(command::spawn_daemon(&launcher, &self.binary, &config, &log, &env)?);
         Ok(())
     }
 

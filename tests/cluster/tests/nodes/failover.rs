@@ -127,6 +127,9 @@ async fn writes_go_on_without_one_standby_wait_without_both_and_nobody_is_electe
     // The leader and a standby: what was acknowledged may be on the lost two only.
     let lost = [leader, standbys[0]];
     let names = [bed.member_on("app", lost[0]).await?.name, bed.member_on("app", lost[1]).await?.name];
+    // The standby first, and neither may do anything while the other dies: together with the third it could still elect.
+    bed.freeze_node(standbys[0]);
+    bed.freeze_node(leader);
     for number in lost {
         bed.kill_node(number)?;
     }

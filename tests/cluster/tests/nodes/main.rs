@@ -6,6 +6,7 @@ mod cli;
 mod clients;
 mod daemon;
 mod failover;
+mod faults;
 mod https;
 mod kill_points;
 mod planned;

@@ -1,0 +1,80 @@
+//! Packets between nodes are dropped: around the primary, in one direction only, and on and off.
+
+use super::{Beside, Clients, Together, another_leads, in_plain_lab, is_drill, leader_and_raft, let_it_last, rounds};
+use crate::support::{Bed, LATER};
+use pgstead_cluster_tests::{Direction, between};
+use pgstead_types::Tick;
+use std::time::Duration;
+
+/// For as long as a leader could think that it still leads, and longer than any lease.
+const LONG: Duration = Duration::from_secs(14);
+
+/// Cuts around the leader, until another leads and the others' clients write again; then everything passes again.
+async fn cut_around(bed: &Bed, clients: &mut Clients, leader: usize, cut: &[Direction]) -> anyhow::Result<()> {
+    let others = bed.others(leader);
+    let mut beside: Beside = Clients::beside(bed, leader).await?;
+    bed.lab()?.cut(cut)?;
+    beside.is_alone_now();
+    another_leads(bed, leader, &others).await?;
+    clients.all_write_through(bed, &others, Tick::now()).await?;
+    if is_drill() {
+        let_it_last(LONG).await;
+    }
+    beside.was_told_nothing(bed, clients).await?;
+    bed.lab()?.heal()?;
+    bed.wait_healthy("app", LATER).await?;
+    Ok(())
+}
+
+#[test]
+fn a_primary_that_is_cut_off_acknowledges_nothing_alone_or_with_the_raft_leader() -> anyhow::Result<()> {
+    in_plain_lab(async |bed| {
+        let mut clients = Clients::start(bed).await?;
+        for _ in 0..rounds() {
+            for together in [Together::No, Together::Yes] {
+                let leader = leader_and_raft(bed, together).await?;
+                cut_around(bed, &mut clients, leader, &between(&[leader], &bed.others(leader))).await?;
+            }
+        }
+        clients.verify(bed).await.map(drop)
+    })
+}
+
+#[test]
+fn a_primary_that_is_heard_and_hears_nothing_is_replaced_and_one_that_hears_and_is_not_heard() -> anyhow::Result<()> {
+    in_plain_lab(async |bed| {
+        let mut clients = Clients::start(bed).await?;
+        for _ in 0..rounds() {
+            let leader = bed.leader_node("app").await?;
+            let deaf: Vec<Direction> = bed.others(leader).iter().map(|other| (*other, leader)).collect();
+            cut_around(bed, &mut clients, leader, &deaf).await?;
+            let leader = bed.leader_node("app").await?;
+            let mute: Vec<Direction> = bed.others(leader).iter().map(|other| (leader, *other)).collect();
+            cut_around(bed, &mut clients, leader, &mute).await?;
+        }
+        clients.verify(bed).await.map(drop)
+    })
+}
+
+/// The network comes and goes around the primary, then between the standbys, then around each in turn.
+#[test]
+fn a_flapping_network_loses_nothing_and_settles() -> anyhow::Result<()> {
+    in_plain_lab(async |bed| {
+        let clients = Clients::start(bed).await?;
+        let leader = bed.leader_node("app").await?;
+        let others = bed.others(leader);
+        // Shorter than what makes a node suspect, about as long, and longer.
+        let times = [300, 900, 1600, 2400, 3200].map(Duration::from_millis);
+        for _ in 0..rounds() {
+            for time in times {
+                for cut in [between(&[leader], &others), between(&others[..1], &others[1..])] {
+                    bed.lab()?.cut(&cut)?;
+                    let_it_last(time).await;
+                    bed.lab()?.heal()?;
+                    let_it_last(Duration::from_millis(400)).await;
+                }
+            }
+        }
+        clients.verify(bed).await.map(drop)
+    })
+}
