@@ -28,8 +28,6 @@ demo: ## Three nodes on this machine, and the loss of the leader's: shown live
 	@cargo build $(LOCKED) -p pgstead -p pgstead-cluster-tests --bin pgstead --bin demo
 	@target/debug/demo
 
-# Demonstrations: `drill`.
-
 .PHONY: test
 test: ## Run every test; the last line is the runner's own
 	@scripts/setup.sh build postgres test
@@ -41,6 +39,11 @@ START ?= 1
 sim: ## Simulate SEEDS courses of faults from seed START on (VERBOSE=1 tells each); the last line is the verdict
 	@scripts/setup.sh build
 	@cargo run --quiet $(LOCKED) -p pgstead-sim --bin sim -- --seeds $(SEEDS) --start $(START) $(if $(VERBOSE),--verbose)
+
+.PHONY: drill
+drill: ## Run the tests with real faults in their long form, as root: some half an hour
+	@scripts/setup.sh build postgres test
+	@scripts/drill.sh $(LOCKED)
 
 # Longer tests: `vm`.
 

@@ -4,7 +4,7 @@
 # Usage: scripts/setup.sh [build] [postgres] [test] [verify]     (all of them when none is named)
 #   build      a C compiler and Rust
 #   postgres   a Postgres server with its tools, without starting a cluster of its own
-#   test       what the tests use besides: a Postgres client that is not ours, and ip
+#   test       what the tests use besides: a Postgres client that is not ours, ip and nft, and a newer Postgres in target/
 #   verify     rustfmt, clippy and cargo-deny
 # Quick and silent but for one line when nothing is missing. Works on Debian and its kin; elsewhere it names what to install.
 set -euo pipefail
@@ -31,6 +31,7 @@ parts=("$@")
 packages=() # Debian packages.
 rust=()     # Any of: toolchain, components.
 deny=no
+newer=no # Postgres, unpacked under target/.
 
 # What is missing. ----------------------------------------------------------------------------------------------------
 
@@ -74,8 +75,10 @@ check_postgres() {
 }
 
 check_test() {
-    has ip || packages+=(iproute2)
+    has ip || [ -x /usr/sbin/ip ] || [ -x /sbin/ip ] || packages+=(iproute2)
+    has nft || [ -x /usr/sbin/nft ] || packages+=(nftables)
     /usr/bin/python3 -c 'import psycopg2' 2>/dev/null || packages+=(python3-psycopg2)
+    scripts/newer-postgres.sh --have || newer=yes
 }
 
 check_verify() {
@@ -92,7 +95,7 @@ for part in "${parts[@]}"; do
     esac
 done
 
-if [ ${#packages[@]} -eq 0 ] && [ ${#rust[@]} -eq 0 ] && [ "$deny" = no ]; then
+if [ ${#packages[@]} -eq 0 ] && [ ${#rust[@]} -eq 0 ] && [ "$deny$newer" = nono ]; then
     say "nothing is missing for: ${parts[*]}"
     exit 0
 fi
@@ -170,6 +173,8 @@ install_deny() {
 [ ${#packages[@]} -eq 0 ] || install_packages
 for what in "${rust[@]}"; do "install_$what"; done
 [ "$deny" = no ] || install_deny
+# It says itself what it fetches.
+[ "$newer" = no ] || scripts/newer-postgres.sh
 
 # A package may be there and not bring what it was installed for (another release of Debian).
 for part in "${parts[@]}"; do

@@ -1,6 +1,6 @@
 //! Packets between nodes are dropped: around the primary, in one direction only, and on and off.
 
-use super::{Beside, Clients, Together, another_leads, in_plain_lab, is_drill, leader_and_raft, let_it_last, rounds};
+use super::{Beside, Clients, Course, Together, another_leads, in_lab, is_drill, leader_and_raft, let_it_last, rounds};
 use crate::support::{Bed, LATER};
 use pgstead_cluster_tests::{Direction, between};
 use pgstead_types::Tick;
@@ -28,7 +28,7 @@ async fn cut_around(bed: &Bed, clients: &mut Clients, leader: usize, cut: &[Dire
 
 #[test]
 fn a_primary_that_is_cut_off_acknowledges_nothing_alone_or_with_the_raft_leader() -> anyhow::Result<()> {
-    in_plain_lab(async |bed| {
+    in_lab(Course { every_node_leads: true, ..Course::default() }, async |bed| {
         let mut clients = Clients::start(bed).await?;
         for _ in 0..rounds() {
             for together in [Together::No, Together::Yes] {
@@ -42,7 +42,7 @@ fn a_primary_that_is_cut_off_acknowledges_nothing_alone_or_with_the_raft_leader(
 
 #[test]
 fn a_primary_that_is_heard_and_hears_nothing_is_replaced_and_one_that_hears_and_is_not_heard() -> anyhow::Result<()> {
-    in_plain_lab(async |bed| {
+    in_lab(Course::default(), async |bed| {
         let mut clients = Clients::start(bed).await?;
         for _ in 0..rounds() {
             let leader = bed.leader_node("app").await?;
@@ -59,7 +59,7 @@ fn a_primary_that_is_heard_and_hears_nothing_is_replaced_and_one_that_hears_and_
 /// The network comes and goes around the primary, then between the standbys, then around each in turn.
 #[test]
 fn a_flapping_network_loses_nothing_and_settles() -> anyhow::Result<()> {
-    in_plain_lab(async |bed| {
+    in_lab(Course::default(), async |bed| {
         let clients = Clients::start(bed).await?;
         let leader = bed.leader_node("app").await?;
         let others = bed.others(leader);

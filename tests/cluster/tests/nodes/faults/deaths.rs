@@ -1,6 +1,6 @@
 //! Nodes and postmasters end, one after the other, together, or for a while.
 
-use super::{Clients, Together, another_leads, in_plain_lab, is_drill, leader_and_raft, let_it_last, rounds};
+use super::{Clients, Course, Together, another_leads, in_lab, is_drill, leader_and_raft, let_it_last, rounds};
 use crate::support::{Bed, LATER, SOON, session};
 use anyhow::ensure;
 use pgstead_cluster_tests::Target;
@@ -28,7 +28,7 @@ async fn a_backend_is_busy(bed: &Bed, leader: usize) -> anyhow::Result<tokio::ta
 
 #[test]
 fn postmasters_and_nodes_of_leaders_die_one_after_the_other() -> anyhow::Result<()> {
-    in_plain_lab(async |bed| {
+    in_lab(Course { every_node_leads: true, ..Course::default() }, async |bed| {
         let clients = Clients::start(bed).await?;
         for _ in 0..rounds() {
             let leader = bed.leader_node("app").await?;
@@ -60,7 +60,7 @@ fn postmasters_and_nodes_of_leaders_die_one_after_the_other() -> anyhow::Result<
 
 #[test]
 fn two_of_three_nodes_die_and_then_all_of_them() -> anyhow::Result<()> {
-    in_plain_lab(async |bed| {
+    in_lab(Course::default(), async |bed| {
         let clients = Clients::start(bed).await?;
         for _ in 0..rounds() {
             // The leader and a standby, then both standbys: neither side can elect anybody.
@@ -94,7 +94,7 @@ fn two_of_three_nodes_die_and_then_all_of_them() -> anyhow::Result<()> {
 
 #[test]
 fn a_leaders_node_that_was_frozen_wakes_and_acknowledges_nothing_of_its_own() -> anyhow::Result<()> {
-    in_plain_lab(async |bed| {
+    in_lab(Course { every_node_leads: true, ..Course::default() }, async |bed| {
         let mut clients = Clients::start(bed).await?;
         for _ in 0..rounds() {
             for together in [Together::No, Together::Yes] {

@@ -1,16 +1,15 @@
 //! The disk under the primary is full, and has space again.
 
-use super::{Clients, in_lab};
+use super::{Clients, Course, in_lab};
 use crate::support::{LATER, session};
 use anyhow::{Context, ensure};
 use pgstead_cluster_tests::{Setup, Testbed};
-use pgstead_types::spec::ClusterSpec;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write;
 
-/// Three members' data with their logs, and little more.
-const DISK_MIB: u64 = 400;
+/// Somewhat more than the free space that a new volume is asked to have.
+const DISK_MIB: u64 = 1200;
 
 /// Writes a file that takes all the space that is left.
 fn fill(testbed: &Testbed, node: usize) -> anyhow::Result<std::path::PathBuf> {
@@ -32,8 +31,7 @@ fn a_full_disk_under_the_primary_loses_nothing_and_ends_with_space() -> anyhow::
     let setup = Setup { disk_mib: Some(DISK_MIB), ..Setup::default() };
     let settings = [("max_wal_size", "64MB"), ("min_wal_size", "32MB"), ("wal_keep_size", "32MB")];
     let settings: BTreeMap<_, _> = settings.map(|(name, value)| (name.to_string(), value.to_string())).into();
-    let spec = ClusterSpec { settings, ..ClusterSpec::named("app") };
-    in_lab(setup, spec, async |bed| {
+    in_lab(Course { setup, settings, ..Course::default() }, async |bed| {
         let clients = Clients::start(bed).await?;
         let heavy = session(&bed.direct("app").await?).await?;
         heavy.batch_execute("create table heavy (text text)").await?;

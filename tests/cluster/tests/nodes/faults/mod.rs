@@ -6,6 +6,7 @@ mod cuts;
 mod deaths;
 mod disk;
 mod moments;
+mod versions;
 
 use crate::support::{Bed, LATER, LOAD, SOON, session};
 use anyhow::{Context, bail, ensure};
@@ -26,37 +27,46 @@ fn rounds() -> usize {
     if is_drill() { 5 } else { 1 }
 }
 
+/// The testbed of a test in a lab.
+#[derive(Default)]
+struct Course {
+    setup: Setup,
+    /// Of cluster `app`.
+    settings: BTreeMap<String, String>,
+    /// Raft's leader is moved to a node that leads no cluster. Where every node leads one it stays where it is, so that a
+    /// test can say what falls together.
+    every_node_leads: bool,
+}
+
 /// Runs a test on a testbed of its own in a lab, with cluster `app` of three members on it. CI must be able to; elsewhere
 /// a machine without what it takes says so and goes on.
-fn in_lab(
-    setup: Setup,
-    spec: ClusterSpec,
-    test: impl AsyncFnOnce(&mut Bed) -> anyhow::Result<()> + Send,
-) -> anyhow::Result<()> {
+fn in_lab(course: Course, test: impl AsyncFnOnce(&mut Bed) -> anyhow::Result<()> + Send) -> anyhow::Result<()> {
     if let Some(why) = Lab::missing() {
         ensure!(std::env::var_os("CI").is_none(), "in CI this test must run: {why}");
         eprintln!("NOT RUN: {why}");
         return Ok(());
     }
+    let Course { setup, settings, every_node_leads } = course;
     // The lab is for a thread and those that it starts, so the runtime is made in there.
-    let course = || {
+    let run = || {
         let lab = Lab::enter(3)?;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         runtime.block_on(async {
             let mut bed = Bed::start_with(Setup { nodes: 3, lab: Some(lab), ..setup }).await?;
-            bed.create_cluster(&spec).await?;
+            if every_node_leads {
+                // Each goes where the fewest lead.
+                for name in ["one", "two", "three"] {
+                    bed.create_cluster(&ClusterSpec { members: 1, ..ClusterSpec::named(name) }).await?;
+                }
+            }
+            bed.create_cluster(&ClusterSpec { settings, ..ClusterSpec::named("app") }).await?;
             test(&mut bed).await
         })
     };
-    std::thread::scope(|scope| match scope.spawn(course).join() {
+    std::thread::scope(|scope| match scope.spawn(run).join() {
         Ok(result) => result,
         Err(panic) => std::panic::resume_unwind(panic),
     })
-}
-
-/// The common case.
-fn in_plain_lab(test: impl AsyncFnOnce(&mut Bed) -> anyhow::Result<()> + Send) -> anyhow::Result<()> {
-    in_lab(Setup::default(), ClusterSpec::named("app"), test)
 }
 
 /// Everybody who writes.

@@ -1,7 +1,7 @@
 //! Whole nodes die at chosen moments of a switchover, a promotion and a rejoin. The daemon ends itself at a step, as in
 //! `kill_points`, and with it everything else on its node.
 
-use super::{Clients, in_plain_lab, leader_of};
+use super::{Clients, Course, in_lab, leader_of};
 use crate::support::{Bed, LATER};
 use anyhow::ensure;
 use pgstead_cluster_tests::until;
@@ -69,7 +69,7 @@ async fn be_immortal(bed: &mut Bed, nodes: &[usize]) -> anyhow::Result<()> {
 
 #[test]
 fn nodes_die_in_the_midst_of_switchovers() -> anyhow::Result<()> {
-    in_plain_lab(async |bed| {
+    in_lab(Course::default(), async |bed| {
         let clients = Clients::start(bed).await?;
         // The old leader when it has stopped; its target when it has been chosen, and when it has just promoted itself.
         let moments = [after(Step::StopCleanly), before(Step::PreparePromotion), after(Step::Promote)];
@@ -94,7 +94,7 @@ fn nodes_die_in_the_midst_of_switchovers() -> anyhow::Result<()> {
 /// The second is the one whose set has not caught up: it ends as soon as it is a primary, and nobody follows it yet.
 #[test]
 fn new_leaders_die_before_and_right_after_they_promote() -> anyhow::Result<()> {
-    in_plain_lab(async |bed| {
+    in_lab(Course::default(), async |bed| {
         let clients = Clients::start(bed).await?;
         for moment in [before(Step::Promote), after(Step::Promote), before(Step::OpenClients)] {
             bed.wait_healthy("app", LATER).await?;
@@ -133,7 +133,7 @@ fn new_leaders_die_before_and_right_after_they_promote() -> anyhow::Result<()> {
 
 #[test]
 fn a_node_dies_at_every_step_of_its_return() -> anyhow::Result<()> {
-    in_plain_lab(async |bed| {
+    in_lab(Course::default(), async |bed| {
         let clients = Clients::start(bed).await?;
         let leader = bed.leader_node("app").await?;
         bed.kill_node(leader)?;
