@@ -47,7 +47,7 @@ apt-get "${apt[@]}" update || fail "apt-get could not fetch the lists of $suite;
 # The server, its client programs, and the libraries of both. The compiler for queries is a library of its own, and huge.
 mapfile -t libraries < <(apt-cache "${apt[@]}" depends --recurse --no-pre-depends --no-recommends --no-suggests --no-conflicts \
     --no-breaks --no-replaces --no-enhances "postgresql-$major" "postgresql-client-$major" |
-    grep -E '^lib' | grep -vE '^(libllvm|libperl|libjson-perl|liburi|lib.*-perl$)' | sort -u)
+    grep -E '^lib' | grep -vE '^(libllvm|libperl|.*-perl$)' | sort -u)
 # Names that only other packages provide cannot be fetched.
 mapfile -t libraries < <(apt-cache "${apt[@]}" show --no-all-versions "${libraries[@]}" 2>/dev/null | sed -n 's/^Package: //p' | sort -u)
 (cd "$work/debs" && apt-get "${apt[@]}" download "postgresql-$major" "postgresql-client-$major" patchelf "${libraries[@]}") ||

@@ -1,8 +1,9 @@
 //! Packets between nodes are dropped: around the primary, in one direction only, and on and off.
 
 use super::{Beside, Clients, Course, Together, another_leads, in_lab, is_drill, leader_and_raft, let_it_last, rounds};
-use crate::support::{Bed, LATER};
-use pgstead_cluster_tests::{Direction, between};
+use crate::support::{Bed, LATER, SOON, session};
+use anyhow::ensure;
+use pgstead_cluster_tests::{Appends, Direction, Fault, Target, between};
 use pgstead_types::Tick;
 use std::time::Duration;
 
@@ -53,6 +54,33 @@ fn a_primary_that_is_heard_and_hears_nothing_is_replaced_and_one_that_hears_and_
             cut_around(bed, &mut clients, leader, &mute).await?;
         }
         clients.verify(bed).await.map(drop)
+    })
+}
+
+/// Loses writes on purpose: a client that waits for no standby is acknowledged what its primary alone has. Were this not
+/// found, the other tests would prove nothing.
+#[test]
+fn the_check_finds_what_a_client_loses_that_waits_for_no_standby() -> anyhow::Result<()> {
+    in_lab(Course::default(), async |bed| {
+        let leader = bed.leader_node("app").await?;
+        let others = bed.others(leader);
+        let (view, host) = (bed.connection("app").await?, bed.node(leader).host.clone());
+        let careful = Target::under_name(&view, &host, host.parse()?, view.direct.port)?;
+        session(&careful).await?;
+        Appends::prepare(&careful).await?;
+        let careless = Appends::start([careful.with_options("-c synchronous_commit=local")]);
+        careless.all_append_again(Tick::now(), SOON).await?;
+        bed.lab()?.cut(&between(&[leader], &others))?;
+        let cut = Tick::now();
+        careless.all_append_again(cut, SOON).await?;
+        another_leads(bed, leader, &others).await?;
+        bed.lab()?.heal()?;
+        bed.wait_healthy("app", LATER).await?;
+        let history = careless.stop().await;
+        ensure!(history.acknowledged_by(&host, cut, Tick::now()) > 0, "it was acknowledged nothing after the cut");
+        let faults = history.faults(&Appends::lists(&bed.read_write("app").await?).await?);
+        ensure!(faults.iter().any(|fault| matches!(fault, Fault::Lost { .. })), "no loss was found: {faults:?}");
+        Ok(())
     })
 }
 

@@ -262,3 +262,26 @@ enum Together {
 async fn let_it_last(time: Duration) {
     tokio::time::sleep(time).await;
 }
+
+/// Leaves a row in the log of the leader that nobody else has and nobody was told of, and kills all three nodes.
+async fn end_with_a_row_of_its_own(bed: &mut Bed, leader: usize) -> anyhow::Result<()> {
+    let view = bed.connection("app").await?;
+    let host = bed.node(leader).host.clone();
+    let target = Target::under_name(&view, &host, host.parse()?, view.direct.port)?;
+    let session = session(&target).await?;
+    session.batch_execute("create table ahead (text text)").await?;
+    for other in bed.others(leader) {
+        bed.kill_node(other)?;
+    }
+    let insert = tokio::spawn(async move { session.execute("insert into ahead values ('x')", &[]).await });
+    let waits = async || {
+        let titles: Vec<String> =
+            bed.processes(leader).into_iter().filter_map(|one| one.words.into_iter().next()).collect();
+        let waits = titles.iter().any(|title| title.contains("INSERT waiting for"));
+        if waits { Ok(()) } else { Err(format!("{titles:?}")) }
+    };
+    bed.wait_for("the row is in the leader's log", SOON, waits).await?;
+    bed.kill_node(leader)?;
+    ensure!(insert.await?.is_err(), "a commit was acknowledged that no standby had");
+    Ok(())
+}

@@ -1,7 +1,7 @@
 //! Whole nodes die at chosen moments of a switchover, a promotion and a rejoin. The daemon ends itself at a step, as in
 //! `kill_points`, and with it everything else on its node.
 
-use super::{Clients, Course, in_lab, leader_of};
+use super::{Clients, Course, another_leads, end_with_a_row_of_its_own, in_lab, leader_of};
 use crate::support::{Bed, LATER};
 use anyhow::ensure;
 use pgstead_cluster_tests::until;
@@ -131,18 +131,27 @@ fn new_leaders_die_before_and_right_after_they_promote() -> anyhow::Result<()> {
     })
 }
 
+/// Its log holds a row that nobody else has, so that it has to be rewound.
 #[test]
 fn a_node_dies_at_every_step_of_its_return() -> anyhow::Result<()> {
     in_lab(Course::default(), async |bed| {
         let clients = Clients::start(bed).await?;
         let leader = bed.leader_node("app").await?;
-        bed.kill_node(leader)?;
-        super::another_leads(bed, leader, &bed.others(leader)).await?;
-        let steps = [Step::StartStandby, Step::SavePromise, Step::Follow];
+        let others = bed.others(leader);
+        end_with_a_row_of_its_own(bed, leader).await?;
+        for other in &others {
+            bed.start_daemon(*other)?;
+        }
+        another_leads(bed, leader, &others).await?;
+        let steps = [Step::SavePromise, Step::Rewind, Step::StartStandby, Step::Follow];
         let points: Vec<String> = steps.iter().flat_map(|step| [before(*step), after(*step)]).collect();
         start_mortal(bed, leader, &points)?;
-        let deaths = nodes_die(bed, &[(leader, points)], 4).await?;
+        let deaths = nodes_die(bed, &[(leader, points)], 6).await?;
         println!("the node died {deaths} times on its way back");
+        let log = std::fs::read_to_string(bed.node(leader).log())?;
+        for point in [before(Step::Rewind), after(Step::Rewind)] {
+            ensure!(log.contains(&point), "it did not die at {point}: {}", bed.describe().await);
+        }
         be_immortal(bed, &[leader]).await?;
         clients.verify(bed).await.map(drop)
     })
