@@ -2,10 +2,12 @@
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use pgstead_types::record::{Record, Refusal};
+use pgstead_types::record::{ForcedLoss, Record, Refusal};
 use pgstead_types::report::MemberReport;
 use pgstead_types::spec::{ClusterSpec, SpecError};
-use pgstead_types::{ClusterId, DeploymentId, Finding, MemberId, NodeId, OperationId, Secret, TokenId, WallTime};
+use pgstead_types::{
+    ClusterId, DeploymentId, Epoch, Finding, MemberId, NodeId, OperationId, Position, Secret, TokenId, WallTime,
+};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -31,11 +33,24 @@ pub trait Backend: Send + Sync + 'static {
     /// With `revision`, only if the cluster is still at that one.
     async fn delete_cluster(&self, cluster: ClusterId, revision: Option<u64>) -> Result<Accepted, Rejected>;
     async fn restart_cluster(&self, cluster: ClusterId, revision: Option<u64>) -> Result<Accepted, Rejected>;
-    /// Without `to`, the controller takes the standby that is closest.
     async fn switchover(
         &self,
         cluster: ClusterId,
-        to: Option<MemberId>,
+        asked: SwitchoverAsked,
+        revision: Option<u64>,
+    ) -> Result<Accepted, Rejected>;
+    /// What blocks a switchover now, everything at once. Changes nothing.
+    async fn check_switchover(&self, cluster: ClusterId, to: Option<MemberId>) -> Result<SwitchoverChecked, Rejected>;
+    /// Takes back a switchover that was asked for later.
+    async fn cancel_switchover(&self, cluster: ClusterId, revision: Option<u64>) -> Result<Accepted, Rejected>;
+    /// What a forced failover to `to` would lose, as far as is known, and whether it may be done. Changes nothing.
+    async fn check_failover(&self, cluster: ClusterId, to: MemberId) -> Result<FailoverChecked, Rejected>;
+    /// Elects without the promises that are missing. `by` says who accepts the loss.
+    async fn force_failover(
+        &self,
+        cluster: ClusterId,
+        to: MemberId,
+        by: String,
         revision: Option<u64>,
     ) -> Result<Accepted, Rejected>;
     async fn create_join_token(&self, ttl: Duration) -> Result<NewJoinToken, Rejected>;
@@ -77,6 +92,38 @@ pub struct MemberSeen {
     pub report: MemberReport,
     /// Time since it arrived at the controller.
     pub age_ms: u64,
+}
+
+/// A switchover as asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SwitchoverAsked {
+    /// Without it, the standby that is closest when it begins.
+    pub to: Option<MemberId>,
+    /// From when and until when it may begin; at once if absent.
+    pub when: Option<(WallTime, WallTime)>,
+    /// Passes over what is only a warning.
+    pub overrule: bool,
+}
+
+/// What a switchover would be now.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct SwitchoverChecked {
+    pub from: Option<MemberId>,
+    pub to: Option<MemberId>,
+    pub lag: Option<pgstead_types::Bytes>,
+    /// An error blocks, a warning blocks unless it is overruled, the rest does not.
+    pub findings: Vec<Finding>,
+}
+
+/// What a forced failover would be now.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct FailoverChecked {
+    pub epoch: Epoch,
+    pub loss: ForcedLoss,
+    /// Every member, whether it is here, and how far its log was last seen to reach.
+    pub members: Vec<(MemberId, bool, Option<Position>)>,
+    /// Why it is refused; empty if it may be done.
+    pub refused: Vec<Finding>,
 }
 
 /// Long work has begun; it is recorded and goes on without the caller.

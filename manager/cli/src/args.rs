@@ -84,16 +84,14 @@ pub enum ClusterCommands {
         wait: WaitArgs,
     },
     /// Change the leader in a planned way; nothing acknowledged is lost
-    Switchover {
-        /// Name or id
-        #[arg(value_name = "CLUSTER")]
-        name: String,
-        /// The member to lead next; the closest standby if absent
-        #[arg(long, value_name = "MEMBER")]
-        to: Option<String>,
-        #[command(flatten)]
-        wait: WaitArgs,
-    },
+    #[command(
+        after_help = "Examples:\n  pgstead cluster switchover app --dry-run\n  pgstead cluster switchover app --to \
+        app-2 --at 2026-11-29T02:00:00Z\n  pgstead cluster switchover app --in-window\n  pgstead cluster switchover app --undo"
+    )]
+    Switchover(SwitchoverArgs),
+    /// Make a member lead although too few can promise that nothing is lost: shows what may be lost, and does it only
+    /// with --accept-data-loss
+    Failover(FailoverArgs),
     /// Print connection strings, with the password
     Connection {
         /// Name or id
@@ -103,6 +101,54 @@ pub enum ClusterCommands {
         #[arg(long)]
         ca: bool,
     },
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct SwitchoverArgs {
+    /// Name or id
+    #[arg(value_name = "CLUSTER")]
+    pub name: String,
+    /// The member to lead next; the closest standby if absent
+    #[arg(long, value_name = "MEMBER")]
+    pub to: Option<String>,
+    /// Show everything that blocks it, and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Begin at this time, in RFC 3339 with an offset; given up if it cannot begin within 5 minutes
+    #[arg(long, value_name = "TIME", conflicts_with_all = ["dry_run", "timeout"])]
+    pub at: Option<String>,
+    /// Begin in the next maintenance window of the cluster's spec, and not outside of it
+    #[arg(long, conflicts_with_all = ["at", "dry_run", "timeout"])]
+    pub in_window: bool,
+    /// Take back one that was asked for later
+    #[arg(long, conflicts_with_all = ["to", "at", "in_window", "undo", "overrule", "dry_run", "timeout"])]
+    pub cancel: bool,
+    /// Back to the leader before the last switchover
+    #[arg(long, conflicts_with = "to")]
+    pub undo: bool,
+    /// Go on in spite of warnings, such as long transactions that it will end
+    #[arg(long)]
+    pub overrule: bool,
+    #[command(flatten)]
+    pub wait: WaitArgs,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct FailoverArgs {
+    /// Name or id
+    #[arg(value_name = "CLUSTER")]
+    pub name: String,
+    /// The member to lead: of those that are here, the one whose log reaches farthest
+    #[arg(long, value_name = "MEMBER")]
+    pub to: String,
+    /// Give up acknowledged commits that only the missing members have
+    #[arg(long)]
+    pub accept_data_loss: bool,
+    /// Do not ask to type the name
+    #[arg(long)]
+    pub yes: bool,
+    #[command(flatten)]
+    pub wait: WaitArgs,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -121,6 +167,9 @@ pub struct CreateArgs {
     /// A Postgres setting; may be repeated
     #[arg(long, value_name = "NAME=VALUE", value_parser = setting)]
     pub set: Vec<(String, String)>,
+    /// When planned work may disturb clients, in UTC, such as "Sun 02:00-04:00"
+    #[arg(long, value_name = "WINDOW")]
+    pub maintenance_window: Option<String>,
     /// A spec in TOML or JSON; the other options win over it
     #[arg(long, value_name = "FILE")]
     pub file: Option<PathBuf>,

@@ -20,6 +20,9 @@ pub fn read(args: &CreateArgs) -> Result<ClusterSpec, Failure> {
     if let Some(durability) = args.durability {
         spec.durability = durability;
     }
+    if args.maintenance_window.is_some() {
+        spec.maintenance_window.clone_from(&args.maintenance_window);
+    }
     spec.settings.extend(args.set.iter().cloned());
     // The API checks again; here it needs no server.
     spec.check().map_err(|error| Failure::usage(error.to_string()))?;

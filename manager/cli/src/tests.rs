@@ -9,7 +9,7 @@ use pgstead_api::Backend;
 use pgstead_api::client::{Client, Profile};
 use pgstead_api::fake::{APP, Ca, Fake, PASSWORD, TOKEN, ca, serve};
 use pgstead_types::record::{ClusterChange, Command, EpochReason};
-use pgstead_types::{Epoch, OperationId, Secret, WallTime};
+use pgstead_types::{Epoch, Finding, OperationId, Secret, WallTime};
 use std::sync::Arc;
 
 /// As the binary composes it.
@@ -225,6 +225,65 @@ async fn an_election_shows_its_reason() {
     all.fake.change(ClusterChange::BeginEpoch { epoch: Epoch(2), reason, preferred: None }).unwrap();
     let said = all.run("cluster show app").await;
     assert!(said.out.contains("none: election open because of node lost, epoch 2"), "{}", said.out);
+}
+
+#[tokio::test]
+async fn a_dry_run_names_everything_that_blocks_and_changes_nothing() {
+    let all = deployment().await;
+    let clear = all.run("cluster switchover app --dry-run").await;
+    clear.result.as_ref().unwrap();
+    insta::assert_snapshot!("dry_run_clear", clear.out);
+    all.fake.state().in_the_way = vec![
+        Finding::error("target_away", "the node of app-2 does not answer"),
+        Finding::warning("long_transactions", "2 transactions would be ended"),
+    ];
+    let blocked = all.run("cluster switchover app --to app-2 --dry-run").await;
+    assert_eq!(blocked.exit(), Exit::Refused);
+    insta::assert_snapshot!("dry_run_blocked", blocked.out);
+    all.fake.state().in_the_way.remove(0);
+    assert_eq!(all.run("cluster switchover app --dry-run").await.exit(), Exit::Refused);
+    all.run("cluster switchover app --dry-run --overrule").await.result.unwrap();
+    assert!(all.fake.record().clusters[&APP].switchover.is_none());
+}
+
+#[tokio::test]
+async fn a_switchover_is_scheduled_shown_and_taken_back() {
+    let all = deployment().await;
+    let at = WallTime::now().plus(std::time::Duration::from_secs(3600));
+    let said = all.run(&format!("cluster switchover app --to app-2 --at {at}")).await;
+    assert!(said.out.contains("scheduled: it begins between"), "{}{:?}", said.out, said.result);
+    let shown = all.run("cluster show app").await.out;
+    assert!(shown.contains("switchover to app-2 between"), "{shown}");
+    assert_eq!(all.run(&format!("cluster switchover app --at {at}")).await.exit(), Exit::Refused);
+    all.run("cluster switchover app --cancel").await.result.unwrap();
+    assert_eq!(all.run("cluster switchover app --cancel").await.exit(), Exit::Refused);
+    assert_eq!(all.run("cluster switchover app --at yesterday").await.exit(), Exit::Usage);
+    assert_eq!(all.run("cluster switchover app --in-window").await.exit(), Exit::Refused, "it has no window");
+    assert_eq!(all.run("cluster switchover app --undo").await.exit(), Exit::Refused, "nothing was done");
+}
+
+#[tokio::test]
+async fn a_forced_failover_shows_the_gap_first_and_needs_the_name() {
+    let all = deployment().await;
+    let shown = all.run("cluster failover app --to app-2").await;
+    assert_eq!(shown.exit(), Exit::Refused);
+    insta::assert_snapshot!("failover_gap", shown.out);
+    let silent = all.run("cluster failover app --to app-2 --accept-data-loss").await;
+    assert_eq!(silent.exit(), Exit::Usage);
+    let wrong = all.type_in("cluster failover app --to app-2 --accept-data-loss", Some("yes\n")).await;
+    assert_eq!(wrong.exit(), Exit::Refused);
+    assert!(wrong.err.contains("4.0 KiB of log"), "{}", wrong.err);
+    assert_eq!(all.fake.record().clusters[&APP].forced, []);
+    all.fake.state().in_the_way = vec![Finding::error("unforced_possible", "an election is possible")];
+    let refused = all.run("cluster failover app --to app-2 --accept-data-loss --yes").await;
+    assert!(refused.result.unwrap_err().message.contains("an election is possible"));
+    all.fake.state().in_the_way.clear();
+    let right = all.type_in("cluster failover app --to app-2 --accept-data-loss --no-wait", Some("app\n")).await;
+    right.result.unwrap();
+    let forced = all.fake.record().clusters[&APP].forced.clone();
+    assert!(forced.len() == 1 && forced[0].by.contains('@'), "{forced:?}");
+    let history = all.run("cluster show app").await.out;
+    assert!(history.contains("FORCED") && history.contains("nothing: enough promised after all"), "{history}");
 }
 
 #[test]

@@ -17,7 +17,7 @@ use openraft::raft::{
 };
 use openraft::{AsyncRuntime, OptionalSend, RaftNetworkFactory, RaftNetworkV2};
 use pgstead_types::record::Record;
-use pgstead_types::{DeploymentId, NodeId};
+use pgstead_types::{DeploymentId, NodeId, RecoveryId};
 use serde::{Deserialize, Serialize};
 use std::future::Future;
 use std::sync::Arc;
@@ -27,6 +27,9 @@ use std::time::Duration;
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct RaftRpc {
     pub deployment: DeploymentId,
+    /// The recovery that the sender's group came from, if any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recovery: Option<RecoveryId>,
     pub from: NodeId,
     pub to: NodeId,
     pub call: RaftCall,
@@ -120,6 +123,7 @@ pub trait Transport: Send + Sync + 'static {
 /// Makes a connection per peer and purpose; they share the transport, which may share its streams.
 pub(crate) struct NetworkFactory {
     pub deployment: DeploymentId,
+    pub recovery: Option<RecoveryId>,
     pub node: NodeId,
     pub transport: Arc<dyn Transport>,
     pub addresses: AddressBook,
@@ -129,6 +133,7 @@ pub(crate) struct NetworkFactory {
 
 pub(crate) struct Connection {
     deployment: DeploymentId,
+    recovery: Option<RecoveryId>,
     node: NodeId,
     to: NodeId,
     transport: Arc<dyn Transport>,
@@ -147,6 +152,7 @@ impl<R: AsyncRuntime> RaftNetworkFactory<TypeConfig<R>> for NetworkFactory {
         }
         Connection {
             deployment: self.deployment,
+            recovery: self.recovery,
             node: self.node,
             to: target,
             transport: self.transport.clone(),
@@ -167,7 +173,7 @@ impl Connection {
         let Some(address) = self.addresses.get(self.to) else {
             return Err(Unreachable::from_string(format!("no address of node {} is known", self.to)).into());
         };
-        let rpc = RaftRpc { deployment: self.deployment, from: self.node, to: self.to, call };
+        let rpc = RaftRpc { deployment: self.deployment, recovery: self.recovery, from: self.node, to: self.to, call };
         // The transport has the limit too; this one holds whatever the transport does.
         match R::timeout(limit, self.transport.call(self.to, &address, rpc, limit)).await {
             Ok(Ok(RaftReply::Refused { why })) => Err(Unreachable::from_string(why).into()),

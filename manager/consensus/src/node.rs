@@ -17,7 +17,7 @@ use openraft::raft::{
 };
 use openraft::{AsyncRuntime, LinearizerOption, Raft, SnapshotPolicy};
 use pgstead_types::record::{Applied, Command, Record, Refusal};
-use pgstead_types::{DeploymentId, NodeId};
+use pgstead_types::{DeploymentId, NodeId, RecoveryId};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -111,6 +111,7 @@ pub struct Consensus<R: AsyncRuntime> {
 pub(crate) struct Inner<R: AsyncRuntime> {
     pub node: NodeId,
     deployment: DeploymentId,
+    recovery: Option<RecoveryId>,
     pub timing: Timing,
     pub raft: Raft<TypeConfig<R>, StateMachine<R>>,
     pub addresses: AddressBook,
@@ -131,10 +132,12 @@ impl<R: AsyncRuntime> Consensus<R> {
     pub async fn open(options: OpenOptions) -> Result<Self, OpenError> {
         let OpenOptions { node, deployment, store, flush, transport, timing, log } = options;
         let config = raft_config(deployment, timing, log)?;
-        let Store { log, state_machine, writer, addresses } = Store::<R>::open(store, flush, node, deployment)?;
+        let Store { log, state_machine, writer, addresses, recovery } =
+            Store::<R>::open(store, flush, node, deployment)?;
         let record = Watched::new(state_machine.watch_record());
         let network = NetworkFactory {
             deployment,
+            recovery,
             node,
             transport,
             addresses: addresses.clone(),
@@ -152,7 +155,7 @@ impl<R: AsyncRuntime> Consensus<R> {
             let reported = reported.metrics(|metrics| *metrics.membership_config.log_id() >= found, "its first report");
             reported.await.ok(); // Late, it reads as a node that knows of no others yet.
         }
-        let inner = Inner { node, deployment, timing, raft, addresses, writer, record, leadership, stopped };
+        let inner = Inner { node, deployment, recovery, timing, raft, addresses, writer, record, leadership, stopped };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -249,6 +252,15 @@ impl<R: AsyncRuntime> Consensus<R> {
         let refused = |why: String| RaftReply::Refused { why };
         if rpc.deployment != self.inner.deployment {
             return refused(format!("this node is of deployment {}", self.inner.deployment));
+        }
+        if rpc.recovery != self.inner.recovery {
+            return refused(match self.inner.recovery {
+                Some(own) => format!(
+                    "this node's group was recovered ({own}) and the caller's is another; let it join with \
+                     `pgstead node recover-quorum --join {own}`"
+                ),
+                None => "this node's group was never recovered, and the caller's was; stop this node's daemon".into(),
+            });
         }
         if rpc.to != self.inner.node {
             return refused(format!("this is node {}, not {}", self.inner.node, rpc.to));

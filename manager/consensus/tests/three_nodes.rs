@@ -5,10 +5,11 @@ mod support;
 
 use pgstead_consensus::{
     Ballot, Consensus, Flush, InitializeError, LogPolicy, MembershipError, OpenError, ProposeError, RaftAddress,
-    RaftCall, RaftReply, RaftRpc, StoreAt, StoreError, TokioRuntime,
+    RaftCall, RaftReply, RaftRpc, RecoveryError, StoreAt, StoreError, TokioRuntime, check_lost, inspect,
+    recover_quorum, start_anew,
 };
-use pgstead_types::record::{Record, Refusal};
-use pgstead_types::{DeploymentId, NodeId, TokenId};
+use pgstead_types::record::{Command, Record, Refusal};
+use pgstead_types::{DeploymentId, NodeId, RecoveryId, TokenId, WallTime};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -309,7 +310,7 @@ async fn a_message_for_another_node_or_deployment_is_refused() {
     let world = World::of_three().await;
     let ballot = Ballot { term: 99, node: id(2), granted_by_quorum: false };
     let call = RaftCall::Vote { ballot, last: None, leadership_transfer: true };
-    let good = RaftRpc { deployment: support::DEPLOYMENT, from: id(2), to: id(1), call };
+    let good = RaftRpc { deployment: support::DEPLOYMENT, recovery: None, from: id(2), to: id(1), call };
     let elsewhere = RaftRpc { to: id(3), ..good.clone() };
     let foreign = RaftRpc { deployment: DeploymentId::from_u128(1), ..good };
     for rpc in [elsewhere, foreign] {
@@ -368,8 +369,61 @@ async fn an_entry_of_a_newer_version_stops_the_voter_that_cannot_read_it() {
     let entries = vec![serde_json::from_str(entry).unwrap()];
     let ballot = Ballot { term: 5, node: id(2), granted_by_quorum: true };
     let call = RaftCall::Append { ballot, previous: None, entries, committed: None };
-    let reply = node.handle(RaftRpc { deployment: support::DEPLOYMENT, from: id(2), to: id(3), call }).await;
+    let reply =
+        node.handle(RaftRpc { deployment: support::DEPLOYMENT, recovery: None, from: id(2), to: id(3), call }).await;
     let RaftReply::Refused { why } = reply else { panic!("answered {reply:?}") };
     assert!(why.contains("reticulate") && why.contains("no longer votes"), "{why}");
     assert!(within("the end", node.stopped()).await.contains("reticulate"));
+}
+
+fn audit(lost: &[u128]) -> Command {
+    let lost = lost.iter().map(|n| id(*n)).collect();
+    let recovery = RecoveryId::from_u128(6);
+    Command::RecoverQuorum { at: WallTime(0), recovery, node: id(3), by: "ann".into(), lost }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_survivor_goes_on_alone_when_most_voters_are_lost_and_the_lost_ones_are_refused() {
+    let mut world = World::of_three().await;
+    let applied = world.node(1).propose(token(1), LIMIT).await.unwrap().unwrap();
+    catches_up(&world.node(3), applied.revision).await;
+    for n in 1..=3 {
+        world.stop(n).await;
+    }
+    let at = || StoreAt::File(world.path(3));
+    let (lost, recovery) = ([id(1), id(2)].into(), RecoveryId::from_u128(6));
+    let seen = inspect(at(), id(3), support::DEPLOYMENT).unwrap();
+    assert_eq!((seen.voters.clone(), seen.record.revision), (voters([1, 2, 3]), applied.revision));
+    let one_lost = check_lost(&seen, id(3), &[id(1)].into());
+    assert!(matches!(one_lost, Err(RecoveryError::QuorumLeft { lost: 1, voters: 3 })), "{one_lost:?}");
+    recover_quorum(at(), id(3), support::DEPLOYMENT, address(3), &lost, recovery, audit(&[1, 2])).unwrap();
+
+    world.start(3).await;
+    world.leads(3).await;
+    let alone = world.node(3);
+    assert_eq!(alone.membership().voters, voters([3]));
+    alone.propose(token(2), LIMIT).await.unwrap().unwrap();
+    assert!(has(&alone.record(), 1) && has(&alone.record(), 2));
+    assert!(alone.record().events.iter().any(|event| event.kind == "quorum_recovered"));
+
+    // One that was believed lost comes back with its old store, and its word counts for nothing.
+    world.start(1).await;
+    let ballot = Ballot { term: 999, node: id(1), granted_by_quorum: true };
+    let call = RaftCall::Append { ballot, previous: None, entries: vec![], committed: None };
+    let old = RaftRpc { deployment: support::DEPLOYMENT, recovery: None, from: id(1), to: id(3), call };
+    let RaftReply::Refused { why } = alone.handle(old).await else { panic!("the old group was heard") };
+    assert!(why.contains("--join"), "{why}");
+    world.stop(1).await;
+
+    // It starts anew, and is a voter like any other.
+    std::fs::rename(world.path(1), world.folder.path().join("aside")).unwrap();
+    start_anew(StoreAt::File(world.path(1)), id(1), support::DEPLOYMENT, recovery).unwrap();
+    world.start(1).await;
+    alone.add_learner(id(1), address(1), LIMIT).await.unwrap();
+    alone.change_voters(voters([1, 3]), LIMIT).await.unwrap();
+    let applied = alone.propose(token(3), LIMIT).await.unwrap().unwrap();
+    catches_up(&world.node(1), applied.revision).await;
+    world.stop(1).await;
+    let again = start_anew(StoreAt::File(world.path(1)), id(1), support::DEPLOYMENT, recovery);
+    assert!(matches!(again, Err(RecoveryError::JoinedAlready(_))), "{again:?}");
 }

@@ -46,7 +46,7 @@ pub(crate) fn choice(
     chosen: PromiseAnswer,
     must_rebuild: &BTreeSet<MemberId>,
 ) -> ClusterChange {
-    let needed = cluster.spec.needed();
+    let mut needed = cluster.spec.needed();
     let mut members: BTreeSet<Incarnation> = promises
         .values()
         .filter(|answer| answer.incarnation != chosen.incarnation)
@@ -54,6 +54,13 @@ pub(crate) fn choice(
         .map(|answer| answer.incarnation)
         .collect();
     let mut rebuild = Vec::new();
+    if cluster.is_short_of_copies() {
+        // A person has accepted fewer copies: nobody who is away is waited for, and those who are here count.
+        needed = needed.min(u8::try_from(members.len()).unwrap_or(u8::MAX));
+        if needed == 0 {
+            members.clear();
+        }
+    }
     if members.len() < usize::from(needed) {
         for member in cluster.members.values().filter(|member| member.id != chosen.incarnation.member) {
             if members.contains(&member.current()) {

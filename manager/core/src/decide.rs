@@ -2,7 +2,7 @@
 //! record the epoch, fence by promises, promote, confirm, publish.
 
 use crate::observed::{Memory, Observed, Policy};
-use crate::{deletion, election, promotion, steady};
+use crate::{deletion, election, promotion, record_behind, schedule, steady};
 use pgstead_types::record::{ClusterChange, ClusterRecord, Leadership, Lifecycle};
 use pgstead_types::{Finding, OperationId, Tick};
 
@@ -44,6 +44,17 @@ pub fn decide(cluster: &ClusterRecord, observed: &Observed, policy: &Policy, mem
     if cluster.lifecycle != Lifecycle::Active {
         return deletion::plan(cluster, observed, policy);
     }
+    if let Some(plan) = record_behind::plan(cluster, observed, policy) {
+        return plan;
+    }
+    let mut plan = situation(cluster, observed, policy, memory);
+    if plan.settled() {
+        plan.change = schedule::missed(cluster, observed, policy);
+    }
+    plan
+}
+
+fn situation(cluster: &ClusterRecord, observed: &Observed, policy: &Policy, memory: &mut Memory) -> Plan {
     match &cluster.leadership {
         // The epoch is recorded. Members that see it promise; enough promises are the fence.
         Leadership::Electing { reason, preferred } => {

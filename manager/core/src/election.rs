@@ -3,6 +3,7 @@
 
 use crate::candidate::{Promises, choice, rank};
 use crate::decide::Plan;
+use crate::forced;
 use crate::observed::{Memory, Observed, Policy};
 use crate::quorum::{Missing, electable};
 use pgstead_types::record::{ClusterChange, ClusterRecord, EpochReason};
@@ -27,7 +28,7 @@ pub(crate) fn begin(
 }
 
 /// Present incarnations with complete data whose nodes are here: those who would answer.
-fn could_promise(cluster: &ClusterRecord, observed: &Observed, policy: &Policy) -> BTreeSet<Incarnation> {
+pub(crate) fn could_promise(cluster: &ClusterRecord, observed: &Observed, policy: &Policy) -> BTreeSet<Incarnation> {
     let has_data = |life: &Incarnation| {
         observed.fresh(cluster, life.member, policy).is_some_and(|report| report.incarnation() == Some(*life))
     };
@@ -52,6 +53,9 @@ pub(crate) fn plan(
     preferred: Option<MemberId>,
 ) -> Plan {
     let promises = promises(cluster, observed, policy);
+    if reason == EpochReason::Forced && !forced::is_needless(cluster, &promises) {
+        return forced::plan(cluster, observed, policy, memory, &promises, preferred);
+    }
     let chosen = match rank(cluster, &promises, preferred) {
         Ok(chosen) => chosen,
         Err(missing) => {
@@ -73,7 +77,8 @@ pub(crate) fn plan(
 }
 
 /// Until when to wait for promises beyond the necessary ones: the preferred leader's, or a standby's that streams and is
-/// about to answer anyway, so that the new set starts larger. The old leader's is not waited for.
+/// about to answer anyway, so that the new set starts larger. The old leader's is waited for only in a planned change,
+/// where it is well, and only if the set would be too small without it: it has to be started first, and clients wait.
 fn worth_waiting(
     cluster: &ClusterRecord,
     observed: &Observed,
@@ -85,13 +90,13 @@ fn worth_waiting(
 ) -> Option<Tick> {
     let suspect = cluster.configs.last().map(|config| config.leader.member);
     let here = could_promise(cluster, observed, policy);
+    let others = promises.keys().filter(|life| Some(life.member) != suspect).count();
+    let suspect_counts = reason.is_planned() && others <= usize::from(cluster.spec.needed());
     let awaited = |life: &&Incarnation| {
-        // In a planned change the old leader is well and will follow; it is part of the set from the start.
-        (Some(life.member) != suspect || reason.is_planned())
+        (Some(life.member) != suspect || suspect_counts)
             && !promises.contains_key(*life)
             && observed.last(cluster, life.member).is_some_and(|report| {
-                matches!(report.postgres, PostgresSeen::Standby(_))
-                    || (reason.is_planned() && Some(life.member) == suspect)
+                matches!(report.postgres, PostgresSeen::Standby(_)) || (suspect_counts && Some(life.member) == suspect)
             })
     };
     let preferred_missing = here.iter().any(|life| Some(life.member) == preferred && !promises.contains_key(life));

@@ -2,7 +2,7 @@
 
 use pgstead_types::record::ClusterRecord;
 use pgstead_types::report::{MemberReport, NodeReport, StandbySeen, Upstream};
-use pgstead_types::{MemberId, NodeId, Tick};
+use pgstead_types::{MemberId, NodeId, Tick, WallTime};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -55,6 +55,10 @@ impl Default for Policy {
 #[derive(Clone, Debug, Default)]
 pub struct Observed {
     pub now: Tick,
+    /// The time of day, for what people have asked to be done at some time. No safety rests on it.
+    pub wall: WallTime,
+    /// Revision of the whole record that is decided on. A node that has applied a newer one shows that this is old news.
+    pub revision: u64,
     /// Evidence of silence counts from here: when this controller began, or when its own clockwork last stalled.
     pub since: Tick,
     /// Nodes whose daemon was seen to have ended just before this controller began; counts until they report.

@@ -5,7 +5,7 @@ use crate::decide::Plan;
 use crate::election::{self, has_lost_data};
 use crate::leader_lost::{LeaderSeen, leader_seen};
 use crate::observed::{Memory, Observed, Policy};
-use crate::{restart, switchover};
+use crate::{restart, schedule, switchover};
 use pgstead_types::record::{ClusterChange, ClusterRecord, EpochReason, MemberRecord};
 use pgstead_types::report::PrimarySeen;
 use pgstead_types::{Bytes, Finding, MemberId};
@@ -55,6 +55,12 @@ pub(crate) fn plan(
         cluster.members.values().filter(|member| member.id != leader).all(|member| streams(primary, member));
     if let (Some(operation), true) = (cluster.creating, everyone_streams) {
         plan.ended = Some((operation, None));
+        return plan;
+    }
+    if let Some(scheduled) = &cluster.planned.scheduled {
+        let mut next = schedule::plan(cluster, observed, policy, scheduled);
+        next.findings.extend(plan.findings);
+        return next;
     }
     plan
 }
@@ -71,6 +77,7 @@ fn tend_members(
     leader: MemberId,
 ) -> Plan {
     let mut plan = Plan::default();
+    let mut ready = 0;
     let Some(config) = cluster.config() else { return plan };
     plan.findings.extend(doubled_senders(cluster, primary));
     for member in cluster.members.values().filter(|member| member.id != leader) {
@@ -92,7 +99,8 @@ fn tend_members(
         };
         let caught_up =
             sender.streaming && sender.flushed.is_some_and(|flushed| primary.flushed.bytes_since(flushed) <= CAUGHT_UP);
-        if !in_set && caught_up {
+        // With fewer copies than the spec asks for, the set is made whole by an epoch, all of it at once.
+        if !in_set && caught_up && !cluster.is_short_of_copies() {
             // Recorded first: the election's quorum grows before Postgres can count the newcomer.
             return Plan::change(ClusterChange::AddToSyncSet { epoch: cluster.epoch, incarnation: member.current() });
         }
@@ -100,8 +108,36 @@ fn tend_members(
             let text = format!("{} streams and does not count yet: it is catching up", member.name);
             plan.findings.push(Finding::info("catching_up", text).on_cluster(cluster.id).on_member(member.id));
         }
+        ready += usize::from(caught_up);
+    }
+    if cluster.is_short_of_copies() {
+        return make_whole(cluster, observed, policy, leader, ready, plan);
     }
     plan
+}
+
+/// Since a forced failover fewer acknowledge than the spec asks for. When enough standbys have caught up, an election with
+/// the same leader preferred gives it a whole set: Postgres never counts anyone whom the record does not ask.
+fn make_whole(
+    cluster: &ClusterRecord,
+    observed: &Observed,
+    policy: &Policy,
+    leader: MemberId,
+    ready: usize,
+    mut plan: Plan,
+) -> Plan {
+    let needed = usize::from(cluster.spec.needed());
+    let held = cluster.config().map_or(0, |config| config.sync_set.needed);
+    let text = format!(
+        "since a forced failover a commit is acknowledged by {held} standbys and not by {needed}: {ready} have caught up"
+    );
+    plan.findings.push(Finding::warning("short_of_copies", text).on_cluster(cluster.id));
+    if ready < needed || cluster.switchover.is_some() || cluster.restart.is_some() {
+        return plan;
+    }
+    let mut next = election::begin(cluster, observed, policy, EpochReason::SyncSetChange, Some(leader));
+    next.findings.extend(plan.findings);
+    next
 }
 
 /// Why a member cannot go on with the data that it has.

@@ -10,7 +10,7 @@ use pgstead_types::report::{PostgresSeen, PrimarySeen};
 use pgstead_types::{Bytes, Finding, MemberId};
 
 /// Further behind than this, the target would keep clients waiting: it may catch up first.
-const LAG_MAX: Bytes = Bytes(16 << 20);
+pub(crate) const LAG_MAX: Bytes = Bytes(16 << 20);
 
 pub(crate) fn plan(
     cluster: &ClusterRecord,

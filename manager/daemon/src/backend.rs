@@ -2,19 +2,21 @@
 
 use crate::controller::ControllerHandle;
 use crate::founding::{ca_sha256, token_parts, token_text};
+use crate::instances::Instances;
 use crate::membership;
 use crate::peers::{Lane, PeerAddress, PeerError, Peers, authority};
 use crate::pki::{self, Pair};
 use async_trait::async_trait;
 use bytes::Bytes;
 use pgstead_api::backend::{
-    Accepted, Backend, JoinAnswer, JoinRequest, MemberSeen, NewJoinToken, NodeSeen, Observations, Peer, Rejected,
+    Accepted, Backend, FailoverChecked, JoinAnswer, JoinRequest, MemberSeen, NewJoinToken, NodeSeen, Observations,
+    Peer, Rejected, SwitchoverAsked, SwitchoverChecked,
 };
 use pgstead_consensus::{Consensus, ProposeError, TokioRuntime};
-use pgstead_core::{Connection, place};
+use pgstead_core::{Connection, Policy, place};
 use pgstead_types::record::{
-    ClusterChange, ClusterPorts, ClusterRecord, ClusterSecrets, Command, JoinToken, Leadership, MemberRecord,
-    NewCluster, NodeRecord, Record, Refusal,
+    ClusterChange, ClusterPorts, ClusterRecord, ClusterSecrets, Command, JoinToken, MemberRecord, NewCluster,
+    NodeRecord, Record, Refusal,
 };
 use pgstead_types::spec::{ClusterSpec, check_name};
 use pgstead_types::{ClusterId, Finding, MemberId, NodeId, OperationId, Tick, TokenId, VolumeId, WallTime};
@@ -35,8 +37,10 @@ pub struct NodeBackend {
     pub controller: ControllerHandle,
     pub peers: Peers,
     pub revision: watch::Receiver<u64>,
-    /// Nodes silent for longer than this count as unreachable.
-    pub suspicion: Duration,
+    /// Times by which nodes count as reachable, as the controller judges.
+    pub policy: Policy,
+    /// The Postgres of this node's own members.
+    pub instances: Instances,
 }
 
 impl NodeBackend {
@@ -55,7 +59,12 @@ impl NodeBackend {
 
     /// Proposes a change that a person asked for. Without a revision it is tried again on the one found: nothing that the
     /// controller does in between makes a person's request mean something else.
-    async fn change(&self, cluster: ClusterId, revision: Option<u64>, change: ClusterChange) -> Result<(), Rejected> {
+    pub(crate) async fn change(
+        &self,
+        cluster: ClusterId,
+        revision: Option<u64>,
+        change: ClusterChange,
+    ) -> Result<(), Rejected> {
         let mut tries = 0;
         loop {
             let record = self.consensus.record();
@@ -75,7 +84,7 @@ impl NodeBackend {
         }
     }
 
-    fn cluster(&self, id: ClusterId) -> Result<ClusterRecord, Rejected> {
+    pub(crate) fn cluster(&self, id: ClusterId) -> Result<ClusterRecord, Rejected> {
         let record = self.consensus.record();
         record.clusters.get(&id).cloned().ok_or(Rejected::NotFound { what: "cluster", id: id.to_string() })
     }
@@ -84,7 +93,7 @@ impl NodeBackend {
         let Some(view) = self.controller.view() else { return BTreeSet::new() };
         let now = Tick::now();
         let here = |seen: &pgstead_core::NodeSeen| {
-            seen.connection == Connection::Open && now.since(seen.heard) < self.suspicion
+            seen.connection == Connection::Open && now.since(seen.heard) < self.policy.suspicion
         };
         view.observed.nodes.iter().filter(|(_, seen)| here(seen)).map(|(node, _)| *node).collect()
     }
@@ -111,20 +120,6 @@ impl NodeBackend {
         let id = ClusterId::from_uuid(Uuid::now_v7());
         let operation = OperationId::from_uuid(Uuid::now_v7());
         Ok(NewCluster { id, operation, spec, postgres_major, ports, secrets, members })
-    }
-
-    fn best_standby(&self, cluster: &ClusterRecord) -> Result<MemberId, Rejected> {
-        let view = self.controller.view().unwrap_or_default();
-        let node = cluster.leader().map(|leader| leader.node);
-        let report = node.and_then(|node| view.observed.nodes.get(&node)).map(|seen| &seen.report);
-        let leader = cluster.leadership.leader();
-        let report = report.and_then(|report| report.members.iter().find(|member| Some(member.member) == leader));
-        let senders = report.and_then(|report| report.as_primary()).map(|primary| primary.senders.as_slice());
-        let streaming = senders.unwrap_or_default().iter().filter(|sender| sender.streaming);
-        let best = streaming.filter_map(|sender| Some((sender.flushed?, sender.incarnation?))).max();
-        best.map(|(_, life)| life.member).ok_or_else(|| Rejected::Conflict {
-            why: "no standby streams from the leader now, so nobody could take over; see `pgstead cluster show`".into(),
-        })
     }
 }
 
@@ -207,7 +202,7 @@ impl Backend for NodeBackend {
         let mut observations = Observations { at: WallTime::now(), ..Observations::default() };
         for (node, seen) in &view.observed.nodes {
             let silent = now.since(seen.heard);
-            let reachable = seen.connection == Connection::Open && silent < self.suspicion;
+            let reachable = seen.connection == Connection::Open && silent < self.policy.suspicion;
             let age_ms = u64::try_from(silent.as_millis()).unwrap_or(u64::MAX);
             observations.nodes.insert(*node, NodeSeen { reachable, silent_ms: Some(age_ms) });
             for report in &seen.report.members {
@@ -250,22 +245,28 @@ impl Backend for NodeBackend {
     async fn switchover(
         &self,
         cluster: ClusterId,
-        to: Option<MemberId>,
+        asked: SwitchoverAsked,
         revision: Option<u64>,
     ) -> Result<Accepted, Rejected> {
-        let held = self.cluster(cluster)?;
-        if !matches!(held.leadership, Leadership::Confirmed { .. }) {
-            return Err(Rejected::Conflict {
-                why: "the cluster has no confirmed leader now; `pgstead cluster show` says what it waits for".into(),
-            });
-        }
-        let to = match to {
-            Some(to) => to,
-            None => self.best_standby(&held)?,
-        };
-        let operation = OperationId::from_uuid(Uuid::now_v7());
-        self.change(cluster, revision, ClusterChange::RequestSwitchover { operation, to }).await?;
-        Ok(Accepted { operation, cluster })
+        self.begin_switchover(cluster, asked, revision).await
+    }
+    async fn check_switchover(&self, cluster: ClusterId, to: Option<MemberId>) -> Result<SwitchoverChecked, Rejected> {
+        self.checked_switchover(cluster, to).await
+    }
+    async fn cancel_switchover(&self, cluster: ClusterId, revision: Option<u64>) -> Result<Accepted, Rejected> {
+        self.take_back_switchover(cluster, revision).await
+    }
+    async fn check_failover(&self, cluster: ClusterId, to: MemberId) -> Result<FailoverChecked, Rejected> {
+        self.checked_failover(&self.cluster(cluster)?, to)
+    }
+    async fn force_failover(
+        &self,
+        cluster: ClusterId,
+        to: MemberId,
+        by: String,
+        revision: Option<u64>,
+    ) -> Result<Accepted, Rejected> {
+        self.begin_forced(cluster, to, by, revision).await
     }
 
     async fn create_join_token(&self, ttl: Duration) -> Result<NewJoinToken, Rejected> {

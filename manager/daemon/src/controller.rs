@@ -166,7 +166,8 @@ impl Controller {
     /// Every node is unknown now, which is neither healthy nor dead.
     fn begin(&mut self, now: Tick) {
         tracing::info!(node = %self.consensus.node(), "this node is the controller now");
-        self.observed = Observed { now, since: now, ended: self.ended.lately(now), nodes: BTreeMap::new() };
+        let ended = self.ended.lately(now);
+        self.observed = Observed { now, wall: WallTime::now(), since: now, ended, ..Observed::default() };
         self.connections.clear();
         self.memories.clear();
         self.wake.clear();
@@ -218,7 +219,9 @@ impl Controller {
     /// One snapshot, one decision per touched cluster, then record and act.
     fn look(&mut self, now: Tick) {
         self.observed.now = now;
+        self.observed.wall = WallTime::now();
         let record = self.consensus.record();
+        self.observed.revision = record.revision;
         for cluster in record.clusters.values() {
             let due = self.wake.get(&cluster.id).is_some_and(|at| *at <= now);
             if due || self.decided.get(&cluster.id) != Some(&cluster.revision) {

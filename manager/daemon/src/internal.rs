@@ -1,18 +1,18 @@
 //! The nodes' own routes, for connections that showed a node's certificate: Raft's messages and reports.
 
 use crate::controller::{Arrived, ControllerHandle};
+use crate::instances::Instances;
 use crate::server::Connection;
-use axum::extract::{Request, State};
+use axum::extract::{Path, Request, State};
 use axum::http::StatusCode;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use axum::{Extension, Json, Router};
 use pgstead_consensus::{Consensus, RaftRpc, TokioRuntime};
-use pgstead_types::Tick;
-use pgstead_types::WallTime;
 use pgstead_types::record::{Command, NodeRecord};
 use pgstead_types::report::NodeReport;
+use pgstead_types::{MemberId, Tick, WallTime};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -21,15 +21,17 @@ use std::time::Duration;
 struct Internal {
     consensus: Consensus<TokioRuntime>,
     controller: ControllerHandle,
+    instances: Instances,
 }
 
-pub fn router(consensus: Consensus<TokioRuntime>, controller: ControllerHandle) -> Router {
+pub fn router(consensus: Consensus<TokioRuntime>, controller: ControllerHandle, instances: Instances) -> Router {
     Router::new()
         .route("/internal/raft", post(raft))
         .route("/internal/report", post(report))
         .route("/internal/node", post(node))
+        .route("/internal/members/{member}/sessions", post(sessions))
         .route_layer(axum::middleware::from_fn_with_state(consensus.clone(), nodes_only))
-        .with_state(Internal { consensus, controller })
+        .with_state(Internal { consensus, controller, instances })
 }
 
 /// Refuses before a byte of the body is read: who shows no node's certificate, and nodes that were removed. A node that the
@@ -78,6 +80,14 @@ async fn report(
     connection.reports.store(true, Ordering::Relaxed);
     internal.controller.arrived(Arrived { report, at: Tick::now(), connection: connection.id });
     StatusCode::NO_CONTENT.into_response()
+}
+
+/// What the clients of a member of this node are at.
+async fn sessions(State(internal): State<Internal>, Path(member): Path<MemberId>) -> Response {
+    match internal.instances.sessions(member).await {
+        Ok(seen) => Json(seen).into_response(),
+        Err(why) => (StatusCode::SERVICE_UNAVAILABLE, why).into_response(),
+    }
 }
 
 /// A node says where it is now.

@@ -8,7 +8,9 @@ mod controller;
 mod files;
 mod founding;
 mod gateway_process;
+mod instances;
 mod internal;
+mod leader_changes;
 mod member;
 mod membership;
 mod metrics;
@@ -16,6 +18,7 @@ mod node;
 mod peers;
 mod pki;
 mod raft_transport;
+mod recover;
 mod report;
 mod routes;
 mod server;
@@ -70,6 +73,8 @@ enum NodeCommand {
         #[arg(long, env = "PGSTEAD_JOIN_TOKEN", hide_env_values = true)]
         token: String,
     },
+    /// After the permanent loss of most voters: make this survivor go on alone, with its daemon stopped
+    RecoverQuorum(recover::RecoverArgs),
     #[command(flatten)]
     Operator(pgstead_cli::NodeCommands),
 }
@@ -114,6 +119,7 @@ fn main() -> ExitCode {
         Top::Node(NodeCommand::Operator(command)) => return pgstead_cli::run_node(&command, &cli.global),
         Top::Init(args) => init(&args),
         Top::Node(NodeCommand::Run(args)) => run_node(&args),
+        Top::Node(NodeCommand::RecoverQuorum(args)) => recover::run(&args),
         Top::Node(NodeCommand::Join { config, token }) => join(&config, token),
     };
     match result {

@@ -7,6 +7,7 @@ use crate::controller;
 use crate::files::{self, FolderLock, Layout};
 use crate::founding::{self, Founding, NodeIdentity};
 use crate::gateway_process::{GatewayFeed, GatewayHealth};
+use crate::instances::Instances;
 use crate::member::{NodeContext, supervise};
 use crate::peers::Peers;
 use crate::raft_transport::RaftTransport;
@@ -71,6 +72,7 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
     let policy = Policy { suspicion, ..Policy::default() };
     let controller = controller::start(consensus.clone(), policy, closed, ended, stop.clone());
 
+    let instances = Instances::default();
     let (revision_sender, revision) = watch::channel(0);
     tokio::spawn(publish_revision(consensus.clone(), revision_sender));
     let backend = NodeBackend {
@@ -78,9 +80,14 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
         controller: controller.clone(),
         peers: peers.clone(),
         revision,
-        suspicion,
+        policy,
+        instances: instances.clone(),
     };
-    let router = pgstead_api::router(Arc::new(backend)).merge(internal::router(consensus.clone(), controller.clone()));
+    let router = pgstead_api::router(Arc::new(backend)).merge(internal::router(
+        consensus.clone(),
+        controller.clone(),
+        instances.clone(),
+    ));
     let tls = tls::server(&identity.ca_pem, &identity.pair())?;
     let serving = tokio::spawn(server::serve(listener, tls, router, ends, stop.clone()));
 
@@ -99,6 +106,7 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
         volumes: Arc::new(volumes),
         postgres,
         run_as,
+        instances,
         binary: command::own_binary().context("cannot find this binary's path")?,
     };
     let members = tokio::spawn(supervise(Arc::new(context), reports.clone(), stop.clone()));

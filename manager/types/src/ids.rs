@@ -85,6 +85,10 @@ id!(
     OperationId, "operation"
 );
 id!(
+    /// A recovery from the permanent loss of most voters; what came before it has none.
+    RecoveryId, "recovery"
+);
+id!(
     /// A join token; the secret itself is never recorded, only its hash.
     TokenId, "token"
 );

@@ -8,12 +8,14 @@ pub mod record;
 pub mod report;
 pub mod routes;
 pub mod secret;
+pub mod sessions;
 pub mod spec;
 pub mod step;
 pub mod time;
+pub mod window;
 
 pub use finding::{Finding, Severity};
-pub use ids::{ClusterId, DeploymentId, Incarnation, MemberId, NodeId, OperationId, TokenId, VolumeId};
+pub use ids::{ClusterId, DeploymentId, Incarnation, MemberId, NodeId, OperationId, RecoveryId, TokenId, VolumeId};
 pub use position::{Bytes, Epoch, Lsn, Position, Timeline};
 pub use secret::Secret;
 pub use step::Step;

@@ -1,5 +1,6 @@
 //! What a person asks for. Every field is checked here, before anything is recorded, with one sentence per mistake.
 
+use crate::window::{BadWindow, Window};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -46,6 +47,8 @@ pub enum SpecError {
          a letter, up to 63 characters, and not begin with pg; {text:?} is not"
     )]
     BadIdentifier { text: String },
+    #[error(transparent)]
+    BadWindow(#[from] BadWindow),
 }
 
 /// What happens to commits when too few standbys are there to have them on disk.
@@ -101,6 +104,9 @@ pub struct ClusterSpec {
     /// Postgres settings, as in `postgresql.conf`, without those that the cluster's safety rests on.
     #[serde(default)]
     pub settings: BTreeMap<String, String>,
+    /// When planned work may disturb clients, in UTC, such as `Sun 02:00-04:00`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub maintenance_window: Option<String>,
 }
 
 fn three() -> u8 {
@@ -121,7 +127,13 @@ impl ClusterSpec {
             database: app(),
             owner: app(),
             settings: BTreeMap::new(),
+            maintenance_window: None,
         }
+    }
+
+    /// The maintenance window, if there is one.
+    pub fn window(&self) -> Result<Option<Window>, BadWindow> {
+        self.maintenance_window.as_deref().map(str::parse).transpose()
     }
 
     /// `k`, with the default filled in.
@@ -156,6 +168,7 @@ impl ClusterSpec {
         }
         check_identifier(&self.database)?;
         check_identifier(&self.owner)?;
+        self.window()?;
         self.settings.iter().try_for_each(|(name, value)| check_setting(name, value))
     }
 }

@@ -46,10 +46,20 @@ impl WallTime {
         let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         Self(since.map_or(0, |time| i64::try_from(time.as_millis()).unwrap_or(i64::MAX)))
     }
+    /// From RFC 3339 with an offset, such as `2026-11-29T02:00:00Z`.
+    pub fn parse(text: &str) -> Result<Self, BadTime> {
+        let time: jiff::Timestamp = text.parse().map_err(|_| BadTime(text.chars().take(40).collect()))?;
+        Ok(Self(time.as_millisecond()))
+    }
     pub fn plus(self, time: Duration) -> Self {
         Self(self.0.saturating_add(i64::try_from(time.as_millis()).unwrap_or(i64::MAX)))
     }
 }
+/// Not a time of day with an offset.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not a time; expected RFC 3339 with an offset, such as 2026-11-29T02:00:00Z")]
+pub struct BadTime(String);
+
 impl fmt::Display for WallTime {
     /// RFC 3339 in UTC with milliseconds.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -21,6 +21,7 @@ mod position;
 mod probe;
 mod promote;
 mod rewind;
+mod sessions;
 mod source;
 mod sql;
 mod start;

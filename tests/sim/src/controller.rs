@@ -83,6 +83,8 @@ impl World {
             return;
         }
         controller.observed.now = now;
+        controller.observed.wall = WallTime(now.as_millis() as i64);
+        controller.observed.revision = record.revision;
         let plan = pgstead_core::decide(cluster, &controller.observed, &policy, &mut controller.memory);
         let codes: BTreeSet<String> = plan.findings.iter().map(|finding| finding.code.clone()).collect();
         let before = std::mem::replace(&mut controller.findings, codes.clone());
@@ -167,6 +169,8 @@ impl World {
         let (now, policy) = (self.own(n), self.policy);
         let controller = self.machines[n].daemon.as_mut()?.controller.as_mut()?;
         controller.observed.now = now;
+        controller.observed.wall = WallTime(now.as_millis() as i64);
+        controller.observed.revision = record.revision;
         let plan = pgstead_core::decide(cluster, &controller.observed, &policy, &mut controller.memory);
         Some(plan.change.is_none() && plan.ended.is_none() && controller.in_flight.is_none())
     }

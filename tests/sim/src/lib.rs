@@ -8,6 +8,7 @@ pub mod daemon;
 pub mod faults;
 pub mod invariants;
 pub mod machine;
+pub mod operator;
 pub mod postgres;
 pub mod raft;
 pub mod rng;

@@ -256,6 +256,7 @@ impl Machine {
                 access: run.access,
                 sync_set: match &run.sync {
                     SyncNames::Set(set) if run.sync_before.is_none() => Some(set.clone()),
+                    SyncNames::Alone if run.sync_before.is_none() => Some(SyncSet::default()),
                     _ => None,
                 },
                 admitted: run.admitted.clone(),

@@ -2,6 +2,7 @@
 
 use crate::faults::Fault;
 use crate::invariants::{final_state, unsettled};
+use crate::operator;
 use crate::rng::Rng;
 use crate::world::{Event, World};
 use std::collections::BTreeMap;
@@ -36,8 +37,12 @@ pub fn shape(seed: u64) -> (usize, Option<u8>) {
 
 pub fn run_seed(seed: u64) -> Course {
     let (members, needed) = shape(seed);
-    let mut world = World::new(seed, members, needed, members.max(3));
-    let failure = match catch_unwind(AssertUnwindSafe(|| course(&mut world))) {
+    let forced = operator::is_forced(seed);
+    let mut world = if forced { operator::world(seed) } else { World::new(seed, members, needed, members.max(3)) };
+    let members = world.members;
+    let run =
+        |world: &mut World| if forced { operator::course(world).and_then(|()| heal(world)) } else { course(world) };
+    let failure = match catch_unwind(AssertUnwindSafe(|| run(&mut world))) {
         Ok(ended) => ended.err(),
         Err(panic) => Some(format!("panicked: {}", text_of(&*panic))),
     };
@@ -50,6 +55,22 @@ pub fn run_seed(seed: u64) -> Course {
 fn text_of(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().cloned();
     text.or_else(|| panic.downcast_ref::<&str>().map(|text| text.to_string())).unwrap_or_default()
+}
+
+/// Faults are over: it heals, and writes work.
+fn heal(world: &mut World) -> Result<(), String> {
+    world.calm();
+    settle(world, HEAL)?;
+    let before = world.acknowledged_rows().count();
+    let end = world.now + Duration::from_secs(20);
+    if !world.run_until(end, |world| world.acknowledged_rows().count() > before + 5)? {
+        return Err("no row is acknowledged in the healed world".into());
+    }
+    for client in &mut world.clients {
+        client.to_write = 0;
+    }
+    world.run_for(Duration::from_secs(3))?;
+    final_state(world)
 }
 
 fn course(world: &mut World) -> Result<(), String> {
@@ -78,18 +99,7 @@ fn course(world: &mut World) -> Result<(), String> {
         let pause = if world.rng.chance(50) { world.rng.ms(0, 1000) } else { world.rng.ms(2000, 12_000) };
         world.run_for(pause)?;
     }
-    world.calm();
-    settle(world, HEAL)?;
-    let before = world.acknowledged_rows().count();
-    let end = world.now + Duration::from_secs(20);
-    if !world.run_until(end, |world| world.acknowledged_rows().count() > before + 5)? {
-        return Err("no row is acknowledged in the healed world".into());
-    }
-    for client in &mut world.clients {
-        client.to_write = 0;
-    }
-    world.run_for(Duration::from_secs(3))?;
-    final_state(world)?;
+    heal(world)?;
     if world.rng.chance(20) {
         delete(world)?;
     }

@@ -237,6 +237,18 @@ fn run(world: &mut World, command: &str) -> Result<(), String> {
             let change = ClusterChange::BeginEpoch { epoch, reason: EpochReason::SyncSetChange, preferred: None };
             if world.request(change) { Ok(()) } else { Err("no node is the controller now".into()) }
         }
+        ["force", member] => {
+            let member = who(world, member)?;
+            // What it refuses is in the transcript.
+            let _ = world.force(member);
+            Ok(())
+        }
+        ["schedule", "switchover", "to", member, "from", from, "until", until] => {
+            let member = who(world, member)?;
+            world.schedule(Some(member), time(from)?, time(until)?)
+        }
+        ["cancel", "switchover"] => world.cancel(),
+        ["undo", "switchover"] => world.undo(),
         ["calm"] => {
             world.calm();
             Ok(())
@@ -279,6 +291,8 @@ fn expect(world: &World, key: &str, value: &str) -> Result<(), String> {
                 None => (0..world.members).map(|n| lost_rows(world, n).len()).min().unwrap_or(0).to_string(),
             }
         }
+        // Acknowledged rows whose loss a person has accepted.
+        "given-up" => world.checks.forgiven.len().to_string(),
         "settled" => if unsettled(world).is_none() { "yes" } else { "no" }.to_string(),
         "finding" => {
             let known = world.findings.iter().any(|finding| finding.starts_with(&format!("{value}:")));

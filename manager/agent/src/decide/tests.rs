@@ -77,6 +77,8 @@ fn record() -> ClusterRecord {
         switchover: None,
         restart: None,
         creating: None,
+        planned: Default::default(),
+        forced: Vec::new(),
     }
 }
 /// Epoch 3 is open.

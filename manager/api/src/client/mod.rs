@@ -13,11 +13,11 @@ use crate::backend::{JoinAnswer, JoinRequest};
 use crate::page::{LIMIT_MAX, Page};
 use crate::percent::encode;
 use crate::problem::{Code, Problem};
-use crate::routes::clusters::SwitchoverBody;
+use crate::routes::leaders::{FailoverBody, SwitchoverBody};
 use crate::routes::tokens::NewToken;
 use crate::view::{
-    AcceptedView, ClusterSummary, ClusterView, ConnectionView, EventsView, MemberView, NodeView, OperationView,
-    TokenView, VolumeView,
+    AcceptedView, ClusterSummary, ClusterView, ConnectionView, EventsView, FailoverCheckView, MemberView, NodeView,
+    OperationView, SwitchoverCheckView, TokenView, VolumeView,
 };
 use bytes::Bytes;
 use http::{Method, StatusCode, header};
@@ -144,11 +144,36 @@ impl Client {
     pub async fn switchover(
         &self,
         cluster: &str,
-        to: Option<String>,
+        body: &SwitchoverBody,
         revision: Option<u64>,
     ) -> Result<AcceptedView, ClientError> {
         let path = format!("/v1/clusters/{}/switchover", encode(cluster));
-        self.post(&path, &SwitchoverBody { to }, revision).await
+        self.post(&path, body, revision).await
+    }
+    pub async fn check_switchover(
+        &self,
+        cluster: &str,
+        to: Option<&str>,
+        undo: bool,
+    ) -> Result<SwitchoverCheckView, ClientError> {
+        let to = to.map(|to| format!("&to={}", encode(to))).unwrap_or_default();
+        self.get(&format!("/v1/clusters/{}/switchover/check?undo={undo}{to}", encode(cluster))).await
+    }
+    /// Takes back one that was asked for later.
+    pub async fn cancel_switchover(&self, cluster: &str) -> Result<AcceptedView, ClientError> {
+        let path = format!("/v1/clusters/{}/switchover", encode(cluster));
+        parse(self.answer(Ask { method: Method::DELETE, ..Ask::get(&path) }).await?)
+    }
+    pub async fn check_failover(&self, cluster: &str, to: &str) -> Result<FailoverCheckView, ClientError> {
+        self.get(&format!("/v1/clusters/{}/failover/check?to={}", encode(cluster), encode(to))).await
+    }
+    pub async fn force_failover(
+        &self,
+        cluster: &str,
+        body: &FailoverBody,
+        revision: Option<u64>,
+    ) -> Result<AcceptedView, ClientError> {
+        self.post(&format!("/v1/clusters/{}/failover", encode(cluster)), body, revision).await
     }
     pub async fn connection(&self, cluster: &str) -> Result<ConnectionView, ClientError> {
         self.get(&format!("/v1/clusters/{}/connection", encode(cluster))).await

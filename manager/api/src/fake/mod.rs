@@ -2,7 +2,8 @@
 //! same process.
 
 use crate::backend::{
-    Accepted, Backend, JoinAnswer, JoinRequest, MemberSeen, NewJoinToken, NodeSeen, Observations, Peer, Rejected,
+    Accepted, Backend, FailoverChecked, JoinAnswer, JoinRequest, MemberSeen, NewJoinToken, NodeSeen, Observations,
+    Peer, Rejected, SwitchoverAsked, SwitchoverChecked,
 };
 use async_trait::async_trait;
 mod listener;
@@ -13,8 +14,8 @@ use axum::Router;
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use pgstead_types::record::{
-    ClusterChange, ClusterPorts, ClusterSecrets, Command, Deployment, MemberRecord, NewCluster, NodeRecord, Record,
-    Refusal, SyncSet,
+    ClusterChange, ClusterPorts, ClusterSecrets, Command, Deployment, ForcedLoss, MemberRecord, NewCluster, NodeRecord,
+    Record, Refusal, ScheduledSwitchover, SyncSet,
 };
 use pgstead_types::report::{
     ClientAccess, DataIdentity, DataSeen, MemberReport, PostgresSeen, PrimarySeen, ReceiverSeen, SenderSeen,
@@ -22,10 +23,10 @@ use pgstead_types::report::{
 };
 use pgstead_types::spec::ClusterSpec;
 use pgstead_types::{
-    ClusterId, DeploymentId, Epoch, Incarnation, Lsn, MemberId, NodeId, OperationId, Position, Secret, Timeline,
-    TokenId, VolumeId, WallTime,
+    ClusterId, DeploymentId, Epoch, Finding, Incarnation, Lsn, MemberId, NodeId, OperationId, Position, Secret,
+    Timeline, TokenId, VolumeId, WallTime,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -58,6 +59,8 @@ pub struct State {
     /// What each forward was, as `METHOD path`.
     pub forwarded: Vec<String>,
     pub not_ready: Option<String>,
+    /// What stands in the way of a change of leader.
+    pub in_the_way: Vec<Finding>,
     /// Makes `metrics` panic with this text.
     pub panic: Option<String>,
 }
@@ -144,11 +147,52 @@ impl Backend for Fake {
     async fn switchover(
         &self,
         cluster: ClusterId,
-        to: Option<MemberId>,
+        asked: SwitchoverAsked,
         revision: Option<u64>,
     ) -> Result<Accepted, Rejected> {
-        let to = to.unwrap_or(member(2));
+        if let Some((not_before, not_after)) = asked.when {
+            return self.operation(cluster, revision, |operation| ClusterChange::ScheduleSwitchover {
+                scheduled: ScheduledSwitchover { operation, to: asked.to, not_before, not_after },
+            });
+        }
+        let to = asked.to.unwrap_or(member(2));
         self.operation(cluster, revision, |operation| ClusterChange::RequestSwitchover { operation, to })
+    }
+    async fn check_switchover(&self, cluster: ClusterId, to: Option<MemberId>) -> Result<SwitchoverChecked, Rejected> {
+        let from = self.record().clusters[&cluster].leadership.leader();
+        let findings = self.state().in_the_way.clone();
+        Ok(SwitchoverChecked { from, to: to.or(Some(member(2))), lag: Some(pgstead_types::Bytes(0)), findings })
+    }
+    async fn cancel_switchover(&self, cluster: ClusterId, revision: Option<u64>) -> Result<Accepted, Rejected> {
+        let record = self.record();
+        let held = record.clusters[&cluster].planned.scheduled.as_ref().map(|scheduled| scheduled.operation);
+        let operation = held.ok_or(Rejected::Conflict { why: "no switchover is scheduled".into() })?;
+        self.operation(cluster, revision, |_| ClusterChange::CancelSwitchover { operation })?;
+        Ok(Accepted { operation, cluster })
+    }
+    async fn check_failover(&self, cluster: ClusterId, to: MemberId) -> Result<FailoverChecked, Rejected> {
+        let at = |lsn| Some(Position { timeline: Timeline(2), lsn: Lsn(lsn) });
+        let (end, best) = (at(0x0200_0000), at(0x01ff_f000));
+        let missing: BTreeSet<MemberId> = [member(1), member(3)].into();
+        let members = [(member(1), false, end), (member(2), true, best), (member(3), false, None)];
+        let bytes = Some(pgstead_types::Bytes(0x1000));
+        Ok(FailoverChecked {
+            epoch: self.record().clusters[&cluster].epoch.next(),
+            loss: ForcedLoss { missing, known_end: end, best, bytes },
+            members: members.into_iter().filter(|(id, ..)| *id != to || to == member(2)).collect(),
+            refused: self.state().in_the_way.clone(),
+        })
+    }
+    async fn force_failover(
+        &self,
+        cluster: ClusterId,
+        to: MemberId,
+        by: String,
+        revision: Option<u64>,
+    ) -> Result<Accepted, Rejected> {
+        let FailoverChecked { epoch, loss, .. } = self.check_failover(cluster, to).await?;
+        let at = WallTime(0);
+        self.operation(cluster, revision, |operation| ClusterChange::ForceEpoch { at, epoch, operation, to, by, loss })
     }
     async fn create_join_token(&self, ttl: Duration) -> Result<NewJoinToken, Rejected> {
         Ok(NewJoinToken { id: TokenId::from_u128(1), token: Secret::new("join-me"), expires_at: WallTime(0).plus(ttl) })

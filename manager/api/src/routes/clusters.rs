@@ -1,7 +1,7 @@
 //! `/v1/clusters`: making, seeing and changing clusters.
 
 use super::{Look, accepted};
-use crate::extract::{Asked, Body, IfMatch, OptionalBody, Params, find_cluster, find_member};
+use crate::extract::{Asked, Body, IfMatch, Params, find_cluster};
 use crate::page::{Page, PageParams, cut};
 use crate::problem::{Code, Problem};
 use crate::router::App;
@@ -12,8 +12,6 @@ use axum::response::{IntoResponse, Response};
 use http::header;
 use pgstead_types::record::ClusterRecord;
 use pgstead_types::spec::ClusterSpec;
-use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -22,7 +20,7 @@ pub(crate) fn routes() -> OpenApiRouter<App> {
         .routes(routes!(list, create))
         .routes(routes!(show, delete))
         .routes(routes!(restart))
-        .routes(routes!(switchover))
+        .merge(super::leaders::routes())
 }
 
 /// All clusters.
@@ -96,43 +94,8 @@ async fn restart(State(app): State<App>, Asked(asked): Asked, IfMatch(revision):
     Ok(accepted(app.restart_cluster(cluster, revision).await?))
 }
 
-/// Whither.
-#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct SwitchoverBody {
-    /// The member to lead next, by name or id; the closest standby if absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub to: Option<String>,
-}
-
-/// Changes the leader in a planned way: clients wait, nothing is lost, the old leader becomes a standby.
-#[utoipa::path(post, path = "/v1/clusters/{cluster}/switchover", tag = "clusters", operation_id = "switchover",
-    params(
-        ("cluster" = String, Path, description = "Name or id"),
-        ("if-match" = Option<String>, Header, description = "Only if the cluster is still at this revision"),
-    ),
-    request_body = Option<SwitchoverBody>, responses(
-    (status = 202, body = AcceptedView, headers(("location" = String, description = "The operation"))),
-    (status = "4XX", body = Problem, content_type = "application/problem+json"),
-    (status = "5XX", body = Problem, content_type = "application/problem+json"),
-))]
-async fn switchover(
-    State(app): State<App>,
-    Asked(asked): Asked,
-    IfMatch(revision): IfMatch,
-    OptionalBody(body): OptionalBody<SwitchoverBody>,
-) -> Result<Response, Problem> {
-    let (cluster, to) = {
-        let record = app.record();
-        let cluster = at_revision(find_cluster(&record, &asked)?, revision)?;
-        let to = body.to.as_deref().map(|to| find_member(cluster, to)).transpose()?.map(|member| member.id);
-        (cluster.id, to)
-    };
-    Ok(accepted(app.switchover(cluster, to, revision).await?))
-}
-
 /// Refuses early what the record would refuse; it checks again when it applies the change.
-fn at_revision(cluster: &ClusterRecord, revision: Option<u64>) -> Result<&ClusterRecord, Problem> {
+pub(super) fn at_revision(cluster: &ClusterRecord, revision: Option<u64>) -> Result<&ClusterRecord, Problem> {
     match revision {
         Some(expected) if expected != cluster.revision => {
             let refusal = pgstead_types::record::Refusal::StaleRevision { expected, found: cluster.revision };

@@ -5,6 +5,7 @@ pub mod connection;
 pub mod events;
 pub mod health;
 pub mod join;
+pub mod leaders;
 pub mod members;
 pub mod nodes;
 pub mod operations;

@@ -40,7 +40,10 @@ async fn asks_over_tls_and_reads_every_kind_of_answer() {
     assert_eq!(events.events[0].kind, "cluster_created");
     let stale = client.restart_cluster("app", Some(1)).await.unwrap_err();
     assert_eq!(stale.code(), Some(Code::RevisionChanged));
-    client.switchover("app", Some("app-2".into()), Some(3)).await.unwrap();
+    client
+        .switchover("app", &crate::SwitchoverBody { to: Some("app-2".into()), ..Default::default() }, Some(3))
+        .await
+        .unwrap();
     client.delete_cluster("b", None).await.unwrap();
     let missing = client.cluster("no/such").await.unwrap_err();
     assert_eq!(missing.code(), Some(Code::NotFound), "{missing}");

@@ -2,7 +2,7 @@
 //! member is at, and what would be lost if the leader were lost now.
 
 use super::world::{cluster_ref, member_name, member_ref};
-use super::{ClusterRef, FindingView, MemberRef, MemberView, World, finding};
+use super::{ClusterRef, FindingView, ForcedView, MemberRef, MemberView, ScheduledView, World, finding};
 use pgstead_types::record::{ClusterRecord, EpochReason, HistoryEntry, Leadership, Lifecycle};
 use pgstead_types::report::ClientAccess;
 use pgstead_types::spec::{ClusterSpec, Durability};
@@ -44,6 +44,10 @@ pub struct ClusterView {
     pub members: Vec<MemberView>,
     /// One entry per promotion, oldest first.
     pub history: Vec<HistoryView>,
+    /// A switchover that begins later.
+    pub scheduled: Option<ScheduledView>,
+    /// Changes of leader that a person has forced, oldest first.
+    pub forced: Vec<ForcedView>,
     /// The operation under way, if there is one.
     #[schema(value_type = Option<String>, format = "uuid")]
     pub operation: Option<OperationId>,
@@ -185,6 +189,9 @@ pub struct SpecSchema {
     /// Postgres settings, without those that the cluster's safety rests on.
     #[schema(required = false)]
     settings: BTreeMap<String, String>,
+    /// When planned work may disturb clients, in UTC, such as `Sun 02:00-04:00`.
+    #[schema(required = false)]
+    maintenance_window: Option<String>,
 }
 
 impl ClusterView {
@@ -218,6 +225,8 @@ impl ClusterView {
             rpo: RpoView::new(world, cluster),
             members,
             history: cluster.history.iter().map(|entry| HistoryView::new(cluster, entry)).collect(),
+            scheduled: ScheduledView::of(cluster),
+            forced: cluster.forced.iter().map(|forced| ForcedView::new(cluster, forced)).collect(),
             operation: operation(cluster),
             observed: world.observed.is_some(),
             findings: finding::of_cluster(world, cluster),
@@ -261,6 +270,7 @@ fn operation(cluster: &ClusterRecord) -> Option<OperationId> {
         Lifecycle::Deleting { operation } => Some(operation),
         Lifecycle::Active => (cluster.restart.as_ref().map(|restart| restart.operation))
             .or(cluster.switchover.as_ref().map(|switchover| switchover.operation))
+            .or(cluster.forced.last().filter(|forced| !forced.ended).map(|forced| forced.operation))
             .or(cluster.creating),
     }
 }
@@ -310,6 +320,14 @@ impl RpoView {
             );
         };
         let needed = u32::from(config.sync_set.needed);
+        if needed == 0 && cluster.members.len() > 1 {
+            return of(
+                RpoState::SingleCopy,
+                "everything, if the leader's disk is lost: since a forced failover commits are acknowledged by the leader \
+                 alone, until enough standbys have caught up"
+                    .to_string(),
+            );
+        }
         if needed == 0 {
             return of(
                 RpoState::SingleCopy,

@@ -22,7 +22,7 @@ pub struct FindingView {
 }
 
 impl FindingView {
-    pub(super) fn new(world: &World<'_>, finding: &Finding) -> Self {
+    pub(crate) fn new(world: &World<'_>, finding: &Finding) -> Self {
         let cluster = finding.cluster.map(|id| match world.record.clusters.get(&id) {
             Some(cluster) => cluster.spec.name.clone(),
             None => id.to_string(),

@@ -14,7 +14,7 @@ use utoipa::ToSchema;
 pub struct OperationView {
     #[schema(value_type = String, format = "uuid")]
     pub id: OperationId,
-    /// `create_cluster`, `delete_cluster`, `restart_cluster` or `switchover`.
+    /// `create_cluster`, `delete_cluster`, `restart_cluster`, `switchover` or `forced_failover`.
     #[schema(value_type = String, example = "create_cluster")]
     pub kind: OperationKind,
     /// Kept also after the cluster is gone.
@@ -98,6 +98,10 @@ fn describe_progress(kind: OperationKind, cluster: &ClusterRecord) -> String {
                 Some(member) => format!("{done} of {all} members restarted, now {}", member_name(cluster, member)),
                 None => format!("{done} of {all} members restarted"),
             }
+        }
+        (OperationKind::Switchover, None, None) if cluster.planned.scheduled.is_some() => {
+            let begins = cluster.planned.scheduled.as_ref().map(|scheduled| scheduled.not_before.to_string());
+            format!("scheduled for {}", begins.unwrap_or_default())
         }
         (_, None, None) => leading(),
     }

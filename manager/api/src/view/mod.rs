@@ -5,6 +5,7 @@
 mod cluster;
 mod connection;
 mod finding;
+mod leaders;
 mod log;
 mod member;
 mod node;
@@ -16,6 +17,7 @@ pub use cluster::{
 };
 pub use connection::{ConnectionView, Endpoints};
 pub use finding::FindingView;
+pub use leaders::{FailoverCheckView, FailoverMemberView, ForcedView, ScheduledView, SwitchoverCheckView};
 pub use log::{EventView, EventsView, OperationStateView, OperationView};
 pub use member::{Access, DataState, MemberObserved, MemberState, MemberView, Role, WorkingView};
 pub use node::{NodeObserved, NodeView};

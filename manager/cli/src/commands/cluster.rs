@@ -1,5 +1,6 @@
 //! `pgstead cluster`.
 
+use super::leaders;
 use crate::args::{ClusterCommands, WaitArgs};
 use crate::exit::{Exit, Failure};
 use crate::screen::Screen;
@@ -33,10 +34,8 @@ pub async fn run(command: &ClusterCommands, client: &Client, screen: &mut Screen
             let accepted = client.restart_cluster(name, None).await?;
             finish(client, &accepted, *wait, screen, &format!("every member of {name} was restarted")).await
         }
-        ClusterCommands::Switchover { name, to, wait } => {
-            let accepted = client.switchover(name, to.clone(), None).await?;
-            finish(client, &accepted, *wait, screen, &format!("{name} has changed its leader")).await
-        }
+        ClusterCommands::Switchover(args) => leaders::switchover(args, client, screen).await,
+        ClusterCommands::Failover(args) => leaders::failover(args, client, screen).await,
         ClusterCommands::Connection { name, ca } => {
             let connection = client.connection(name).await?;
             if *ca {
@@ -49,7 +48,7 @@ pub async fn run(command: &ClusterCommands, client: &Client, screen: &mut Screen
 }
 
 /// Waits if that was asked, and says how it ended.
-async fn finish(
+pub(super) async fn finish(
     client: &Client,
     accepted: &AcceptedView,
     asked: WaitArgs,
@@ -67,23 +66,24 @@ async fn finish(
 
 /// Lets a person type the name, so that the wrong terminal or a slip deletes nothing.
 fn confirm(cluster: &ClusterView, screen: &mut Screen<'_>) -> Result<(), Failure> {
+    let count = cluster.members.len();
+    let text = format!("This deletes cluster {} with its {count} members and all their data, for ever.", cluster.name);
+    type_the_name(&cluster.name, &text, "deleting", screen)
+}
+
+/// Says what is about to be done, and goes on only if the name is typed.
+pub(super) fn type_the_name(name: &str, text: &str, doing: &str, screen: &mut Screen<'_>) -> Result<(), Failure> {
     if !screen.asks {
         return Err(Failure::usage(format!(
-            "deleting {} needs an answer and there is no terminal; give --yes if you are sure",
-            cluster.name
+            "{doing} {name} needs an answer and there is no terminal; give --yes if you are sure"
         )));
     }
-    write!(
-        screen.err,
-        "This deletes cluster {0} with its {1} members and all their data, for ever.\nType {0} to go on: ",
-        cluster.name,
-        cluster.members.len()
-    )?;
+    write!(screen.err, "{text}\nType {name} to go on: ")?;
     screen.err.flush()?;
     let mut answer = String::new();
     screen.input.read_line(&mut answer)?;
-    if answer.trim() == cluster.name {
+    if answer.trim() == name {
         return Ok(());
     }
-    Err(Failure::new(Exit::Refused, format!("nothing was deleted: what was typed is not {}", cluster.name)))
+    Err(Failure::new(Exit::Refused, format!("nothing was done: what was typed is not {name}")))
 }

@@ -2,6 +2,7 @@
 
 mod cluster;
 mod events;
+mod leaders;
 pub mod node;
 mod operation;
 mod psql;

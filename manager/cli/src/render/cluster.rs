@@ -1,5 +1,6 @@
 //! Clusters and members.
 
+use super::leaders;
 use super::{age, findings, or_dash, pairs, size, table, words};
 use pgstead_api::view::{
     Access, ClusterSummary, ClusterView, ConnectionView, DataState, Health, MemberObserved, MemberState, MemberView,
@@ -76,6 +77,16 @@ pub fn cluster(view: &ClusterView, width: u16) -> String {
             view.spec.settings.iter().map(|(name, value)| format!("{name} = {value}")).collect();
         facts.push(("settings", settings.join(", ")));
     }
+    if let Some(scheduled) = &view.scheduled {
+        let to = scheduled.to.as_deref().unwrap_or("the closest standby");
+        facts.push((
+            "scheduled",
+            format!("switchover to {to} between {} and {}", scheduled.not_before, scheduled.not_after),
+        ));
+    }
+    if let Some(window) = &view.spec.maintenance_window {
+        facts.push(("maintenance", format!("{window} UTC")));
+    }
     if let Some(operation) = view.operation {
         facts.push(("under way", format!("operation {operation}")));
     }
@@ -91,6 +102,9 @@ pub fn cluster(view: &ClusterView, width: u16) -> String {
             ]
         });
         parts.push(table(&["epoch", "leader", "timeline"], rows.collect(), width));
+    }
+    if !view.forced.is_empty() {
+        parts.push(leaders::forced(&view.forced, width));
     }
     if !view.findings.is_empty() {
         parts.push(format!("FINDINGS\n{}", findings(&view.findings, width)));

@@ -1,10 +1,12 @@
 //! Tables for people, readable at 100 columns. Pure: a view and a width in, text out.
 
 mod cluster;
+mod leaders;
 mod lists;
 mod log;
 
 pub use cluster::{cluster, clusters, connection, describe_steps, members};
+pub use leaders::{failover_check, switchover_check};
 pub use lists::{Status, node, nodes, status, token, volumes};
 pub use log::{event, events, operation, operations};
 

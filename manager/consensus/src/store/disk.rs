@@ -4,7 +4,7 @@
 
 use super::StoreError;
 use super::envelope::{Ballot, LogPosition, StoredEntry, StoredSnapshot};
-use pgstead_types::{DeploymentId, NodeId};
+use pgstead_types::{DeploymentId, NodeId, RecoveryId};
 use redb::{Database, Durability, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -53,6 +53,9 @@ struct Identity {
     layout: u32,
     node: NodeId,
     deployment: DeploymentId,
+    /// Set when most voters were lost and the group was made anew from one of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    recovery: Option<RecoveryId>,
 }
 
 /// What was found in the file.
@@ -75,11 +78,14 @@ pub(crate) enum Write {
     /// Everything up to here, this one included, goes.
     Purge(LogPosition),
     Snapshot(StoredSnapshot),
+    /// The store is of this recovery from now on.
+    Recovery(RecoveryId),
 }
 
 pub(crate) struct Disk {
     database: Database,
     place: String,
+    identity: Identity,
 }
 
 impl Disk {
@@ -97,8 +103,9 @@ impl Disk {
             redb::DatabaseError::DatabaseAlreadyOpen => StoreError::InUse { place: place.clone() },
             other => StoreError::io("open", &place, other),
         })?;
-        let disk = Self { database, place };
-        disk.check_identity(node, deployment)?;
+        let identity = Identity { layout: LAYOUT, node, deployment, recovery: None };
+        let mut disk = Self { database, place, identity };
+        disk.identity.recovery = disk.check_identity(node, deployment)?;
         let contents = disk.load()?;
         Ok((disk, contents))
     }
@@ -107,7 +114,23 @@ impl Disk {
         &self.place
     }
 
-    fn check_identity(&self, node: NodeId, deployment: DeploymentId) -> Result<(), StoreError> {
+    pub fn node(&self) -> NodeId {
+        self.identity.node
+    }
+    pub fn recovery(&self) -> Option<RecoveryId> {
+        self.identity.recovery
+    }
+
+    /// Makes this the store of a recovered group, together with `batch`.
+    pub fn recover(&mut self, recovery: RecoveryId, batch: impl IntoIterator<Item = Write>) -> Result<(), StoreError> {
+        let batch: Vec<Write> = batch.into_iter().chain([Write::Recovery(recovery)]).collect();
+        self.write(&batch)?;
+        self.identity.recovery = Some(recovery);
+        Ok(())
+    }
+
+    /// The recovery that the store is of.
+    fn check_identity(&self, node: NodeId, deployment: DeploymentId) -> Result<Option<RecoveryId>, StoreError> {
         let found = self.reading(|disk| {
             let transaction = disk.database.begin_read()?;
             match transaction.open_table(META) {
@@ -119,12 +142,11 @@ impl Disk {
         let Some(found) = found else {
             return self.writing(|disk| {
                 let transaction = disk.begin()?;
-                transaction
-                    .open_table(META)?
-                    .insert(IDENTITY, &*json(&Identity { layout: LAYOUT, node, deployment }))?;
+                transaction.open_table(META)?.insert(IDENTITY, &*json(&disk.identity))?;
                 transaction.open_table(LOG)?;
                 transaction.open_table(SNAPSHOT)?;
-                Ok(transaction.commit()?)
+                transaction.commit()?;
+                Ok(None)
             });
         };
         let found: Identity = self.parse("identity", &found)?;
@@ -138,7 +160,7 @@ impl Disk {
         if found.node != node {
             return Err(StoreError::OtherNode { place, found: found.node, expected: node });
         }
-        Ok(())
+        Ok(found.recovery)
     }
 
     fn load(&self) -> Result<Contents, StoreError> {
@@ -199,6 +221,11 @@ impl Disk {
                         Write::Purge(upto) => {
                             log.retain_in(..=upto.index, |_, _| false)?;
                             meta.insert(PURGED, &*json(upto))?;
+                        }
+                        Write::Recovery(recovery) => {
+                            let Identity { layout, node, deployment, .. } = self.identity;
+                            let identity = Identity { layout, node, deployment, recovery: Some(*recovery) };
+                            meta.insert(IDENTITY, &*json(&identity))?;
                         }
                         Write::Snapshot(snapshot) => {
                             transaction.open_table(SNAPSHOT)?.insert(CURRENT, &*json(snapshot))?;

@@ -153,6 +153,13 @@ impl From<&Entry> for StoredEntry {
     }
 }
 
+impl StoredEntry {
+    /// An entry that says who votes.
+    pub(crate) fn membership(at: LogPosition, of: &StoredMembership) -> Self {
+        Self { at, envelope: Envelope::of(MEMBERSHIP, to_value(of)) }
+    }
+}
+
 impl From<StoredEntry> for Entry {
     /// Never fails: what cannot be read becomes a `Change::Unknown`, which the store refuses by name.
     fn from(stored: StoredEntry) -> Self {

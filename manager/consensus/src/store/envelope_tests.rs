@@ -5,7 +5,9 @@ use pgstead_types::record::{
     ClusterChange, ClusterPorts, ClusterSecrets, Deployment, JoinToken, MemberRecord, NewCluster, NodeRecord,
 };
 use pgstead_types::spec::ClusterSpec;
-use pgstead_types::{ClusterId, DeploymentId, Epoch, MemberId, OperationId, Secret, TokenId, VolumeId, WallTime};
+use pgstead_types::{
+    ClusterId, DeploymentId, Epoch, MemberId, OperationId, RecoveryId, Secret, TokenId, VolumeId, WallTime,
+};
 use std::path::Path;
 
 const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/golden/log_entries.json");
@@ -74,6 +76,13 @@ fn one_of_each() -> Vec<Command> {
             change: ClusterChange::Confirm { epoch: Epoch(3) },
         },
         Command::EndOperation { at, operation: OperationId::from_u128(200), failure: Some("why".into()) },
+        Command::RecoverQuorum {
+            at,
+            recovery: RecoveryId::from_u128(6),
+            node: NodeId::from_u128(1),
+            by: "ann@a".into(),
+            lost: BTreeSet::from([NodeId::from_u128(2)]),
+        },
     ]
 }
 
@@ -88,6 +97,7 @@ fn kind(command: &Command) -> &'static str {
         Command::CreateCluster { .. } => "create_cluster",
         Command::ChangeCluster { .. } => "change_cluster",
         Command::EndOperation { .. } => "end_operation",
+        Command::RecoverQuorum { .. } => "recover_quorum",
     }
 }
 

@@ -16,7 +16,7 @@ pub use writer::Flush;
 use crate::type_config::{Change, Entry, Payload, RaftAddress, RaftMembership};
 use log::LogStore;
 use openraft::AsyncRuntime;
-use pgstead_types::{DeploymentId, NodeId};
+use pgstead_types::{DeploymentId, NodeId, RecoveryId};
 use state_machine::StateMachine;
 use std::collections::BTreeMap;
 use std::io;
@@ -77,7 +77,7 @@ impl StoreError {
         Self::Io { action: action.to_string(), place: place.to_string(), source: Arc::new(source.into()) }
     }
     /// An entry that this build cannot read is refused by name.
-    fn check(entry: &Entry) -> Result<(), Self> {
+    pub(crate) fn check(entry: &Entry) -> Result<(), Self> {
         match &entry.payload {
             Payload::Normal(Change::Unknown(unknown)) => Err(Self::UnknownEntry {
                 index: entry.log_id.index,
@@ -131,6 +131,7 @@ pub(crate) struct Store<R: AsyncRuntime> {
     pub state_machine: StateMachine<R>,
     pub writer: Arc<Writer>,
     pub addresses: AddressBook,
+    pub recovery: Option<RecoveryId>,
 }
 
 impl<R: AsyncRuntime> Store<R> {
@@ -142,10 +143,11 @@ impl<R: AsyncRuntime> Store<R> {
             .map(|stored| stored.into_raft().map_err(|why| StoreError::UnknownSnapshot { why }))
             .transpose()?;
         let addresses = AddressBook::default();
+        let recovery = disk.recovery();
         let writer = Arc::new(Writer::start(disk, flush)?);
         let log = LogStore::new(contents, writer.clone(), addresses.clone())?;
         let state_machine = StateMachine::new(snapshot, writer.clone(), addresses.clone());
-        Ok(Self { log, state_machine, writer, addresses })
+        Ok(Self { log, state_machine, writer, addresses, recovery })
     }
 }
 

@@ -76,9 +76,11 @@ pub(crate) fn world() -> World {
         switchover: None,
         restart: None,
         creating: None,
+        planned: Default::default(),
+        forced: Vec::new(),
     };
     let now = Tick::from_millis(100_000);
-    let observed = Observed { now, since: Tick::from_millis(0), ..Observed::default() };
+    let observed = Observed { now, revision: 1, since: Tick::from_millis(0), ..Observed::default() };
     World { record, observed, policy: Policy::default(), memory: Memory::default() }
 }
 

@@ -63,6 +63,7 @@ impl MemberTask {
             let now = record.get();
             let Some(cluster) = now.clusters.get(&self.cluster).filter(|c| c.members.contains_key(&self.member)) else {
                 self.reports.remove(self.member);
+                self.context.instances.remove(self.member);
                 return;
             };
             if let Err(error) = self.refresh(cluster).await {

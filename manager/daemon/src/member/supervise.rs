@@ -5,6 +5,7 @@ use super::observe::Observer;
 use super::{MemberTask, setup};
 use crate::config::NodeConfig;
 use crate::files::Layout;
+use crate::instances::Instances;
 use crate::report::Reports;
 use anyhow::Context as _;
 use pgstead_consensus::{Consensus, TokioRuntime};
@@ -33,6 +34,7 @@ pub struct NodeContext {
     pub postgres: BTreeMap<u16, PathBuf>,
     /// `None` for the daemon's own user.
     pub run_as: Option<RunAs>,
+    pub instances: Instances,
     /// This binary.
     pub binary: PathBuf,
 }
@@ -79,13 +81,14 @@ async fn task(
     let volume =
         context.volumes.open(member.volume).await.context("cannot look for its volume")?.map(|volume| volume.path);
     let config = setup::instance_config(context, cluster, member, volume.as_deref())?;
-    let instance = Instance::open(config).await.context("cannot open its Postgres")?;
+    let instance = Arc::new(Instance::open(config).await.context("cannot open its Postgres")?);
+    context.instances.put(member.id, instance.clone());
     let notes = Notes::open(&context.layout.members(), member.id).context("cannot read the notes about it")?;
     Ok(MemberTask {
         cluster: cluster.id,
         member: member.id,
         context: context.clone(),
-        instance: Arc::new(instance),
+        instance,
         volume,
         notes,
         observer: Observer::new(member.id),

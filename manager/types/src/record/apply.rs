@@ -39,7 +39,7 @@ pub enum Refusal {
     Conflict { why: String },
 }
 
-fn conflict(why: impl Into<String>) -> Refusal {
+pub(super) fn conflict(why: impl Into<String>) -> Refusal {
     Refusal::Conflict { why: why.into() }
 }
 
@@ -108,6 +108,9 @@ impl Record {
             Command::CreateCluster { at, cluster } => self.create_cluster(*at, cluster)?,
             Command::ChangeCluster { at, cluster, revision, change } => {
                 self.change_cluster(*at, *cluster, *revision, change)?;
+            }
+            Command::RecoverQuorum { at, recovery, node, by, lost } => {
+                self.recover_quorum(*at, *recovery, *node, by, lost);
             }
             Command::EndOperation { at, operation, failure } => {
                 if !self.end_operation(*at, *operation, failure.clone()) {
@@ -179,6 +182,8 @@ impl Record {
             switchover: None,
             restart: None,
             creating: Some(new.operation),
+            planned: super::Planned::default(),
+            forced: Vec::new(),
         };
         let message = format!("cluster {} created with {} members", new.spec.name, new.members.len());
         self.start_operation(at, new.operation, OperationKind::CreateCluster, new.id, &new.spec.name);
@@ -212,7 +217,7 @@ impl Record {
         if let Some((operation, kind)) = outcome.start {
             self.start_operation(at, operation, kind, id, &name);
         }
-        if let Some((operation, failure)) = outcome.end {
+        for (operation, failure) in outcome.end.into_iter().chain(outcome.also_end) {
             self.end_operation(at, operation, failure);
         }
         for (kind, message) in outcome.events {
@@ -253,7 +258,14 @@ impl Record {
         }
     }
 
-    fn note(&mut self, at: WallTime, kind: &str, message: String, cluster: Option<ClusterId>, node: Option<NodeId>) {
+    pub(super) fn note(
+        &mut self,
+        at: WallTime,
+        kind: &str,
+        message: String,
+        cluster: Option<ClusterId>,
+        node: Option<NodeId>,
+    ) {
         while self.events.len() >= EVENTS_MAX {
             self.events.pop_front();
         }
@@ -265,14 +277,16 @@ impl Record {
 
 /// What a change does outside its cluster.
 #[derive(Default)]
-struct Outcome {
-    start: Option<(OperationId, OperationKind)>,
-    end: Option<(OperationId, Option<String>)>,
+pub(super) struct Outcome {
+    pub start: Option<(OperationId, OperationKind)>,
+    pub end: Option<(OperationId, Option<String>)>,
+    /// Further operations that end with it.
+    pub also_end: Vec<(OperationId, Option<String>)>,
     events: Vec<(&'static str, String)>,
 }
 
 impl Outcome {
-    fn event(&mut self, kind: &'static str, message: String) {
+    pub fn event(&mut self, kind: &'static str, message: String) {
         self.events.push((kind, message));
     }
 }
@@ -332,6 +346,7 @@ impl ClusterRecord {
                 // What came before is contained in this one: an election need not ask it any more.
                 let keep = self.configs.len() - 1;
                 self.configs.drain(..keep);
+                self.end_forced(leader, outcome);
                 let name = self.member_name(leader);
                 outcome.event("leader_confirmed", format!("{name} leads in epoch {epoch}"));
                 Ok(())
@@ -368,6 +383,17 @@ impl ClusterRecord {
                 }
                 self.begin_switchover(operation, *to, true, outcome)
             }
+            ClusterChange::ScheduleSwitchover { scheduled } => self.schedule_switchover(scheduled, outcome),
+            ClusterChange::CancelSwitchover { operation } => {
+                self.drop_scheduled(*operation, "switchover_cancelled", "it was cancelled", outcome)
+            }
+            ClusterChange::MissSwitchover { operation, why } => {
+                self.drop_scheduled(*operation, "switchover_missed", why, outcome)
+            }
+            ClusterChange::BeginScheduledSwitchover { operation, to } => self.begin_scheduled(*operation, *to, outcome),
+            ClusterChange::ForceEpoch { at, epoch, operation, to, by, loss } => {
+                self.force_epoch(*at, *epoch, *operation, *to, by, loss, outcome)
+            }
             ClusterChange::DrainLeader => match &mut self.switchover {
                 Some(switchover) => {
                     switchover.draining = true;
@@ -377,6 +403,9 @@ impl ClusterRecord {
             },
             ClusterChange::EndSwitchover { failure } => {
                 let ended = self.switchover.take().ok_or_else(|| conflict("no switchover is under way"))?;
+                if failure.is_none() && !ended.for_restart {
+                    self.note_switchover_done(ended.from, ended.to);
+                }
                 if ended.for_restart {
                     return self.end_restart(failure.clone(), outcome);
                 }
@@ -426,6 +455,7 @@ impl ClusterRecord {
                 } else if let Some(restart) = self.restart.take() {
                     outcome.end = Some((restart.operation, Some(ended)));
                 }
+                self.end_asked(&format!("cluster {} is being deleted", self.spec.name), outcome);
                 self.switchover = None;
                 self.restart = None;
                 self.lifecycle = Lifecycle::Deleting { operation: *operation };
@@ -452,14 +482,16 @@ impl ClusterRecord {
         }
     }
 
-    fn begin_epoch(
+    pub(super) fn begin_epoch(
         &mut self,
         epoch: Epoch,
         reason: EpochReason,
         preferred: Option<MemberId>,
         outcome: &mut Outcome,
     ) -> Result<(), Refusal> {
-        if epoch != self.epoch.next() {
+        // Only a record that lacks what its members have seen skips numbers.
+        let may_skip = matches!(reason, EpochReason::Forced | EpochReason::RecordBehind);
+        if epoch != self.epoch.next() && !(may_skip && epoch > self.epoch) {
             return Err(Refusal::StaleEpoch { asked: epoch, found: self.epoch });
         }
         if self.lifecycle != Lifecycle::Active {
@@ -478,6 +510,7 @@ impl ClusterRecord {
         if config.epoch != self.epoch {
             return Err(Refusal::StaleEpoch { asked: config.epoch, found: self.epoch });
         }
+        let forced = matches!(self.leadership, Leadership::Electing { reason: EpochReason::Forced, .. });
         if !matches!(self.leadership, Leadership::Electing { .. }) {
             return Err(conflict("the leader of this epoch is chosen already; another choice needs another epoch"));
         }
@@ -491,16 +524,20 @@ impl ClusterRecord {
         if config.sync_set.members.iter().any(|standby| standby.member == leader.member) {
             return Err(conflict("a leader cannot be in its own sync set"));
         }
+        let mut retired = BTreeSet::new();
         for member in rebuild {
             let held = self.members.get_mut(member).ok_or_else(|| not_found("member", member))?;
+            retired.insert(held.current());
             held.incarnation += 1;
         }
+        // Alone only by a person's word, and from then on until enough standbys have come back.
+        let may_be_alone = forced || self.configs.last().is_some_and(|config| config.sync_set.needed == 0);
         let known: BTreeSet<Incarnation> = self.members.values().map(super::MemberRecord::current).collect();
         if let Some(stranger) = config.sync_set.members.iter().find(|standby| !known.contains(standby)) {
             return Err(conflict(format!("{stranger} is not a present incarnation of a member")));
         }
         if config.sync_set.members.len() < usize::from(config.sync_set.needed)
-            || (config.sync_set.needed == 0 && self.members.len() > 1)
+            || (config.sync_set.needed == 0 && self.members.len() > 1 && !may_be_alone)
         {
             return Err(conflict("the sync set is smaller than the acknowledgements that it must give"));
         }
@@ -515,6 +552,9 @@ impl ClusterRecord {
         );
         self.configs.push(config);
         outcome.event("leader_chosen", message);
+        if forced {
+            self.note_retired(self.epoch, retired, outcome);
+        }
         Ok(())
     }
 
@@ -559,7 +599,7 @@ impl ClusterRecord {
         Ok(())
     }
 
-    fn begin_switchover(
+    pub(super) fn begin_switchover(
         &mut self,
         operation: OperationId,
         to: MemberId,
@@ -589,10 +629,15 @@ impl ClusterRecord {
         Ok(())
     }
 
-    fn check_idle(&self) -> Result<(), Refusal> {
-        if self.lifecycle != Lifecycle::Active {
-            return Err(conflict("the cluster is being deleted"));
+    pub(super) fn check_active(&self) -> Result<(), Refusal> {
+        match self.lifecycle {
+            Lifecycle::Active => Ok(()),
+            Lifecycle::Deleting { .. } => Err(conflict("the cluster is being deleted")),
         }
+    }
+
+    pub(super) fn check_idle(&self) -> Result<(), Refusal> {
+        self.check_active()?;
         if self.switchover.is_some() {
             return Err(conflict("a switchover is under way; wait for it to end"));
         }
@@ -611,7 +656,7 @@ impl ClusterRecord {
         }
     }
 
-    fn member_name(&self, id: MemberId) -> String {
+    pub(super) fn member_name(&self, id: MemberId) -> String {
         self.members.get(&id).map_or_else(|| id.to_string(), |member| member.name.clone())
     }
 }
@@ -627,9 +672,11 @@ fn describe(reason: EpochReason) -> &'static str {
         EpochReason::PromotionFailed => "the chosen leader could not be promoted",
         EpochReason::Switchover => "a switchover was asked for",
         EpochReason::Restart => "a restart was asked for",
+        EpochReason::Forced => "a failover was forced",
+        EpochReason::RecordBehind => "a member has promised a newer epoch than the recovered record knows",
     }
 }
 
-fn not_found(what: &str, id: impl ToString) -> Refusal {
+pub(super) fn not_found(what: &str, id: impl ToString) -> Refusal {
     Refusal::NotFound { what: what.to_string(), id: id.to_string() }
 }

@@ -1,5 +1,6 @@
 //! One cluster as recorded: its members, its epoch, who leads it, and what an election must hear.
 
+use super::operator::{ForcedEpoch, Planned};
 use crate::ids::{ClusterId, Incarnation, MemberId, NodeId, OperationId, VolumeId};
 use crate::position::{Epoch, Lsn, Position, Timeline};
 use crate::secret::Secret;
@@ -35,6 +36,11 @@ pub struct ClusterRecord {
     pub restart: Option<Restart>,
     /// The operation that made the cluster, until it has ended.
     pub creating: Option<OperationId>,
+    #[serde(default)]
+    pub planned: Planned,
+    /// Changes of leader that a person has forced, oldest first.
+    #[serde(default)]
+    pub forced: Vec<ForcedEpoch>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -142,6 +148,10 @@ pub enum EpochReason {
     PromotionFailed,
     Switchover,
     Restart,
+    /// A person accepts the loss of what only absent members may have.
+    Forced,
+    /// A member has promised a newer epoch than the record knows: the record is one that was recovered.
+    RecordBehind,
 }
 
 impl EpochReason {

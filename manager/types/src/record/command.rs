@@ -2,12 +2,14 @@
 //! kind it does not know stops rather than skips it.
 
 use super::cluster::{ClusterPorts, ClusterSecrets, EpochReason, SyncSet};
+use super::operator::{ForcedLoss, ScheduledSwitchover};
 use super::{Deployment, JoinToken, MemberRecord, NodeRecord};
-use crate::ids::{ClusterId, Incarnation, MemberId, NodeId, OperationId, TokenId};
+use crate::ids::{ClusterId, Incarnation, MemberId, NodeId, OperationId, RecoveryId, TokenId};
 use crate::position::{Epoch, Lsn, Position, Timeline};
 use crate::spec::ClusterSpec;
 use crate::time::WallTime;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 
 /// One change of the record. `at` is the proposer's time of day, for people only.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -49,6 +51,16 @@ pub enum Command {
         cluster: ClusterId,
         revision: u64,
         change: ClusterChange,
+    },
+    /// Most voters were lost for good, and the record goes on from what one survivor had.
+    RecoverQuorum {
+        at: WallTime,
+        recovery: RecoveryId,
+        /// Where.
+        node: NodeId,
+        /// Who said that the others are lost.
+        by: String,
+        lost: BTreeSet<NodeId>,
     },
     EndOperation {
         at: WallTime,
@@ -116,6 +128,34 @@ pub enum ClusterChange {
     RequestSwitchover {
         operation: OperationId,
         to: MemberId,
+    },
+    /// A switchover for later.
+    ScheduleSwitchover {
+        scheduled: ScheduledSwitchover,
+    },
+    /// A person thinks again.
+    CancelSwitchover {
+        operation: OperationId,
+    },
+    /// Its time is over and it could not be begun.
+    MissSwitchover {
+        operation: OperationId,
+        why: String,
+    },
+    /// Its time has come.
+    BeginScheduledSwitchover {
+        operation: OperationId,
+        to: MemberId,
+    },
+    /// A person opens an epoch whose election may do without the promises that are missing. `epoch` may skip numbers: it is
+    /// greater than any that was promised.
+    ForceEpoch {
+        at: WallTime,
+        epoch: Epoch,
+        operation: OperationId,
+        to: MemberId,
+        by: String,
+        loss: ForcedLoss,
     },
     /// The leader has checkpointed: clients go and it stops cleanly.
     DrainLeader,

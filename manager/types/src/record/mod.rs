@@ -1,10 +1,13 @@
 //! The replicated record: what all nodes must agree on, and nothing else. Heartbeats and measurements are not here.
 //!
-//! `cluster` describes one cluster, `command` the log entries, `apply` the only way in which a record changes.
+//! `cluster` describes one cluster, `command` the log entries, `apply` the only way in which a record
+//! changes, `operator` what people have asked of a cluster beyond its spec.
 
 mod apply;
 mod cluster;
 mod command;
+mod operator;
+mod recovery;
 
 pub use apply::{Applied, Refusal};
 pub use cluster::{
@@ -12,6 +15,7 @@ pub use cluster::{
     MemberRecord, Restart, Switchover, SyncSet,
 };
 pub use command::{ClusterChange, Command, NewCluster};
+pub use operator::{ASKED_BY_MAX, ForcedEpoch, ForcedLoss, PastSwitchover, Planned, ScheduledSwitchover};
 
 use crate::ids::{ClusterId, DeploymentId, NodeId, OperationId, TokenId};
 use crate::secret::Secret;
@@ -113,6 +117,7 @@ pub enum OperationKind {
     DeleteCluster,
     RestartCluster,
     Switchover,
+    ForcedFailover,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]

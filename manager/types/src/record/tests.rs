@@ -83,6 +83,13 @@ fn choice(epoch: u64, leader: u128, standbys: &[u128], timeline: u32) -> Cluster
         rebuild: vec![],
     }
 }
+/// In epoch 1, under member 1.
+fn confirmed() -> Record {
+    let mut record = world();
+    change(&mut record, promotion(1, 2, 1, 300)).unwrap();
+    change(&mut record, ClusterChange::Confirm { epoch: Epoch(1) }).unwrap();
+    record
+}
 fn begin(epoch: u64) -> ClusterChange {
     ClusterChange::BeginEpoch { epoch: Epoch(epoch), reason: EpochReason::PostgresEnded, preferred: None }
 }
@@ -190,4 +197,77 @@ fn the_record_survives_its_stored_form_and_hides_its_secrets() {
     let text = serde_json::to_string(&record).unwrap();
     assert_eq!(serde_json::from_str::<Record>(&text).unwrap(), record);
     assert!(!format!("{record:?}").contains("hunter2"));
+}
+
+#[test]
+fn a_scheduled_switchover_is_taken_out_once_and_its_operation_ends() {
+    let mut record = confirmed();
+    let scheduled = ScheduledSwitchover {
+        operation: OperationId::from_u128(50),
+        to: Some(member(2)),
+        not_before: WallTime(1000),
+        not_after: WallTime(2000),
+    };
+    let again = ScheduledSwitchover { operation: OperationId::from_u128(51), ..scheduled.clone() };
+    change(&mut record, ClusterChange::ScheduleSwitchover { scheduled: scheduled.clone() }).unwrap();
+    assert!(change(&mut record, ClusterChange::ScheduleSwitchover { scheduled: again }).is_err());
+    let other = ClusterChange::BeginScheduledSwitchover { operation: scheduled.operation, to: member(3) };
+    assert!(change(&mut record, other).is_err(), "another was asked for");
+    change(&mut record, ClusterChange::CancelSwitchover { operation: scheduled.operation }).unwrap();
+    assert!(change(&mut record, ClusterChange::CancelSwitchover { operation: scheduled.operation }).is_err());
+    assert!(matches!(record.operations[&scheduled.operation].state, OperationState::Failed { .. }));
+    change(&mut record, ClusterChange::ScheduleSwitchover { scheduled: scheduled.clone() }).unwrap();
+    change(&mut record, ClusterChange::BeginScheduledSwitchover { operation: scheduled.operation, to: member(2) })
+        .unwrap();
+    let cluster = &record.clusters[&APP];
+    assert!(cluster.switchover.is_some() && cluster.planned.scheduled.is_none());
+}
+
+#[test]
+fn a_forced_epoch_is_kept_with_who_asked_and_what_was_declared_lost() {
+    let mut record = confirmed();
+    let loss = ForcedLoss { missing: [member(1), member(3)].into(), ..ForcedLoss::default() };
+    let force = |epoch| ClusterChange::ForceEpoch {
+        at: WallTime(7),
+        epoch: Epoch(epoch),
+        operation: OperationId::from_u128(60),
+        to: member(2),
+        by: "ann".into(),
+        loss: loss.clone(),
+    };
+    assert!(change(&mut record, force(1)).is_err(), "epochs only grow");
+    change(&mut record, force(5)).unwrap();
+    let alone = |rebuild: Vec<MemberId>| ClusterChange::Choose {
+        epoch: Epoch(5),
+        leader: first_life(2),
+        timeline: Timeline(9),
+        start: Position { timeline: Timeline(2), lsn: Lsn(900) },
+        sync_set: SyncSet::default(),
+        rebuild,
+    };
+    change(&mut record, alone(vec![member(1), member(3)])).unwrap();
+    let cluster = &record.clusters[&APP];
+    assert_eq!(cluster.forced[0].retired, [first_life(1), first_life(3)].into());
+    assert_eq!((cluster.members[&member(1)].incarnation, cluster.members[&member(2)].incarnation), (2, 1));
+    change(&mut record, promotion(5, 9, 2, 900)).unwrap();
+    change(&mut record, ClusterChange::Confirm { epoch: Epoch(5) }).unwrap();
+    assert!(record.clusters[&APP].forced[0].ended && record.clusters[&APP].is_short_of_copies());
+    assert!(matches!(record.operations[&OperationId::from_u128(60)].state, OperationState::Succeeded { .. }));
+    assert!(record.events.iter().any(|event| event.kind == "failover_forced" && event.message.contains("ann")));
+}
+
+#[test]
+fn nobody_is_chosen_to_acknowledge_alone_without_a_persons_word() {
+    let mut record = confirmed();
+    let reason = EpochReason::NodeLost;
+    change(&mut record, ClusterChange::BeginEpoch { epoch: Epoch(2), reason, preferred: None }).unwrap();
+    let alone = ClusterChange::Choose {
+        epoch: Epoch(2),
+        leader: first_life(2),
+        timeline: Timeline(9),
+        start: Position { timeline: Timeline(2), lsn: Lsn(900) },
+        sync_set: SyncSet::default(),
+        rebuild: vec![],
+    };
+    assert!(change(&mut record, alone).is_err());
 }

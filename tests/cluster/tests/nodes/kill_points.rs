@@ -285,7 +285,9 @@ async fn a_failover_and_a_switchover_end_well_though_daemons_die_at_every_step()
 
     let mut mortals = Mortals::begin(&mut bed, Operation::Switchover, &[1, 2, 3]).await?;
     let client = mortals.bed.client()?;
-    mortals.ask("the switchover is accepted", async || client.switchover("app", None, None).await).await?;
+    mortals
+        .ask("the switchover is accepted", async || client.switchover("app", &Default::default(), None).await)
+        .await?;
     mortals.until_all_died_and(async |bed| well(bed).await.map(|_| ())).await?;
     let switched = bed.client()?.cluster("app").await?;
     ensure!(switched.epoch > before.epoch, "epoch {} after {}", switched.epoch, before.epoch);

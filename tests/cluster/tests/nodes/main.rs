@@ -9,5 +9,6 @@ mod failover;
 mod faults;
 mod https;
 mod kill_points;
+mod operator;
 mod planned;
 mod support;

@@ -20,6 +20,14 @@ impl Checks {
         let Some(epoch) = epoch else {
             return self.break_rule(format!("app-{} acknowledges row {row} as nobody's leader", member + 1));
         };
+        let forced = record.clusters.get(&CLUSTER).map(|cluster| cluster.forced.as_slice()).unwrap_or_default();
+        if forced.iter().any(|one| one.epoch > epoch && !one.retired.is_empty()) {
+            // Whoever was left behind by force may go on; what it acknowledges was given up with it.
+            if !newer_leader_has_it {
+                self.forgiven.insert(row);
+            }
+            return;
+        }
         if epoch < self.acknowledged_in && !newer_leader_has_it {
             self.break_rule(format!(
                 "app-{} acknowledges row {row} in epoch {epoch} after epoch {} has begun to",

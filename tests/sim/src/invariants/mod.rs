@@ -9,7 +9,7 @@ mod only_copy;
 
 use crate::world::World;
 use pgstead_types::{Epoch, MemberId};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 pub use heals::{final_state, unsettled};
 pub use no_row_lost::lost_rows;
@@ -23,6 +23,8 @@ pub struct Checks {
     timelines: BTreeMap<u32, usize>,
     confirmed: Epoch,
     acknowledged_in: Epoch,
+    /// Rows whose loss a person has accepted.
+    pub forgiven: BTreeSet<u64>,
     revision: u64,
     events: u64,
     /// The last epoch whose reason was counted.

@@ -5,6 +5,7 @@ mod report;
 mod usage;
 
 use anyhow::{Context, bail};
+use pgstead_api::SwitchoverBody;
 use pgstead_cluster_tests::{Load, Reference, Target, Testbed, Writers, Written, check};
 use pgstead_types::Tick;
 use pgstead_types::spec::ClusterSpec;
@@ -129,7 +130,7 @@ async fn arrange(bed: &Testbed, fault: Fault) -> anyhow::Result<()> {
             if !there {
                 let members = bed.client()?.cluster_members(CLUSTER).await?;
                 let target = members.iter().find(|member| member.node.name == controller).context("no member there")?;
-                bed.client()?.switchover(CLUSTER, Some(target.name.clone()), None).await?;
+                bed.client()?.switchover(CLUSTER, &SwitchoverBody { to: Some(target.name.clone()), ..Default::default() }, None).await?;
                 bed.wait_for_another_leader(CLUSTER, leader, PATIENCE).await?;
                 bed.wait_healthy(CLUSTER, PATIENCE).await?;
             }
@@ -172,7 +173,7 @@ async fn lose_pgsteads(bed: &mut Testbed, round: Round, load: Load, first_id: i6
                 bed.freeze_node(leader);
             }
             Fault::Switchover => {
-                bed.client()?.switchover(CLUSTER, None, None).await?;
+                bed.client()?.switchover(CLUSTER, &SwitchoverBody::default(), None).await?;
             }
         }
         bed.wait_for_another_leader(CLUSTER, leader, PATIENCE).await?;

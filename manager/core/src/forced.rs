@@ -1,0 +1,298 @@
+//! A change of leader without the promises that an ordinary election needs: only by a person's word, and only where an
+//! ordinary one has no prospect. What it may lose is measured first, and kept in the record.
+
+use crate::candidate::Promises;
+use crate::decide::Plan;
+use crate::election::{could_promise, missing_finding};
+use crate::observed::{Memory, Observed, Policy};
+use crate::quorum::electable;
+use pgstead_types::record::{ClusterChange, ClusterRecord, ForcedLoss, Lifecycle, SyncSet};
+use pgstead_types::report::{MemberReport, PostgresSeen};
+use pgstead_types::{Epoch, Finding, Incarnation, MemberId, Position, Timeline};
+use std::collections::BTreeSet;
+
+/// What forcing a leader would mean now.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct ForcedCheck {
+    pub loss: ForcedLoss,
+    /// The epoch that it would open: beyond every one that was promised.
+    pub epoch: Epoch,
+    /// Every member with how far its log was last seen to reach.
+    pub members: Vec<CandidateSeen>,
+    /// Why it is refused, everything at once. Empty if it may be done.
+    pub refused: Vec<Finding>,
+}
+
+/// One member before a forced change.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct CandidateSeen {
+    pub member: MemberId,
+    /// Its node answers, and its data is complete and the present incarnation's.
+    pub here: bool,
+    /// By its last report, whatever the age.
+    pub reaches: Option<Position>,
+}
+
+/// How far a member's log reaches by a report.
+fn reach(report: &MemberReport) -> Option<Position> {
+    let seen = match &report.postgres {
+        PostgresSeen::Primary(primary) => Some(Position { timeline: primary.timeline, lsn: primary.flushed }),
+        PostgresSeen::Standby(standby) => standby.position,
+        PostgresSeen::Down { clean } => clean.map(|stop| Position { timeline: stop.timeline, lsn: stop.checkpoint }),
+        PostgresSeen::Starting | PostgresSeen::Unresponsive { .. } => None,
+    };
+    seen.max(report.answer.map(|answer| answer.position))
+}
+
+pub fn check_forced(cluster: &ClusterRecord, observed: &Observed, policy: &Policy, to: MemberId) -> ForcedCheck {
+    let here = could_promise(cluster, observed, policy);
+    let members: Vec<CandidateSeen> = cluster
+        .members
+        .values()
+        .map(|member| CandidateSeen {
+            member: member.id,
+            here: here.contains(&member.current()),
+            reaches: observed.last(cluster, member.id).and_then(reach),
+        })
+        .collect();
+    // What the last epoch began with was on disks even if nobody has reported since.
+    let recorded = cluster.configs.last().map(|config| config.start).filter(|start| start.timeline > Timeline(0));
+    let known_end = members.iter().filter_map(|seen| seen.reaches).max().max(recorded);
+    let best = members.iter().find(|seen| seen.member == to).and_then(|seen| seen.reaches);
+    let bytes = match (known_end, best) {
+        // Only with a report of whoever led: without one, nobody knows how far its log went.
+        (Some(end), Some(best)) if end.timeline == best.timeline && leader_was_heard(cluster, observed) => {
+            Some(end.lsn.bytes_since(best.lsn))
+        }
+        _ => None,
+    };
+    let missing = members.iter().filter(|seen| !seen.here).map(|seen| seen.member).collect();
+    let promised = cluster.members.keys().filter_map(|id| observed.last(cluster, *id)).map(|report| report.promised);
+    ForcedCheck {
+        loss: ForcedLoss { missing, known_end, best, bytes },
+        epoch: promised.fold(cluster.epoch, Epoch::max).next(),
+        refused: refusals(cluster, &here, &members, to),
+        members,
+    }
+}
+
+fn leader_was_heard(cluster: &ClusterRecord, observed: &Observed) -> bool {
+    let last = cluster.configs.last().map(|config| config.leader.member);
+    last.is_some_and(|leader| observed.last(cluster, leader).and_then(reach).is_some())
+}
+
+fn refusals(
+    cluster: &ClusterRecord,
+    here: &BTreeSet<Incarnation>,
+    members: &[CandidateSeen],
+    to: MemberId,
+) -> Vec<Finding> {
+    let mut refused = Vec::new();
+    let mut refuse = |code: &str, text: String| refused.push(Finding::error(code, text).on_cluster(cluster.id));
+    let name = |id: MemberId| cluster.members.get(&id).map_or_else(|| id.to_string(), |member| member.name.clone());
+    if cluster.lifecycle != Lifecycle::Active {
+        refuse("being_deleted", "the cluster is being deleted".into());
+    }
+    if could_serve(cluster, here) {
+        refuse(
+            "unforced_possible",
+            "enough members are here for an election that loses nothing; let it happen, or use a switchover".into(),
+        );
+    }
+    if cluster.history.is_empty() {
+        refuse("never_led", "nobody has led this cluster yet, so there is nothing to save; delete it".into());
+    }
+    match members.iter().find(|seen| seen.member == to) {
+        Some(seen) if seen.here => {
+            let better = members
+                .iter()
+                .filter(|other| other.here && other.reaches > seen.reaches)
+                .max_by_key(|other| other.reaches);
+            if let (Some(better), Some(reaches)) = (better, better.and_then(|better| better.reaches)) {
+                let text = format!("the log of {} reaches further, to {reaches}; name that one", name(better.member));
+                refuse("another_has_more", text);
+            }
+        }
+        _ => refuse("target_away", format!("{} is not here with complete data, so it cannot lead", name(to))),
+    }
+    refused
+}
+
+/// Whether those who are here could elect a leader by the rules and confirm it.
+fn could_serve(cluster: &ClusterRecord, here: &BTreeSet<Incarnation>) -> bool {
+    let needed = usize::from(cluster.configs.last().map_or(0, |config| config.sync_set.needed));
+    electable(&cluster.configs, here).is_ok() && here.len() > needed
+}
+
+/// Enough have promised to elect by the rules and to confirm: then nothing has to be given up.
+pub(crate) fn is_needless(cluster: &ClusterRecord, promises: &Promises) -> bool {
+    let promised = promises.keys().copied().collect();
+    electable(&cluster.configs, &promised).is_ok() && promises.len() > usize::from(cluster.spec.needed())
+}
+
+/// A forced epoch is open and too few have promised for an ordinary choice: the best of those who have, once everyone who
+/// is here has, or has been waited for.
+pub(crate) fn plan(
+    cluster: &ClusterRecord,
+    observed: &Observed,
+    policy: &Policy,
+    memory: &mut Memory,
+    promises: &Promises,
+    preferred: Option<MemberId>,
+) -> Plan {
+    let until = memory.phase_began(cluster, observed.now) + policy.preferred_patience;
+    let here = could_promise(cluster, observed, policy);
+    let awaited = here.iter().any(|life| !promises.contains_key(life));
+    let best = promises.values().max_by_key(|answer| (answer.position, Some(answer.incarnation.member) == preferred));
+    match best {
+        Some(best) if !awaited || observed.now >= until => Plan::change(choice(cluster, promises, *best)),
+        _ => {
+            let missing = electable(&cluster.configs, &promises.keys().copied().collect()).err().flatten();
+            let text = format!("epoch {} was forced: those who are here promise", cluster.epoch);
+            let finding = Finding::warning("forced_election", text).on_cluster(cluster.id);
+            let plan = Plan::wait(finding).with(missing_finding(cluster, missing));
+            if observed.now < until { plan.until(until) } else { plan }
+        }
+    }
+}
+
+/// The best of those who promised leads. Every other life of data is retired: whoever comes back is made anew from it.
+fn choice(cluster: &ClusterRecord, promises: &Promises, chosen: pgstead_types::report::PromiseAnswer) -> ClusterChange {
+    let members: BTreeSet<Incarnation> = promises
+        .values()
+        .filter(|answer| answer.incarnation != chosen.incarnation)
+        .filter(|answer| cluster.is_prefix(answer.position, chosen.position))
+        .map(|answer| answer.incarnation)
+        .collect();
+    let stays = |life: &Incarnation| *life == chosen.incarnation || members.contains(life);
+    let rebuild = cluster.members.values().filter(|member| !stays(&member.current())).map(|member| member.id).collect();
+    let newest = promises.values().map(|answer| answer.position.timeline).fold(cluster.last_timeline, Timeline::max);
+    // Nobody counts who has not promised; where nobody else has, the leader acknowledges alone.
+    let needed = cluster.spec.needed().min(u8::try_from(members.len()).unwrap_or(u8::MAX));
+    ClusterChange::Choose {
+        epoch: cluster.epoch,
+        leader: chosen.incarnation,
+        timeline: newest.next(),
+        start: chosen.position,
+        sync_set: if needed == 0 { SyncSet::default() } else { SyncSet { members, needed } },
+        rebuild,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::observed::testing::{World, at, lag, life, member, set, world};
+    use pgstead_types::Bytes;
+    use pgstead_types::record::EpochReason;
+
+    /// The leader and one standby of three are gone.
+    fn disaster() -> World {
+        world().leader("a").standby("b", lag(0)).standby("c", lag(300)).gone("a").gone("b")
+    }
+    fn check(world: &World, to: &str) -> ForcedCheck {
+        check_forced(&world.record, &world.observed, &world.policy, member(to))
+    }
+    fn refused(world: &World, to: &str) -> Vec<String> {
+        check(world, to).refused.into_iter().map(|finding| finding.code).collect()
+    }
+
+    #[test]
+    fn the_gap_is_measured_from_what_was_last_heard() {
+        let found = check(&disaster(), "c");
+        assert_eq!(found.refused, []);
+        assert_eq!((found.loss.bytes, found.loss.best), (Some(Bytes(300)), Some(at(2, 700))));
+        assert_eq!(found.loss.missing, [member("a"), member("b")].into());
+        assert_eq!(found.epoch, Epoch(2));
+    }
+
+    #[test]
+    fn a_leader_that_was_never_heard_leaves_the_gap_unknown() {
+        let mut world = disaster();
+        world.observed.nodes.retain(|_, seen| seen.report.members[0].member == member("c"));
+        assert_eq!(check(&world, "c").loss.bytes, None);
+    }
+
+    #[test]
+    fn it_is_refused_while_an_election_by_the_rules_could_succeed() {
+        let world = world().leader("a").standby("b", lag(0)).standby("c", lag(0)).gone("a");
+        assert_eq!(refused(&world, "c"), ["unforced_possible"]);
+    }
+
+    #[test]
+    fn a_leader_left_alone_may_be_let_to_acknowledge_alone() {
+        let world = world().leader("a").standby("b", lag(0)).standby("c", lag(0)).gone("b").gone("c");
+        assert_eq!(refused(&world, "a"), Vec::<String>::new());
+        assert_eq!(check(&world, "a").loss.bytes, Some(Bytes(0)));
+    }
+
+    #[test]
+    fn one_that_is_away_or_has_less_is_refused() {
+        assert_eq!(refused(&disaster(), "b"), ["target_away"]);
+        let world = world().leader("a").standby("b", lag(0)).standby("c", lag(0)).standby("d", lag(300)).gone("a");
+        let world = world.recorded(|record| record.configs[0].sync_set = set(&["b", "c", "d"], 2)).gone("b");
+        let found = refused(&world, "d");
+        assert!(found.contains(&"another_has_more".to_string()), "{found:?}");
+    }
+
+    #[test]
+    fn its_epoch_is_beyond_every_promise() {
+        let world = disaster().report("c", |report| report.promised = Epoch(7));
+        assert_eq!(check(&world, "c").epoch, Epoch(8));
+    }
+
+    #[test]
+    fn the_best_promiser_leads_alone_and_the_lost_lives_are_retired() {
+        let mut world = disaster().electing(EpochReason::Forced, Some("c")).promised("c", 2, at(2, 700));
+        let Some(ClusterChange::Choose { leader, sync_set, rebuild, .. }) = world.decide().change else {
+            panic!("no choice")
+        };
+        assert_eq!((leader, sync_set), (life("c", 1), SyncSet::default()));
+        assert_eq!(rebuild, [member("a"), member("b")]);
+    }
+
+    #[test]
+    fn those_who_are_here_are_waited_for() {
+        let world = world().leader("a").standby("b", lag(0)).standby("c", lag(0)).standby("d", lag(0));
+        let world = world.recorded(|record| record.configs[0].sync_set = set(&["b", "c", "d"], 1));
+        let world = world.gone("a").gone("b").electing(EpochReason::Forced, Some("c")).promised("c", 2, at(2, 1000));
+        let mut world = world;
+        let plan = world.decide();
+        assert!(plan.change.is_none() && plan.findings.iter().any(|finding| finding.code == "forced_election"));
+        let mut world = world.later(policy_patience());
+        assert!(matches!(world.decide().change, Some(ClusterChange::Choose { .. })));
+    }
+
+    fn policy_patience() -> std::time::Duration {
+        Policy::default().preferred_patience
+    }
+
+    #[test]
+    fn promises_that_elect_and_cannot_confirm_are_not_enough() {
+        // Two acknowledgements of two: one promise elects, and one member confirms nothing.
+        let world = world().leader("a").standby("b", lag(0)).standby("c", lag(0)).gone("a").gone("b");
+        let world = world.recorded(|record| {
+            record.configs[0].sync_set = set(&["b", "c"], 2);
+            record.spec.sync_replicas = Some(2);
+        });
+        assert_eq!(refused(&world, "c"), Vec::<String>::new());
+        let mut world = world.electing(EpochReason::Forced, Some("c")).promised("c", 2, at(2, 1000));
+        let change = world.decide().change;
+        assert!(matches!(&change, Some(ClusterChange::Choose { sync_set, .. }) if sync_set.needed == 0), "{change:?}");
+    }
+
+    #[test]
+    fn without_a_persons_word_nobody_is_chosen() {
+        let mut world = disaster().electing(EpochReason::NodeLost, None).promised("c", 2, at(2, 700));
+        assert_eq!(world.decide().change, None);
+    }
+
+    #[test]
+    fn when_enough_promise_after_all_nothing_is_lost() {
+        let world = world().leader("a").standby("b", lag(0)).standby("c", lag(300)).gone("a");
+        let world = world.electing(EpochReason::Forced, Some("c"));
+        let mut world = world.promised("b", 2, at(2, 1000)).promised("c", 2, at(2, 700));
+        let Some(ClusterChange::Choose { leader, rebuild, .. }) = world.decide().change else { panic!("no choice") };
+        assert_eq!((leader, rebuild), (life("b", 1), vec![]));
+    }
+}

@@ -1,0 +1,258 @@
+//! What stands in the way of a switchover: everything at once, each as a finding. An error cannot be overruled, a warning
+//! can, and the rest is worth knowing.
+
+use crate::election::could_promise;
+use crate::observed::{Observed, Policy};
+use crate::quorum::electable;
+use crate::steady::streams;
+use crate::switchover::LAG_MAX;
+use pgstead_types::record::{ClusterRecord, Leadership, Lifecycle, MemberRecord};
+use pgstead_types::report::PrimarySeen;
+use pgstead_types::{Bytes, Finding, Incarnation, MemberId, Severity};
+use std::collections::BTreeSet;
+
+/// What a switchover would be, and what blocks it.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct SwitchoverCheck {
+    pub from: Option<MemberId>,
+    /// The one that was asked for, or the closest standby; none if nobody could.
+    pub to: Option<MemberId>,
+    /// How far the target is behind, where that is known.
+    pub lag: Option<Bytes>,
+    pub findings: Vec<Finding>,
+}
+
+impl SwitchoverCheck {
+    /// Whether it can begin now. `overrule` passes over what is only a warning.
+    pub fn is_clear(&self, overrule: Overrule) -> bool {
+        let gravest = match overrule {
+            Overrule::Nothing => Severity::Warning,
+            Overrule::Warnings => Severity::Error,
+        };
+        self.findings.iter().all(|finding| finding.severity < gravest)
+    }
+}
+
+/// What the asker passes over.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Overrule {
+    Nothing,
+    Warnings,
+}
+
+/// The leader's Postgres by its node's fresh word, if it runs as the primary of the present epoch.
+fn leading<'a>(cluster: &ClusterRecord, observed: &'a Observed, policy: &Policy) -> Option<&'a PrimarySeen> {
+    let leader = cluster.leadership.leader()?;
+    let report = observed.fresh(cluster, leader, policy)?;
+    report.as_primary().filter(|primary| primary.epoch == Some(cluster.epoch))
+}
+
+/// How far a standby that streams is behind.
+fn lag(primary: &PrimarySeen, member: &MemberRecord) -> Option<Bytes> {
+    let sender = primary.senders.iter().find(|sender| sender.incarnation == Some(member.current()))?;
+    Some(primary.flushed.bytes_since(sender.flushed?))
+}
+
+/// The standby that could take over soonest.
+pub fn closest_standby(cluster: &ClusterRecord, observed: &Observed, policy: &Policy) -> Option<MemberId> {
+    let primary = leading(cluster, observed, policy)?;
+    let leader = cluster.leadership.leader();
+    let standbys = cluster.members.values().filter(|member| Some(member.id) != leader && streams(primary, member));
+    standbys.filter_map(|member| Some((lag(primary, member)?, member.id))).min().map(|(_, id)| id)
+}
+
+pub fn check_switchover(
+    cluster: &ClusterRecord,
+    observed: &Observed,
+    policy: &Policy,
+    to: Option<MemberId>,
+) -> SwitchoverCheck {
+    let mut check = SwitchoverCheck {
+        from: cluster.leadership.leader().filter(|_| cluster.is_confirmed()),
+        to: to.or_else(|| closest_standby(cluster, observed, policy)),
+        lag: None,
+        findings: Vec::new(),
+    };
+    let findings = &mut check.findings;
+    let mut block = |code: &str, text: String| findings.push(Finding::error(code, text).on_cluster(cluster.id));
+    if cluster.lifecycle != Lifecycle::Active {
+        block("being_deleted", "the cluster is being deleted".into());
+    }
+    if cluster.switchover.is_some() {
+        block("other_operation", "a switchover is under way; wait for it to end".into());
+    }
+    if cluster.restart.is_some() {
+        block("other_operation", "a restart is under way; wait for it to end".into());
+    }
+    if cluster.creating.is_some() {
+        block("other_operation", "the cluster is still being created".into());
+    }
+    match &cluster.leadership {
+        Leadership::Confirmed { .. } => {}
+        _ => block("no_leader", "the cluster has no confirmed leader now; it is changing its leader already".into()),
+    }
+    let primary = leading(cluster, observed, policy);
+    if let (Some(leader), None) = (check.from, primary) {
+        let name = name(cluster, leader);
+        block("leader_not_seen", format!("the leader {name} is not seen to run now, so it cannot be stopped cleanly"));
+    }
+    let Some(member) = check.to.and_then(|to| cluster.members.get(&to)) else {
+        let text = match check.to {
+            Some(to) => format!("{to} is no member of the cluster"),
+            None => "no standby streams from the leader, so nobody could take over".into(),
+        };
+        block("no_target", text);
+        return check;
+    };
+    if check.from == Some(member.id) {
+        block("leads_already", format!("{} leads already", member.name));
+        return check;
+    }
+    target(cluster, observed, policy, member, primary, &mut check);
+    promises(cluster, observed, policy, member, &mut check);
+    check
+}
+
+fn name(cluster: &ClusterRecord, member: MemberId) -> String {
+    cluster.members.get(&member).map_or_else(|| member.to_string(), |member| member.name.clone())
+}
+
+/// What is wrong with the one that is to lead.
+fn target(
+    cluster: &ClusterRecord,
+    observed: &Observed,
+    policy: &Policy,
+    member: &MemberRecord,
+    primary: Option<&PrimarySeen>,
+    check: &mut SwitchoverCheck,
+) {
+    let about = |finding: Finding| finding.on_cluster(cluster.id).on_member(member.id).on_node(member.node);
+    let Some(report) = observed.fresh(cluster, member.id, policy) else {
+        let text = format!("the node of {} does not answer", member.name);
+        check.findings.push(about(Finding::error("target_away", text)));
+        return;
+    };
+    if let Some(primary) = primary {
+        check.lag = lag(primary, member);
+        match check.lag {
+            None => {
+                let text = format!("{} does not stream from the leader", member.name);
+                check.findings.push(about(Finding::error("target_not_streaming", text)));
+            }
+            Some(_) if !streams(primary, member) => {
+                let text = format!("{} is catching up and does not stream yet", member.name);
+                check.findings.push(about(Finding::error("target_not_streaming", text)));
+            }
+            Some(lag) if lag > LAG_MAX => {
+                let text = format!("{} is {lag} behind; more than {LAG_MAX} would keep clients waiting", member.name);
+                check.findings.push(about(Finding::error("target_lags", text)));
+            }
+            Some(_) => {}
+        }
+    }
+    if !cluster.config().is_some_and(|config| config.sync_set.members.contains(&member.current())) {
+        let text = format!("{} does not count in the sync set yet", member.name);
+        check.findings.push(about(Finding::warning("target_does_not_count", text)));
+    }
+    if let Some(working) = &report.working {
+        let text = format!("{} is busy: {}", member.name, working.step);
+        check.findings.push(about(Finding::warning("target_busy", text)));
+    }
+    // What its own node says of it; what is only worth knowing blocks nothing.
+    let own = report.findings.iter().filter(|finding| finding.severity >= Severity::Warning);
+    check.findings.extend(own.cloned().map(about));
+}
+
+/// Whether the election that ends it can succeed, also if the old leader fails on the way.
+fn promises(
+    cluster: &ClusterRecord,
+    observed: &Observed,
+    policy: &Policy,
+    member: &MemberRecord,
+    check: &mut SwitchoverCheck,
+) {
+    let here = could_promise(cluster, observed, policy);
+    let after = here.iter().filter(|life| life.member != member.id).count();
+    let needed = usize::from(cluster.spec.needed());
+    if after < needed {
+        let text = format!(
+            "under {}, {needed} others must have a commit on disk, and {after} are here: writes would wait",
+            member.name
+        );
+        check.findings.push(Finding::error("too_few_members", text).on_cluster(cluster.id));
+        return;
+    }
+    let without: BTreeSet<Incarnation> = here.iter().copied().filter(|life| Some(life.member) != check.from).collect();
+    if electable(&cluster.configs, &without).is_err() {
+        let text = "if the leader were lost on the way, too few others are here to elect anyone until it is back";
+        let alone = cluster.members.len() <= 2;
+        // Two members can never do without each other; then it is no news.
+        let finding = if alone { Finding::info("no_spare", text) } else { Finding::warning("no_spare", text) };
+        check.findings.push(finding.on_cluster(cluster.id));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::observed::testing::{lag, member, set, world};
+
+    fn codes(check: &SwitchoverCheck) -> Vec<&str> {
+        check.findings.iter().map(|finding| finding.code.as_str()).collect()
+    }
+
+    #[test]
+    fn nothing_blocks_a_switchover_of_a_cluster_that_is_well() {
+        let world = world().leader("a").standby("b", lag(10)).standby("c", lag(0));
+        let check = check_switchover(&world.record, &world.observed, &world.policy, None);
+        assert_eq!((codes(&check), check.to), (vec![], Some(member("c"))), "the closest is taken");
+        assert!(check.is_clear(Overrule::Nothing));
+    }
+
+    #[test]
+    fn everything_that_blocks_is_named_at_once() {
+        let world = world().leader("a").standby("b", lag(0)).standby("c", lag(0)).gone("b").switchover("a", "c", false);
+        let world = world.recorded(|record| record.configs[0].sync_set = set(&["c"], 1));
+        let check = check_switchover(&world.record, &world.observed, &world.policy, Some(member("b")));
+        assert_eq!(codes(&check), ["other_operation", "target_away"]);
+        assert!(!check.is_clear(Overrule::Warnings));
+    }
+
+    #[test]
+    fn a_target_that_lags_or_does_not_stream_blocks() {
+        let far = 20 << 20;
+        let world = world().leader("a").standby("b", lag(0)).standby("c", lag(0)).with_primary(|primary| {
+            primary.flushed.0 += far;
+            primary.senders[0].flushed.as_mut().unwrap().0 += far;
+        });
+        let lags = check_switchover(&world.record, &world.observed, &world.policy, Some(member("c")));
+        assert_eq!((codes(&lags), lags.lag), (vec!["target_lags"], Some(Bytes(far))));
+        let world = world.with_primary(|primary| primary.senders[1].streaming = false);
+        let silent = check_switchover(&world.record, &world.observed, &world.policy, Some(member("c")));
+        assert_eq!(codes(&silent), ["target_not_streaming"]);
+    }
+
+    #[test]
+    fn what_its_node_says_of_the_target_counts() {
+        let world = world().leader("a").standby("b", lag(0)).standby("c", lag(0)).report("b", |report| {
+            report.findings = vec![Finding::warning("disk_fills", "x"), Finding::info("note", "y")];
+        });
+        let check = check_switchover(&world.record, &world.observed, &world.policy, Some(member("b")));
+        assert_eq!(codes(&check), ["disk_fills"]);
+        assert!(!check.is_clear(Overrule::Nothing) && check.is_clear(Overrule::Warnings));
+    }
+
+    #[test]
+    fn without_a_spare_the_leaders_loss_on_the_way_is_warned_of() {
+        let world = world().leader("a").standby("b", lag(0)).standby("c", lag(0)).gone("c");
+        let check = check_switchover(&world.record, &world.observed, &world.policy, Some(member("b")));
+        assert_eq!(codes(&check), ["no_spare"]);
+    }
+
+    #[test]
+    fn nobody_takes_over_where_nobody_streams() {
+        let world = world().leader("a").standby("b", lag(0)).with_primary(|primary| primary.senders.clear());
+        let check = check_switchover(&world.record, &world.observed, &world.policy, None);
+        assert_eq!(codes(&check), ["no_target"]);
+    }
+}

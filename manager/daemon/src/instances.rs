@@ -1,0 +1,26 @@
+//! The Postgres of this node's members, for questions from outside their tasks.
+
+use pgstead_replication::Instance;
+use pgstead_types::MemberId;
+use pgstead_types::sessions::SessionsSeen;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+/// Cheap to clone; all clones are the same.
+#[derive(Clone, Default)]
+pub struct Instances(Arc<Mutex<BTreeMap<MemberId, Arc<Instance>>>>);
+
+impl Instances {
+    pub fn put(&self, member: MemberId, instance: Arc<Instance>) {
+        self.0.lock().expect("nothing panics while it holds the instances").insert(member, instance);
+    }
+    pub fn remove(&self, member: MemberId) {
+        self.0.lock().expect("nothing panics while it holds the instances").remove(&member);
+    }
+    /// What the clients of a member are at.
+    pub async fn sessions(&self, member: MemberId) -> Result<SessionsSeen, String> {
+        let held = self.0.lock().expect("nothing panics while it holds the instances").get(&member).cloned();
+        let instance = held.ok_or_else(|| "the member is not on this node".to_string())?;
+        instance.sessions().await.map_err(|error| error.to_string())
+    }
+}

@@ -1,0 +1,151 @@
+//! What a person does in a disaster, as the commands do it: looks at what would be lost, and forces a leader. Also the
+//! courses of those seeds that have one; no other seed may lose a row.
+
+use crate::faults::Fault;
+use crate::rng::Rng;
+use crate::world::{Event, World, member_id};
+use pgstead_core::{ForcedCheck, check_forced, check_switchover};
+use pgstead_types::WallTime;
+use pgstead_types::record::{ClusterChange, ScheduledSwitchover};
+use std::time::Duration;
+
+/// Nodes of a course with a forced failover: three members, and enough others that the consensus outlives two of them.
+const NODES: usize = 5;
+
+/// One seed in twenty-five has a forced failover.
+pub fn is_forced(seed: u64) -> bool {
+    Rng::new(seed ^ 0xF0_4CED).below(25) == 0
+}
+
+impl World {
+    /// What forcing a leader would mean, by what the controller knows.
+    pub fn check_forced(&mut self, to: usize) -> Result<ForcedCheck, String> {
+        let n = self.controller().ok_or("no node is the controller now")?;
+        let record = self.raft.record(n);
+        let cluster = record.clusters.get(&crate::world::CLUSTER).ok_or("there is no cluster")?;
+        let (now, policy) = (self.now, self.policy);
+        let controller = self.machines[n].daemon.as_mut().and_then(|daemon| daemon.controller.as_mut());
+        let controller = controller.ok_or("no node is the controller now")?;
+        controller.observed.now = now;
+        Ok(check_forced(cluster, &controller.observed, &policy, member_id(to)))
+    }
+
+    /// Forces a leader, if that is not refused.
+    pub fn force(&mut self, to: usize) -> Result<(), String> {
+        let ForcedCheck { loss, epoch, refused, .. } = self.check_forced(to)?;
+        if let Some(finding) = refused.first() {
+            self.say(format!("refused   {finding}"));
+            return Err(finding.to_string());
+        }
+        let operation = self.next_operation();
+        let at = WallTime(self.now.as_millis() as i64);
+        let to = member_id(to);
+        self.count("fault: failover forced");
+        match self.request(ClusterChange::ForceEpoch { at, epoch, operation, to, by: "a person".into(), loss }) {
+            true => Ok(()),
+            false => Err("no node is the controller now".into()),
+        }
+    }
+
+    /// Asks for a switchover that begins after `from` and before `until` from now.
+    pub fn schedule(&mut self, to: Option<usize>, from: Duration, until: Duration) -> Result<(), String> {
+        let now = WallTime(self.now.as_millis() as i64);
+        let (not_before, not_after) = (now.plus(from), now.plus(until));
+        let scheduled =
+            ScheduledSwitchover { operation: self.next_operation(), to: to.map(member_id), not_before, not_after };
+        match self.request(ClusterChange::ScheduleSwitchover { scheduled }) {
+            true => Ok(()),
+            false => Err("no node is the controller now".into()),
+        }
+    }
+
+    pub fn cancel(&mut self) -> Result<(), String> {
+        let held = self.cluster().and_then(|cluster| cluster.planned.scheduled.as_ref());
+        let operation = held.map(|scheduled| scheduled.operation).ok_or("no switchover is scheduled")?;
+        match self.request(ClusterChange::CancelSwitchover { operation }) {
+            true => Ok(()),
+            false => Err("no node is the controller now".into()),
+        }
+    }
+
+    /// Back to the leader before the last switchover, as the route decides it.
+    pub fn undo(&mut self) -> Result<(), String> {
+        let n = self.controller().ok_or("no node is the controller now")?;
+        let cluster = self.cluster().cloned().ok_or("there is no cluster")?;
+        let last = cluster.planned.last.filter(|last| cluster.leadership.leader() == Some(last.to));
+        let to = last.ok_or("there is no switchover to undo")?.from;
+        let policy = self.policy;
+        let controller = self.machines[n].daemon.as_ref().and_then(|daemon| daemon.controller.as_ref());
+        let observed = &controller.ok_or("no node is the controller now")?.observed;
+        let check = check_switchover(&cluster, observed, &policy, Some(to));
+        if let Some(finding) = check.findings.first() {
+            return Err(finding.to_string());
+        }
+        let operation = self.next_operation();
+        self.request(ClusterChange::RequestSwitchover { operation, to });
+        Ok(())
+    }
+}
+
+/// A world for [`course`].
+pub fn world(seed: u64) -> World {
+    World::new(seed, 3, None, NODES)
+}
+
+/// The leader and a standby become useless in one of several ways, a person forces the one that is left, and later
+/// everything comes back.
+pub fn course(world: &mut World) -> Result<(), String> {
+    for home in [None, Some(0), Some(2)] {
+        world.add_client(home, u64::MAX);
+    }
+    world.run_for(Duration::from_secs(1))?;
+    crate::run::settle(world, Duration::from_secs(120))?;
+    let pause = world.rng.ms(500, 4000);
+    world.run_for(pause)?;
+    let leader = world.leader().unwrap_or(0);
+    let survivor = (leader + 1 + world.rng.below(2) as usize) % 3;
+    let other = 3 - leader - survivor;
+    // One that lags, so that something is lost.
+    if world.rng.chance(60) {
+        world.inflict(Fault::CutPostgres(leader, survivor));
+        let pause = world.rng.ms(200, 3000);
+        world.run_for(pause)?;
+    }
+    match world.rng.below(4) {
+        0 => [leader, other].into_iter().for_each(|node| world.inflict(Fault::KillNode { node, heard: true })),
+        1 => [leader, other].into_iter().for_each(|node| world.inflict(Fault::KillNode { node, heard: false })),
+        2 => [leader, other].into_iter().for_each(|node| world.inflict(Fault::Freeze(node))),
+        // The harshest: the two go on for clients on their side.
+        _ => {
+            for near in [leader, other] {
+                for far in (0..NODES).filter(|far| ![leader, other].contains(far)) {
+                    world.inflict(Fault::Cut(near, far));
+                    world.inflict(Fault::Cut(far, near));
+                }
+            }
+        }
+    }
+    // The person comes late, looks, and is refused as long as an ordinary election may succeed.
+    for _ in 0..20 {
+        let pause = world.rng.ms(1000, 6000);
+        world.run_for(pause)?;
+        if world.force(survivor).is_ok() {
+            break;
+        }
+    }
+    let more = world.rng.below(4);
+    match more {
+        0 => world.inflict(Fault::KillPostmaster(survivor)),
+        1 => {
+            if let Some(node) = world.controller() {
+                world.inflict(Fault::KillDaemon(node));
+                let back = world.rng.ms(500, 3000);
+                world.after(back, Event::Fault(Fault::StartDaemon(node)));
+            }
+        }
+        _ => {}
+    }
+    let pause = world.rng.ms(500, 15_000);
+    world.run_for(pause)?;
+    Ok(())
+}
