@@ -130,7 +130,9 @@ async fn arrange(bed: &Testbed, fault: Fault) -> anyhow::Result<()> {
             if !there {
                 let members = bed.client()?.cluster_members(CLUSTER).await?;
                 let target = members.iter().find(|member| member.node.name == controller).context("no member there")?;
-                bed.client()?.switchover(CLUSTER, &SwitchoverBody { to: Some(target.name.clone()), ..Default::default() }, None).await?;
+                bed.client()?
+                    .switchover(CLUSTER, &SwitchoverBody { to: Some(target.name.clone()), ..Default::default() }, None)
+                    .await?;
                 bed.wait_for_another_leader(CLUSTER, leader, PATIENCE).await?;
                 bed.wait_healthy(CLUSTER, PATIENCE).await?;
             }
