@@ -67,6 +67,7 @@ fn points(operation: Operation) -> Vec<String> {
 /// The daemons of some nodes, told to die at points and started again whenever they do.
 struct Mortals<'a> {
     bed: &'a mut Bed,
+    operation: Operation,
     nodes: Vec<usize>,
     points: Vec<String>,
     deaths: usize,
@@ -85,7 +86,7 @@ impl<'a> Mortals<'a> {
 
     /// The same for nodes whose daemons do not run, without waiting.
     fn begin_with(bed: &'a mut Bed, operation: Operation, nodes: &[usize]) -> anyhow::Result<Self> {
-        let mut mortals = Self { bed, nodes: Vec::new(), points: points(operation), deaths: 0 };
+        let mut mortals = Self { bed, operation, nodes: Vec::new(), points: points(operation), deaths: 0 };
         nodes.iter().try_for_each(|number| mortals.add(*number))?;
         Ok(mortals)
     }
@@ -125,6 +126,13 @@ impl<'a> Mortals<'a> {
             match state {
                 // No other death than those: a daemon that ended by itself would be a fault of its own.
                 Ok(()) if missing.is_empty() && asked == seen => Ok(()),
+                // A daemon that starts slowly counts as lost, and the election that follows ends the switchover before its
+                // later steps.
+                Ok(()) if !missing.is_empty() && self.operation == Operation::Switchover => {
+                    let client = self.bed.client().map_err(|error| error.to_string())?;
+                    let asked = client.switchover("app", None, None).await.map(|_| ());
+                    Err(format!("nobody died at {missing:?}; another switchover was asked for: {asked:?}"))
+                }
                 state => {
                     Err(format!("nobody died at {missing:?}; {asked} deaths asked for, {seen} seen; it is {state:?}"))
                 }
