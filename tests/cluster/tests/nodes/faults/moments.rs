@@ -82,7 +82,7 @@ fn nodes_die_in_the_midst_of_switchovers() -> anyhow::Result<()> {
             }
             bed.wait_reachable(3).await?;
             bed.wait_healthy("app", LATER).await?;
-            let asked = bed.client()?.switchover("app", None, None).await;
+            let asked = bed.client()?.switchover("app", &Default::default(), None).await;
             ensure!(asked.is_ok() || !bed.daemon_runs(1) || !bed.daemon_runs(2) || !bed.daemon_runs(3), "{asked:?}");
             nodes_die(bed, &mortals, 1).await?;
             be_immortal(bed, &[1, 2, 3]).await?;
