@@ -130,7 +130,7 @@ impl<'a> Mortals<'a> {
                 // later steps.
                 Ok(()) if !missing.is_empty() && self.operation == Operation::Switchover => {
                     let client = self.bed.client().map_err(|error| error.to_string())?;
-                    let asked = client.switchover("app", None, None).await.map(|_| ());
+                    let asked = client.switchover("app", &Default::default(), None).await.map(|_| ());
                     Err(format!("nobody died at {missing:?}; another switchover was asked for: {asked:?}"))
                 }
                 state => {
