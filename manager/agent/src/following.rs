@@ -4,7 +4,7 @@ use crate::action::Action;
 use crate::decide::{self, Next, Scene};
 use pgstead_types::record::Leadership;
 use pgstead_types::report::{ClientAccess, DataIdentity, DataSeen, PostgresSeen, StandbySeen, Upstream};
-use pgstead_types::{Finding, MemberId, Step};
+use pgstead_types::{Finding, MemberId, Step, Trouble};
 
 /// A rewind that failed so often gives way to a copy.
 const REWINDS_MAX: u32 = 2;
@@ -67,8 +67,10 @@ fn rebuild(scene: &Scene<'_>, leader: MemberId, identity: &DataIdentity) -> Next
     match &scene.seen.postgres {
         PostgresSeen::Down { .. } => {}
         PostgresSeen::Standby(_) => return Next::act(Action::StopCleanly { planned: None }),
-        PostgresSeen::Starting => return Next::wait(),
-        PostgresSeen::Primary(_) | PostgresSeen::Unresponsive { .. } => return Next::act(Action::Fence),
+        // Its data is given up, so there is nothing that its recovery could still be good for.
+        PostgresSeen::Starting | PostgresSeen::Primary(_) | PostgresSeen::Unresponsive { .. } => {
+            return Next::act(Action::Fence);
+        }
     }
     let rewinds = match &scene.seen.working {
         Some(working) if working.step == Step::Rewind => working.attempt,
@@ -79,9 +81,15 @@ fn rebuild(scene: &Scene<'_>, leader: MemberId, identity: &DataIdentity) -> Next
     if rewinds < REWINDS_MAX && scene.cluster.is_confirmed() { rewind(scene, leader) } else { clone(scene, leader) }
 }
 
+fn hangs(scene: &Scene<'_>) -> bool {
+    scene.seen.troubles.iter().any(|trouble| matches!(trouble, Trouble::Hung { .. }))
+}
+
 fn stand_by(scene: &Scene<'_>, leader: MemberId) -> Next {
     match &scene.seen.postgres {
         PostgresSeen::Primary(_) => Next::act(Action::Fence),
+        // It may be a primary of an older epoch, of which only its end makes a standby; and one that hangs is none.
+        PostgresSeen::Unresponsive { .. } if hangs(scene) => Next::act(Action::Fence),
         PostgresSeen::Starting | PostgresSeen::Unresponsive { .. } => Next::wait(),
         PostgresSeen::Down { .. } => Next::act(Action::StartStandby {
             access: ClientAccess::Open,

@@ -10,31 +10,42 @@ use std::collections::{BTreeMap, BTreeSet};
 pub(crate) type Promises = BTreeMap<Incarnation, PromiseAnswer>;
 
 /// The one to be chosen among `promises`. The suspected old leader is taken only when the others are not enough without it
-/// or when it is `preferred`: its log may reach further, but only with commits that nobody was told of.
+/// or when it is `preferred`: its log may reach further, but only with commits that nobody was told of. The `unfit` are
+/// passed over in the same way: whoever is left must be enough without them, so that nothing acknowledged is passed
+/// over with them.
 pub(crate) fn rank(
     cluster: &ClusterRecord,
     promises: &Promises,
     preferred: Option<MemberId>,
+    unfit: &BTreeSet<MemberId>,
 ) -> Result<PromiseAnswer, Option<Missing>> {
     let all: BTreeSet<Incarnation> = promises.keys().copied().collect();
     electable(&cluster.configs, &all)?;
     let suspect = cluster.configs.last().map(|config| config.leader);
-    let without: BTreeSet<Incarnation> = all.iter().copied().filter(|life| Some(*life) != suspect).collect();
-    let others_are_enough = electable(&cluster.configs, &without).is_ok();
     let suspect_wanted = suspect.is_some_and(|life| preferred == Some(life.member));
-    let field = if others_are_enough && !suspect_wanted { &without } else { &all };
+    let is_suspect = |life: &Incarnation| Some(*life) == suspect && !suspect_wanted;
+    let is_unfit = |life: &Incarnation| unfit.contains(&life.member);
+    let without = |passed_over: &dyn Fn(&Incarnation) -> bool| -> BTreeSet<Incarnation> {
+        all.iter().copied().filter(|life| !passed_over(life)).collect()
+    };
+    let fields = [without(&|life| is_suspect(life) || is_unfit(life)), without(&is_unfit), without(&is_suspect)];
+    let field = fields.iter().find(|field| electable(&cluster.configs, field).is_ok()).unwrap_or(&all);
     let best = field
         .iter()
         .filter_map(|life| promises.get(life))
-        // Of equals, one that has not just been lost or failed to be promoted.
-        .max_by_key(|answer| (answer.position, Some(answer.incarnation) != suspect))
+        // Of equals, one that is well and has not just been lost or failed to be promoted.
+        .max_by_key(|answer| (answer.position, !is_unfit(&answer.incarnation), Some(answer.incarnation) != suspect))
         .ok_or(None)?;
+    // Whoever holds as much and is well, even where the others would not be enough without the unfit one.
+    let equal = |answer: &&PromiseAnswer| answer.position == best.position && !is_unfit(&answer.incarnation);
+    let fit = promises.values().find(equal).filter(|_| is_unfit(&best.incarnation)).unwrap_or(best);
     // The preferred one only where it holds as much.
     let wanted = field
         .iter()
         .filter_map(|life| promises.get(life))
-        .find(|answer| Some(answer.incarnation.member) == preferred && answer.position == best.position);
-    Ok(*wanted.unwrap_or(best))
+        .find(|answer| Some(answer.incarnation.member) == preferred && answer.position == best.position)
+        .filter(|answer| !is_unfit(&answer.incarnation));
+    Ok(*wanted.unwrap_or(fit))
 }
 
 /// The change that names `chosen`, with a timeline never given before and the set that it starts with: whoever has
@@ -51,6 +62,7 @@ pub(crate) fn choice(
         .values()
         .filter(|answer| answer.incarnation != chosen.incarnation)
         .filter(|answer| cluster.is_prefix(answer.position, chosen.position))
+        .filter(|answer| !must_rebuild.contains(&answer.incarnation.member))
         .map(|answer| answer.incarnation)
         .collect();
     let mut rebuild = Vec::new();

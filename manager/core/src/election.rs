@@ -4,6 +4,7 @@
 use crate::candidate::{Promises, choice, rank};
 use crate::decide::Plan;
 use crate::forced;
+use crate::health;
 use crate::observed::{Memory, Observed, Policy};
 use crate::quorum::{Missing, electable};
 use pgstead_types::record::{ClusterChange, ClusterRecord, EpochReason};
@@ -56,7 +57,7 @@ pub(crate) fn plan(
     if reason == EpochReason::Forced && !forced::is_needless(cluster, &promises) {
         return forced::plan(cluster, observed, policy, memory, &promises, preferred);
     }
-    let chosen = match rank(cluster, &promises, preferred) {
+    let chosen = match rank(cluster, &promises, preferred, &health::unfit(cluster, observed)) {
         Ok(chosen) => chosen,
         Err(missing) => {
             memory.electable = None;
@@ -67,12 +68,16 @@ pub(crate) fn plan(
             return Plan::wait(missing_finding(cluster, missing));
         }
     };
+    if health::is_corrupted(cluster, observed, chosen.incarnation.member) && cluster.members.len() > 1 {
+        memory.electable = None;
+        return Plan::wait(health::only_corrupted(cluster, chosen.incarnation.member));
+    }
     let since = *memory.electable.get_or_insert(observed.now);
     if let Some(until) = worth_waiting(cluster, observed, policy, &promises, reason, preferred, since) {
         let text = "enough members have promised; waiting a moment for the others that are here";
         return Plan::wait(Finding::info("promises_arriving", text).on_cluster(cluster.id)).until(until);
     }
-    let rebuild = must_rebuild(cluster, observed, policy, &promises);
+    let rebuild = must_rebuild(cluster, observed, policy, &promises, chosen.incarnation.member);
     Plan::change(choice(cluster, &promises, chosen, &rebuild))
 }
 
@@ -110,19 +115,28 @@ fn worth_waiting(
     (observed.now < until).then_some(until)
 }
 
-/// Members that cannot be in a set as they are: their data is gone. The old leader, if it is away, stays as it is: where
-/// its log has left the history, that is seen when it comes back, and until then its data may yet be needed.
+/// Members that cannot be in a set as they are: their data is gone, or of no use to them, or the chosen one no longer has
+/// the log that they lack. The old leader, if it is away, stays as it is: where its log has left the history, that is
+/// seen when it comes back, and until then its data may yet be needed.
 fn must_rebuild(
     cluster: &ClusterRecord,
     observed: &Observed,
     policy: &Policy,
     promises: &Promises,
+    chosen: MemberId,
 ) -> BTreeSet<MemberId> {
+    let oldest = observed.fresh(cluster, chosen, policy).and_then(|report| report.oldest_log);
     cluster
         .members
         .values()
-        .filter(|member| !promises.contains_key(&member.current()))
-        .filter(|member| has_lost_data(cluster, observed, policy, member.id).is_some())
+        .filter(|member| match promises.get(&member.current()) {
+            None => has_lost_data(cluster, observed, policy, member.id).is_some(),
+            Some(answer) => {
+                answer.incarnation.member != chosen
+                    && (oldest.is_some_and(|oldest| answer.position.lsn < oldest)
+                        || health::wants_other_data(cluster, observed, member.id).is_some())
+            }
+        })
         .map(|member| member.id)
         .collect()
 }

@@ -78,6 +78,7 @@ pub(crate) fn leader_seen<'a>(
     };
     match &report.postgres {
         PostgresSeen::Primary(primary) if primary.epoch == Some(cluster.epoch) => {
+            memory.hung = None;
             cut(cluster, observed, policy, memory, leader, primary)
         }
         PostgresSeen::Primary(_) | PostgresSeen::Standby(_) | PostgresSeen::Down { .. } | PostgresSeen::Starting => {
@@ -94,10 +95,18 @@ pub(crate) fn leader_seen<'a>(
                 finding: about(Finding::error("leader_ended", text)),
             }
         }
+        // Its senders go on beside backends that hang on a disk or a lock of their own, so that a standby hears it proves
+        // nothing of commits.
         PostgresSeen::Unresponsive { why } => {
+            let since = *memory.hung.get_or_insert(observed.now);
+            let until = since + policy.hung_patience;
             let text = format!("the Postgres of leader {name} does not answer its node: {why}");
-            let until = heard.next.map(|left| observed.now + left);
-            LeaderSeen::Unsure { until, finding: about(Finding::warning("leader_unresponsive", text)) }
+            if observed.now >= until && heard.hearing > 0 {
+                let finding = about(Finding::error("leader_hung", text));
+                return LeaderSeen::Lost { reason: EpochReason::PostgresHung, finding };
+            }
+            let next = heard.next.map_or(until, |left| until.min(observed.now + left));
+            LeaderSeen::Unsure { until: Some(next), finding: about(Finding::warning("leader_unresponsive", text)) }
         }
     }
 }

@@ -4,10 +4,12 @@
 //! A file per situation; `decide` is control flow only, `quorum` and `candidate` are the arithmetic of elections.
 
 mod candidate;
+mod change_leader;
 mod decide;
 mod deletion;
 mod election;
 mod forced;
+mod health;
 mod leader_lost;
 mod observed;
 mod placement;

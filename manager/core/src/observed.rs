@@ -1,8 +1,9 @@
 //! What the controller knows of the nodes, how old it may be, and the little that it remembers between decisions.
 
+use crate::health::Rebuilds;
 use pgstead_types::record::ClusterRecord;
 use pgstead_types::report::{MemberReport, NodeReport, StandbySeen, Upstream};
-use pgstead_types::{MemberId, NodeId, Tick, WallTime};
+use pgstead_types::{Epoch, MemberId, NodeId, Tick, WallTime};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -11,8 +12,9 @@ use std::time::Duration;
 pub struct Policy {
     /// Silence of a node for so long makes it suspect. Never below 1 s: a busy host is silent for parts of that.
     pub suspicion: Duration,
-    /// A WAL receiver that has heard nothing for so long says that its sender is silent. The receiver asks its sender
-    /// for a sign of life every second, so this must be well above that.
+    /// A WAL receiver that has heard nothing for so long says that its sender is silent. On an idle leader it asks for a
+    /// sign of life after a second, and the report of that may be half a second old: anything near 1.6 s would make a
+    /// restart of the leader's daemon look like its death. A receiver ends by itself after 2 s, so more costs nothing.
     pub witness_silence: Duration,
     /// A closed connection must stay closed for so long: a report on its way may still arrive.
     pub disconnect_grace: Duration,
@@ -31,13 +33,23 @@ pub struct Policy {
     pub drain_deadline: Duration,
     /// One standby's restart.
     pub restart_deadline: Duration,
+    /// A leader whose Postgres accepts connections and answers nothing is left for so long, though its standbys hear its
+    /// senders: those go on beside backends that hang.
+    pub hung_patience: Duration,
+    /// A member that was made anew and is no better is made anew again after this, then after twice as long, and so on.
+    pub rebuild_pause: Duration,
+    /// So many leaders lost within `lost_window` slow the next change down, where the leader still runs.
+    pub lost_max: usize,
+    pub lost_window: Duration,
+    /// By how much, at most.
+    pub brake: Duration,
 }
 
 impl Default for Policy {
     fn default() -> Self {
         Self {
             suspicion: Duration::from_millis(2000),
-            witness_silence: Duration::from_millis(1500),
+            witness_silence: Duration::from_millis(2500),
             disconnect_grace: Duration::from_millis(30),
             first_report: Duration::from_millis(400),
             promise_patience: Duration::from_millis(100),
@@ -47,6 +59,11 @@ impl Default for Policy {
             checkpoint_deadline: Duration::from_secs(120),
             drain_deadline: Duration::from_secs(10),
             restart_deadline: Duration::from_secs(120),
+            hung_patience: Duration::from_secs(10),
+            rebuild_pause: Duration::from_secs(60),
+            lost_max: 4,
+            lost_window: Duration::from_secs(600),
+            brake: Duration::from_secs(30),
         }
     }
 }
@@ -228,6 +245,13 @@ pub struct Memory {
     pub(crate) electable: Option<Tick>,
     /// Since when the leader runs with too few standbys that hear it.
     pub(crate) cut: Option<Tick>,
+    /// Since when the leader's Postgres answers nobody while its standbys hear it.
+    pub(crate) hung: Option<Tick>,
+    /// Leaders that were lost lately, with the epoch that each led, oldest first.
+    pub(crate) lost: Vec<(Epoch, MemberId, Tick)>,
+    /// Epochs whose promotion failed, since the last one that was confirmed, and when.
+    pub(crate) failed: BTreeMap<Epoch, Tick>,
+    pub(crate) rebuilds: BTreeMap<MemberId, Rebuilds>,
 }
 
 impl Memory {
@@ -239,6 +263,7 @@ impl Memory {
                 self.phase = Some((cluster.revision, now));
                 self.electable = None;
                 self.cut = None;
+                self.hung = None;
                 now
             }
         }

@@ -1,16 +1,21 @@
 //! A leader is chosen: see it promoted to its timeline, then see `k` of its set flush past its end of recovery.
 
+use crate::change_leader;
 use crate::decide::Plan;
 use crate::election;
+use crate::health;
 use crate::leader_lost::{LeaderSeen, leader_seen};
 use crate::observed::{Memory, Observed, Policy, Presence};
 use crate::steady::{leave_set, why_rebuild};
 use pgstead_types::record::{ClusterChange, ClusterRecord, EpochReason, HistoryEntry, MemberRecord};
 use pgstead_types::report::PrimarySeen;
-use pgstead_types::{Finding, MemberId, Step};
+use pgstead_types::{Finding, MemberId, Step, Tick};
+use std::time::Duration;
 
 /// So many failed attempts to promote make another election worthwhile.
 const ATTEMPTS_MAX: u32 = 3;
+/// Failed promotions that are remembered: beyond them the wait grows no more.
+const FAILED_KEPT: usize = 8;
 
 pub(crate) fn await_promotion(
     cluster: &ClusterRecord,
@@ -76,9 +81,28 @@ pub(crate) fn await_promotion(
         None => Plan::wait(waiting(cluster, leader, "it is being promoted")).until(deadline),
         Some(why) => {
             let finding = waiting(cluster, leader, why);
+            if fresh.is_some()
+                && let Some(until) = another_attempt_from(cluster, observed, memory)
+            {
+                let text = "promotions fail one after the other; the next election waits longer each time";
+                let again = Finding::error("promotions_fail", text).on_cluster(cluster.id);
+                return Plan::wait(finding).with(again).until(until);
+            }
             election::begin(cluster, observed, policy, EpochReason::PromotionFailed, None).with(finding)
         }
     }
+}
+
+/// The first failure has another election at once; each further one without a confirmed epoch in between waits longer.
+fn another_attempt_from(cluster: &ClusterRecord, observed: &Observed, memory: &mut Memory) -> Option<Tick> {
+    let failed = *memory.failed.entry(cluster.epoch).or_insert(observed.now);
+    let earlier = memory.failed.len() - 1;
+    if memory.failed.len() > FAILED_KEPT {
+        memory.failed.pop_first();
+    }
+    let wait = Duration::from_millis(500) * (1u32 << earlier.min(6));
+    let until = failed + wait;
+    (earlier > 0 && observed.now < until).then_some(until)
 }
 
 fn waiting(cluster: &ClusterRecord, leader: MemberId, why: &str) -> Finding {
@@ -102,7 +126,7 @@ pub(crate) fn await_confirmation(
             return until.map_or(plan.clone(), |until| plan.until(until));
         }
         LeaderSeen::Lost { reason, finding } => {
-            return election::begin(cluster, observed, policy, reason, None).with(finding);
+            return change_leader::after_loss(cluster, observed, policy, memory, leader, reason, finding);
         }
     };
     let (Some(config), Some(promotion)) = (cluster.config(), cluster.promotion()) else { return Plan::default() };
@@ -121,6 +145,12 @@ pub(crate) fn await_confirmation(
     if let Some((member, why)) = broken.first()
         && config.sync_set.members.len() - broken.len() < usize::from(config.sync_set.needed)
     {
+        if let Some(from) = health::may_rebuild_from(policy, memory, member).filter(|from| *from > observed.now) {
+            let text = format!("{} was made anew lately and is no better ({why}); it waits a while", member.name);
+            let finding = Finding::error("rebuilt_in_vain", text).on_cluster(cluster.id).on_member(member.id);
+            return Plan::wait(finding).until(from);
+        }
+        health::note_rebuild(policy, memory, member, observed.now);
         return leave_set(cluster, observed, policy, member, leader, why);
     }
     // Members of the set that stay away, while others that are here could take their place: a set of those.

@@ -3,9 +3,10 @@
 
 use crate::decide::Plan;
 use crate::election::{self, has_lost_data};
+use crate::health;
 use crate::leader_lost::{LeaderSeen, leader_seen};
 use crate::observed::{Memory, Observed, Policy};
-use crate::{restart, schedule, switchover};
+use crate::{change_leader, restart, schedule, switchover};
 use pgstead_types::record::{ClusterChange, ClusterRecord, EpochReason, MemberRecord};
 use pgstead_types::report::PrimarySeen;
 use pgstead_types::{Bytes, Finding, MemberId};
@@ -34,10 +35,15 @@ pub(crate) fn plan(
             return until.map_or(plan.clone(), |until| plan.until(until));
         }
         LeaderSeen::Lost { reason, finding } => {
-            return election::begin(cluster, observed, policy, reason, None).with(finding);
+            return change_leader::after_loss(cluster, observed, policy, memory, leader, reason, finding);
         }
     };
-    let mut plan = tend_members(cluster, observed, policy, primary, leader);
+    memory.failed.clear();
+    if let Some(plan) = change_leader::leave_unwell(cluster, observed, policy, memory, leader) {
+        return plan;
+    }
+    let mut plan = tend_members(cluster, observed, policy, memory, primary, leader);
+    plan.findings.extend(health::findings(cluster, observed));
     if !plan.settled() {
         return plan;
     }
@@ -73,6 +79,7 @@ fn tend_members(
     cluster: &ClusterRecord,
     observed: &Observed,
     policy: &Policy,
+    memory: &mut Memory,
     primary: &PrimarySeen,
     leader: MemberId,
 ) -> Plan {
@@ -83,6 +90,14 @@ fn tend_members(
     for member in cluster.members.values().filter(|member| member.id != leader) {
         let in_set = config.sync_set.members.contains(&member.current());
         if let Some(why) = why_rebuild(cluster, observed, policy, member) {
+            if let Some(from) = health::may_rebuild_from(policy, memory, member).filter(|from| *from > observed.now) {
+                let text = format!("{} was made anew lately and is no better ({why}); it waits a while", member.name);
+                plan = plan
+                    .until(from)
+                    .with(Finding::error("rebuilt_in_vain", text).on_cluster(cluster.id).on_member(member.id));
+                continue;
+            }
+            health::note_rebuild(policy, memory, member, observed.now);
             if !in_set {
                 return Plan::change(ClusterChange::Rebuild {
                     member: member.id,
@@ -153,6 +168,12 @@ pub(crate) fn why_rebuild(
     let report = observed.fresh(cluster, member.id, policy)?;
     if report.incarnation() != Some(member.current()) {
         return None;
+    }
+    if let Some(why) = health::lacks_log(cluster, observed, policy, member.id) {
+        return Some(why);
+    }
+    if let Some(why) = health::wants_other_data(cluster, observed, member.id) {
+        return Some(why);
     }
     let position = report.as_standby().filter(|standby| standby.upstream.is_none())?.position?;
     match cluster.may_follow(position) {

@@ -59,6 +59,8 @@ fn timeless(report: &MemberReport) -> MemberReport {
     if let Some(working) = &mut report.working {
         working.elapsed_ms = 0;
     }
+    // It only ever grows, and matters to those who are away: the next heartbeat is early enough.
+    report.oldest_log = None;
     report
 }
 

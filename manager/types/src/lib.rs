@@ -12,6 +12,7 @@ pub mod sessions;
 pub mod spec;
 pub mod step;
 pub mod time;
+pub mod trouble;
 pub mod window;
 
 pub use finding::{Finding, Severity};
@@ -20,3 +21,4 @@ pub use position::{Bytes, Epoch, Lsn, Position, Timeline};
 pub use secret::Secret;
 pub use step::Step;
 pub use time::{Tick, WallTime};
+pub use trouble::Trouble;

@@ -6,6 +6,7 @@ use crate::ids::{ClusterId, Incarnation, MemberId, NodeId, OperationId};
 use crate::position::{Epoch, Lsn, Position, Timeline};
 use crate::record::SyncSet;
 use crate::step::Step;
+use crate::trouble::Trouble;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 
@@ -46,6 +47,12 @@ pub struct MemberReport {
     pub checkpointed: Option<OperationId>,
     /// The step in flight, or the one that failed last and waits to be tried again.
     pub working: Option<Working>,
+    /// Where the oldest log kept here begins; `None` while that is not known. Who needs older log cannot stream from here.
+    #[serde(default)]
+    pub oldest_log: Option<Lsn>,
+    /// What is wrong with it and does not pass by itself.
+    #[serde(default)]
+    pub troubles: Vec<Trouble>,
     #[serde(default)]
     pub findings: Vec<Finding>,
 }
@@ -141,7 +148,7 @@ pub struct PrimarySeen {
     pub sync_set: Option<SyncSet>,
     /// The incarnations that may replicate from here under `epoch`.
     pub admitted: BTreeSet<Incarnation>,
-    /// Physical slots, by the incarnation that each is named after.
+    /// Physical slots that still keep log, by the incarnation that each is named after.
     pub slots: BTreeSet<Incarnation>,
     /// One entry per WAL sender.
     pub senders: Vec<SenderSeen>,
@@ -212,6 +219,10 @@ impl MemberReport {
     /// The incarnation of the data on disk.
     pub fn incarnation(&self) -> Option<Incarnation> {
         self.identity().map(|identity| identity.incarnation)
+    }
+    /// Pages with wrong checksums were found in its data.
+    pub fn is_corrupted(&self) -> bool {
+        self.troubles.iter().any(|trouble| matches!(trouble, Trouble::Corrupted { .. }))
     }
     pub fn as_primary(&self) -> Option<&PrimarySeen> {
         match &self.postgres {

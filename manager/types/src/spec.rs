@@ -101,12 +101,27 @@ pub struct ClusterSpec {
     /// The role that owns it and logs in with a password. Default `app`.
     #[serde(default = "app")]
     pub owner: String,
+    /// What becomes of a leader whose Postgres ended while its node is well.
+    #[serde(default)]
+    pub on_leader_crash: OnLeaderCrash,
     /// Postgres settings, as in `postgresql.conf`, without those that the cluster's safety rests on.
     #[serde(default)]
     pub settings: BTreeMap<String, String>,
     /// When planned work may disturb clients, in UTC, such as `Sun 02:00-04:00`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub maintenance_window: Option<String>,
+}
+
+/// Another member leads at once, or the same one after a restart.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnLeaderCrash {
+    /// Fastest: a standby is there already.
+    #[default]
+    Failover,
+    /// The crashed leader is preferred where it is back within two seconds, twice in ten minutes at most. For clusters whose
+    /// leader has a place that others do not have.
+    Restart,
 }
 
 fn three() -> u8 {
@@ -126,6 +141,7 @@ impl ClusterSpec {
             durability: Durability::Strict,
             database: app(),
             owner: app(),
+            on_leader_crash: OnLeaderCrash::default(),
             settings: BTreeMap::new(),
             maintenance_window: None,
         }

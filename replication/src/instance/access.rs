@@ -92,6 +92,13 @@ impl Instance {
     pub(super) async fn ensure_slots(&self, sql: &Sql, wanted: &BTreeSet<Incarnation>) -> Result<(), InstanceError> {
         let mine = self.config().incarnation;
         for incarnation in wanted.iter().filter(|one| **one != mine) {
+            // One that has lost its log to the budget streams no more, whatever else of the log is left: it is made anew, and
+            // whether its standby can go on is told by the log that is there.
+            let lost = format!(
+                "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots \
+                 WHERE slot_name = '{incarnation}' AND wal_status = 'lost' AND NOT active"
+            );
+            sql.value("drop a slot that has lost its log", &lost).await?;
             let text = format!(
                 "SELECT pg_create_physical_replication_slot('{incarnation}', true) \
                  WHERE NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = '{incarnation}')"

@@ -28,6 +28,8 @@ impl Instance {
         }
         self.must_be_down().await?;
         self.end_strays().await?;
+        // Before anything is made: a leader that does not let it in yet, or is not there, costs nothing.
+        drop(self.connect_to_source(source).await?);
         self.mark_partial("copy").await?;
         self.empty_data_folder().await?;
         self.write_upstream_certificates(source)?;

@@ -15,6 +15,7 @@ pub struct ControlData {
     pub state: String,
     pub checkpoint: Lsn,
     pub timeline: Timeline,
+    pub segment_bytes: u64,
     /// What a standby's settings must reach, as the last primary of this history had them.
     pub floors: BTreeMap<String, u64>,
 }
@@ -49,6 +50,7 @@ impl ControlData {
             state: field("Database cluster state")?.to_string(),
             checkpoint: field("Latest checkpoint location")?.parse().ok()?,
             timeline: Timeline(field("Latest checkpoint's TimeLineID")?.parse().ok()?),
+            segment_bytes: field("Bytes per WAL segment")?.parse().ok().filter(|bytes| *bytes > 0)?,
             floors: FLOORS
                 .iter()
                 .map(|(name, called)| Some((name.to_string(), field(called)?.parse().ok()?)))
@@ -95,6 +97,7 @@ mod tests {
                     Latest checkpoint location:           0/1700028\n\
                     Latest checkpoint's TimeLineID:       3\n\
                     Latest checkpoint's PrevTimeLineID:   1\n\
+                    Bytes per WAL segment:                16777216\n\
                     max_connections setting:              100\n\
                     max_worker_processes setting:         8\n\
                     max_wal_senders setting:              20\n\

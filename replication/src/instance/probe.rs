@@ -25,7 +25,8 @@ const PRIMARY: &str = "SELECT json_build_object(\
      'flushed', pg_current_wal_flush_lsn(), \
      'file', pg_walfile_name(pg_current_wal_insert_lsn()), \
      'sync_names', current_setting('synchronous_standby_names'), \
-     'slots', (SELECT coalesce(json_agg(slot_name), '[]') FROM pg_replication_slots WHERE slot_type = 'physical'), \
+     'slots', (SELECT coalesce(json_agg(slot_name), '[]') FROM pg_replication_slots \
+        WHERE slot_type = 'physical' AND wal_status IS DISTINCT FROM 'lost'), \
      'senders', (SELECT coalesce(json_agg(json_build_object(\
         'name', application_name, 'streaming', state = 'streaming', \
         'flushed', flush_lsn, 'replayed', replay_lsn, 'dn', client_dn)), '[]') \

@@ -4,11 +4,16 @@ use super::applied::Follow;
 use super::{Instance, InstanceConfig, InstanceError, hba};
 use crate::files::{self, Survives};
 use pgstead_types::report::Upstream;
-use pgstead_types::{Epoch, Secret};
+use pgstead_types::{Epoch, Secret, Tick};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
+use tokio_postgres::error::SqlState;
+
+/// For a leader to admit a new incarnation, which its node does as soon as it has the record that names it.
+const ADMISSION_TIME_MAX: Duration = Duration::from_secs(5);
 
 /// Where to stream from, and the client certificate for it. Its common name is `<incarnation>.e<epoch>`.
 #[derive(Clone, Debug)]
@@ -111,11 +116,27 @@ impl Instance {
         Ok(())
     }
 
-    /// A connection to the leader as the role of `pg_rewind`.
+    /// A connection to the leader as the role of `pg_rewind`. A leader that has not heard of this incarnation yet is about to:
+    /// it is asked again for a while.
     pub(super) async fn connect_to_source(
         &self,
         source: &UpstreamSource,
     ) -> Result<tokio_postgres::Client, InstanceError> {
+        let begun = Tick::now();
+        loop {
+            match self.try_connect_to_source(source).await {
+                Err(InstanceError::Sql { error, .. })
+                    if error.code() == Some(&SqlState::INVALID_AUTHORIZATION_SPECIFICATION)
+                        && Tick::now().since(begun) < ADMISSION_TIME_MAX =>
+                {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                done => return done,
+            }
+        }
+    }
+
+    async fn try_connect_to_source(&self, source: &UpstreamSource) -> Result<tokio_postgres::Client, InstanceError> {
         let bad = |why: String| InstanceError::BadCertificate { why };
         let mut roots = rustls::RootCertStore::empty();
         for ca in CertificateDer::pem_slice_iter(self.config().tls.ca_pem.as_bytes()) {

@@ -56,6 +56,22 @@ fn with_segments(pg_wal: &Path) -> io::Result<BTreeSet<Timeline>> {
     })
 }
 
+/// Where the oldest whole segment begins. The names beyond the log's end, which Postgres keeps for later, are no matter.
+pub fn oldest_segment(pg_wal: &Path, segment_bytes: u64) -> io::Result<Option<Lsn>> {
+    let per_name = (1 << 32) / segment_bytes;
+    let mut oldest = None;
+    for entry in fs::read_dir(pg_wal)? {
+        let name = entry?.file_name();
+        let name = name.to_str().filter(|name| name.len() == 24 && name.bytes().all(|digit| digit.is_ascii_hexdigit()));
+        let number = name.and_then(|name| {
+            let high = u64::from_str_radix(&name[8..16], 16).ok()?;
+            Some(high * per_name + u64::from_str_radix(&name[16..], 16).ok()?)
+        });
+        oldest = oldest.into_iter().chain(number).min();
+    }
+    Ok(oldest.map(|number: u64| Lsn(number * segment_bytes)))
+}
+
 fn names(pg_wal: &Path, number: impl Fn(&str) -> Option<&str>) -> io::Result<BTreeSet<Timeline>> {
     let mut found = BTreeSet::new();
     for entry in fs::read_dir(pg_wal)? {
@@ -121,6 +137,14 @@ mod tests {
         let dir = pg_wal(&[1, 5], &[(5, "1\t0/A000100\tno recovery target specified\n")]);
         assert_eq!(timeline_at(dir.path(), Lsn(0xA00_0100)).unwrap(), Timeline(1));
         assert_eq!(timeline_at(dir.path(), Lsn(0xA00_0101)).unwrap(), Timeline(5));
+    }
+
+    #[test]
+    fn the_oldest_segment_counts_on_whatever_timeline() {
+        let dir = pg_wal(&[1, 5], &[(5, "1\t0/A000100\tno recovery target specified\n")]);
+        fs::write(dir.path().join("000000050000000100000002"), "").unwrap();
+        assert_eq!(oldest_segment(dir.path(), 16 << 20).unwrap(), Some(Lsn(0xA00_0000)));
+        assert_eq!(oldest_segment(pg_wal(&[], &[]).path(), 16 << 20).unwrap(), None);
     }
 
     #[test]

@@ -16,6 +16,8 @@ pub const HEARTBEAT: Duration = Duration::from_millis(500);
 /// A failed step is tried again after this.
 const RETRY: Duration = Duration::from_millis(300);
 /// A clean stop that takes longer becomes a fence.
+/// So much of the log goes along with a copy.
+const COPIED_LOG: usize = 20;
 const STOP_LIMIT: Duration = Duration::from_secs(3);
 
 /// What a part of an action leads to.
@@ -98,6 +100,8 @@ impl World {
             restarts: notes.restarts,
             checkpointed: notes.checkpointed,
             working,
+            oldest_log: machine.data().map(|data| data.wal.lsn(data.removed)),
+            troubles: machine.troubles(),
             findings: Vec::new(),
         }
     }
@@ -371,6 +375,8 @@ impl World {
             flushed: 1,
             clean: None,
             history_files: BTreeSet::new(),
+            removed: 0,
+            corrupted: false,
         };
         if disk.data.as_ref().is_some_and(|data| data.complete) {
             return Part::Done;
@@ -397,7 +403,9 @@ impl World {
             return None;
         }
         let run = self.machines[leader].run.as_ref()?;
-        let serves = run.postmaster && run.is_primary() && !run.stopping && run.serving == Some(epoch);
+        // Copies are verified; a corrupted one is none.
+        let sound = self.machines[leader].data().is_some_and(|data| !data.corrupted);
+        let serves = sound && run.postmaster && run.is_primary() && !run.stopping && run.serving == Some(epoch);
         let same = work.source.is_none_or(|id| id == run.id);
         work.source = Some(run.id);
         (serves && same && run.admitted.contains(&incarnation)).then_some(leader)
@@ -430,6 +438,8 @@ impl World {
                 flushed: 0,
                 clean: None,
                 history_files: BTreeSet::new(),
+                removed: 0,
+                corrupted: false,
             });
             return Part::Next(took);
         }
@@ -446,6 +456,9 @@ impl World {
             flushed: source.flushed,
             clean: None,
             history_files: source.history_files,
+            // A copy brings the log from its own checkpoint on, and no older one.
+            removed: source.flushed.saturating_sub(COPIED_LOG).max(source.removed),
+            corrupted: false,
         };
         let disk = &mut self.machines[n].disk;
         disk.data = Some(copy);

@@ -10,7 +10,7 @@ use pgstead_types::report::{
     CleanStop, ClientAccess, DataIdentity, DataSeen, NodeReport, PostgresSeen, PrimarySeen, PromiseAnswer,
     ReceiverSeen, SenderSeen, StandbySeen, Upstream, Working,
 };
-use pgstead_types::{Epoch, Incarnation, Lsn, NodeId, OperationId, Tick};
+use pgstead_types::{Epoch, Incarnation, Lsn, NodeId, OperationId, Tick, Trouble};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 pub const SYSTEM: &str = "7000000000000000001";
@@ -89,6 +89,10 @@ pub struct Data {
     pub clean: Option<CleanStop>,
     /// `N.history` files, the burned ones included.
     pub history_files: BTreeSet<u32>,
+    /// So many records at the beginning are no longer on disk.
+    pub removed: usize,
+    /// Pages of it have wrong checksums.
+    pub corrupted: bool,
 }
 
 impl Data {
@@ -210,6 +214,14 @@ impl Machine {
         Some((self.run.as_mut()?, self.disk.data.as_mut()?))
     }
 
+    pub fn troubles(&self) -> Vec<Trouble> {
+        let corrupted = self.data().is_some_and(|data| data.corrupted);
+        let hung = self.run.as_ref().is_some_and(|run| run.hung);
+        let corrupted = corrupted.then_some(Trouble::Corrupted { failures: 1 });
+        let hung = hung.then(|| Trouble::Hung { why: "no answer".into() });
+        let full = self.full.then(|| Trouble::Unwritable { why: "no space left on device".into() });
+        corrupted.into_iter().chain(hung).chain(full).collect()
+    }
     pub fn data_seen(&self) -> DataSeen {
         match (&self.disk.data, self.disk.notes.held) {
             (Some(data), _) if data.complete => DataSeen::Present(DataIdentity {

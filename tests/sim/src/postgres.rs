@@ -138,7 +138,8 @@ impl World {
     /// What a hung Postgres would do waits; only its end does not.
     pub(crate) fn hold_if_hung(&mut self, event: Event) -> Option<Event> {
         let node = match &event {
-            Event::Postgres { what: Inner::Fenced, .. } => return Some(event),
+            // Senders go on beside backends that hang.
+            Event::Postgres { what: Inner::Fenced | Inner::KeepAlive, .. } => return Some(event),
             Event::Postgres { node, .. } => *node,
             Event::Wire { to, .. } | Event::ToPostgres { to, .. } => *to,
             _ => return Some(event),
@@ -399,7 +400,8 @@ impl World {
         if !run.postmaster || !run.is_primary() || run.stopping || run.serving != Some(epoch) || !known || busy {
             return false;
         }
-        if !data.wal.admits(at) {
+        // Requested log has already been removed.
+        if have < data.removed || !data.wal.admits(at) {
             return false;
         }
         let theirs = self.machines[from].disk.data.as_ref().map(|data| data.wal.clone()).unwrap_or_default();
@@ -473,10 +475,11 @@ impl World {
     fn keep_alive(&mut self, n: usize) {
         let now = self.own(n);
         let Some(run) = self.machines[n].run.as_mut() else { return };
+        let hung = run.hung;
         let late: Vec<u64> = run
             .senders
             .iter()
-            .filter(|(_, sender)| now.since(sender.heard) > TIMEOUT)
+            .filter(|(_, sender)| now.since(sender.heard) > TIMEOUT && !run.hung)
             .map(|(connection, _)| *connection)
             .collect();
         for connection in &late {
@@ -490,7 +493,7 @@ impl World {
         for (to, connection) in alive {
             self.send(n, to, connection, Message::KeepAlive);
         }
-        if silent {
+        if silent && !hung {
             self.end_receiver(n);
         }
         if !late.is_empty() {

@@ -155,6 +155,7 @@ fn run(world: &mut World, command: &str) -> Result<(), String> {
             Ok(())
         }
         ["kill", "postgres", "of", member] => fault(world, member, Fault::KillPostmaster),
+        ["hang", "postgres", "of", member] => fault(world, member, Fault::HangPostgres),
         ["kill", "daemon", "of", node] => fault(world, node, Fault::KillDaemon),
         ["start", "daemon", "of", node] => fault(world, node, Fault::StartDaemon),
         ["suspend", node] => fault(world, node, Fault::Freeze),
@@ -190,6 +191,8 @@ fn run(world: &mut World, command: &str) -> Result<(), String> {
             world.resend_stalled();
             Ok(())
         }
+        ["remove", "old", "log", "of", member] => fault(world, member, Fault::RemoveLog),
+        ["corrupt", "data", "of", member] => fault(world, member, Fault::Corrupt),
         ["lose", "data", "of", member] => fault(world, member, Fault::LoseData),
         ["kill", "controller", "in", name] => {
             world.inflict(Fault::KillControllerIn(phase(name)?));

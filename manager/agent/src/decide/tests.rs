@@ -111,6 +111,8 @@ fn seen(member: MemberId, promised: u64, postgres: PostgresSeen) -> MemberReport
         restarts: 0,
         checkpointed: None,
         working: None,
+        oldest_log: None,
+        troubles: Vec::new(),
         findings: vec![],
     }
 }
@@ -393,4 +395,20 @@ fn a_deleted_clusters_member_ends_postgres_before_it_removes_the_volume() {
     let mut gone = seen(B, 2, DOWN);
     gone.volume_present = false;
     assert_eq!(step(&deleting, &gone), None);
+}
+
+#[test]
+fn a_member_that_hangs_is_ended_where_another_leads() {
+    let unresponsive = PostgresSeen::Unresponsive { why: "no answer".into() };
+    let mut seen = seen(B, 2, unresponsive);
+    assert_eq!(decide(&record(), B, &seen).action, None);
+    seen.troubles.push(pgstead_types::Trouble::Hung { why: "no answer".into() });
+    assert_eq!(decide(&record(), B, &seen).action, Some(Action::Fence));
+}
+
+#[test]
+fn a_recovery_of_data_that_is_given_up_is_ended() {
+    let mut record = record();
+    record.members.get_mut(&B).unwrap().incarnation = 2;
+    assert_eq!(decide(&record, B, &seen(B, 2, PostgresSeen::Starting)).action, Some(Action::Fence));
 }

@@ -343,6 +343,8 @@ pub fn observations(record: &Record) -> Observations {
         restarts: 0,
         checkpointed: None,
         working: None,
+        oldest_log: None,
+        troubles: Vec::new(),
         findings: vec![],
     };
     let sender = |n: u128, behind: u64| SenderSeen {

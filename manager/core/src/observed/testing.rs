@@ -109,6 +109,8 @@ impl World {
             restarts: 0,
             checkpointed: None,
             working: None,
+            oldest_log: None,
+            troubles: Vec::new(),
             findings: Vec::new(),
         };
         let report = NodeReport {

@@ -7,6 +7,7 @@ mod notes;
 mod observe;
 mod setup;
 mod supervise;
+mod troubles;
 mod watch_pid;
 
 pub use supervise::{NodeContext, supervise};
@@ -52,6 +53,7 @@ pub struct MemberTask {
     failed: Option<Failed>,
     /// A reload that failed is tried again after this.
     reload_after: Option<Tick>,
+    watch: troubles::Watch,
 }
 
 impl MemberTask {
@@ -137,6 +139,7 @@ impl MemberTask {
     async fn step(&mut self, cluster: &ClusterRecord) -> bool {
         let mut seen = self.observer.observe(&self.instance, cluster, &mut self.notes, self.volume.is_some()).await;
         seen.working = self.failed.as_ref().map(Failed::working);
+        seen.troubles = self.watch.look(&self.instance, &seen, &mut self.notes).await;
         let Next { action, findings } = decide(cluster, self.member, &seen);
         seen.findings.extend(findings);
         let Some(action) = action else {
@@ -189,6 +192,11 @@ impl MemberTask {
     async fn act(&mut self, cluster: &ClusterRecord, mut seen: MemberReport, action: Action) {
         let step = action.step();
         let attempt = self.failed.as_ref().map_or(1, |failed| failed.attempt + 1);
+        match step {
+            Step::StartStandby => self.watch.note_start(),
+            Step::Fence | Step::StopCleanly => self.watch.note_ordered_end(),
+            _ => {}
+        }
         let begun = Tick::now();
         seen.working = Some(Working { step, elapsed_ms: 0, attempt, percent: None, error: None });
         self.reports.put(seen);

@@ -22,6 +22,9 @@ pub struct Noted {
     pub restarts: u32,
     #[serde(default)]
     pub checkpointed: Option<OperationId>,
+    /// The incarnation in whose data pages with wrong checksums were found, and how many reads found them.
+    #[serde(default)]
+    pub corrupted: Option<(Incarnation, u64)>,
 }
 
 /// The notes of one member; every change is on disk before it counts.

@@ -34,6 +34,10 @@ impl Observer {
             (true, None) => instance.receiver_pid().await,
             (false, _) => None,
         };
+        let oldest_log = match &data {
+            DataSeen::Present(_) => instance.oldest_log().await,
+            _ => None,
+        };
         let noted = notes.get();
         let report = MemberReport {
             cluster: cluster.id,
@@ -47,6 +51,8 @@ impl Observer {
             restarts: noted.restarts,
             checkpointed: noted.checkpointed,
             working: None,
+            oldest_log,
+            troubles: Vec::new(),
             findings: Vec::new(),
         };
         self.unsettled = !at_rest(&report);

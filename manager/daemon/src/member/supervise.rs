@@ -95,5 +95,6 @@ async fn task(
         reports: reports.clone(),
         failed: None,
         reload_after: None,
+        watch: Default::default(),
     })
 }

@@ -142,6 +142,12 @@ pub enum EpochReason {
     NodeSilent,
     /// The leader runs, and too few of its standbys can reach it.
     CutFromStandbys,
+    /// The leader's Postgres accepts connections and answers nobody.
+    PostgresHung,
+    /// The leader's storage takes no writes: full, read-only or failing.
+    StorageFailed,
+    /// Pages of the leader have wrong checksums.
+    DataCorruption,
     /// A standby of the sync set has lost its data and must leave the set before it is made anew.
     SyncSetChange,
     /// The chosen one could not be promoted.
@@ -157,7 +163,10 @@ pub enum EpochReason {
 impl EpochReason {
     /// Whether the old leader is well and can be stopped cleanly instead of being fenced.
     pub fn is_planned(self) -> bool {
-        matches!(self, EpochReason::Switchover | EpochReason::Restart | EpochReason::SyncSetChange)
+        matches!(
+            self,
+            EpochReason::Switchover | EpochReason::Restart | EpochReason::SyncSetChange | EpochReason::DataCorruption
+        )
     }
 }
 

@@ -26,6 +26,10 @@ enum Draw {
     Reports,
     Raft,
     Data,
+    /// A page of one member turns bad.
+    Corruption,
+    /// A standby is away, and the log that it lacks goes.
+    Log,
     ControllerInPhase,
     /// The leader and a standby at the same instant: what they alone had acknowledged must be waited for.
     LeaderAndStandby,
@@ -58,6 +62,8 @@ const WEIGHTS: &[(u64, Draw)] = &[
     (4, Draw::Reports),
     (4, Draw::Raft),
     (6, Draw::Data),
+    (5, Draw::Corruption),
+    (5, Draw::Log),
     (5, Draw::ControllerInPhase),
     (9, Draw::LeaderAndStandby),
     (7, Draw::LeaderThenNext),
@@ -83,11 +89,17 @@ impl World {
             let draw = self.draw();
             match draw {
                 // More than k copies are never taken away: one, and only where everyone has everything.
-                Draw::Data if !data => self.draw_fault(Draw::Postmaster),
+                Draw::Data | Draw::Corruption if !data => self.draw_fault(Draw::Postmaster),
                 Draw::Data => {
                     data = false;
                     let whose = self.rng.below(self.members as u64) as usize;
                     self.inflict(Fault::LoseData(whose));
+                }
+                // It counts as one taken away: it is never copied from.
+                Draw::Corruption => {
+                    data = false;
+                    let whose = self.rng.below(self.members as u64) as usize;
+                    self.inflict(Fault::Corrupt(whose));
                 }
                 other => self.draw_fault(other),
             }
@@ -146,7 +158,14 @@ impl World {
                 let heard = self.rng.chance(60);
                 self.both(span, Fault::KillNode { node, heard }, Fault::StartNode(node));
             }
-            Draw::Postmaster | Draw::Data => self.at(span.at, Event::Fault(Fault::KillPostmaster(node))),
+            Draw::Log => {
+                let heard = self.rng.chance(60);
+                self.both(span, Fault::KillNode { node: standby, heard }, Fault::StartNode(standby));
+                self.at(span.until, Event::Fault(Fault::RemoveLog(leader)));
+            }
+            Draw::Postmaster | Draw::Data | Draw::Corruption => {
+                self.at(span.at, Event::Fault(Fault::KillPostmaster(node)))
+            }
             Draw::Guard => self.at(span.at, Event::Fault(Fault::KillGuard(member))),
             Draw::Hang => self.both(span, Fault::HangPostgres(member), Fault::ResumePostgres(member)),
             Draw::Freeze => self.both(span, Fault::Freeze(node), Fault::Thaw(node)),

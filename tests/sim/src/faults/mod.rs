@@ -52,6 +52,8 @@ kinds! {
     DiskFull = "disk full",
     ClockWrong = "clock slow or fast",
     DataLost = "data lost",
+    LogRemoved = "old log removed",
+    DataCorrupted = "data corrupted",
     ReportsBad = "reports lost, doubled and late",
     RaftBad = "raft messages lost, doubled and late",
     ControllerKilledInPhase = "controller killed in a phase",
@@ -109,6 +111,10 @@ pub enum Fault {
     },
     TrueClock(usize),
     LoseData(usize),
+    /// The member removes all of its log that nobody streams from it just now.
+    RemoveLog(usize),
+    /// A page of the member's data turns bad.
+    Corrupt(usize),
     BadReports,
     GoodReports,
     BadRaft,
@@ -168,6 +174,8 @@ impl Fault {
             Fault::FillDisk(_) => FaultKind::DiskFull,
             Fault::DriftClock { .. } => FaultKind::ClockWrong,
             Fault::LoseData(_) => FaultKind::DataLost,
+            Fault::RemoveLog(_) => FaultKind::LogRemoved,
+            Fault::Corrupt(_) => FaultKind::DataCorrupted,
             Fault::BadReports => FaultKind::ReportsBad,
             Fault::BadRaft => FaultKind::RaftBad,
             Fault::Switchover(_) => FaultKind::SwitchoverRequested,
@@ -236,6 +244,8 @@ impl Fault {
             | Fault::FillDisk(n)
             | Fault::FreeDisk(n)
             | Fault::TrueClock(n)
+            | Fault::RemoveLog(n)
+            | Fault::Corrupt(n)
             | Fault::LoseData(n) => name(n),
             Fault::DriftClock { node, per_mille } => format!("{} by {per_mille} of 1000", name(node)),
             Fault::Cut(a, b)
@@ -356,6 +366,18 @@ impl World {
                 disk.volume = false;
                 disk.data = None;
                 disk.aside = None;
+                self.touch(n);
+            }
+            Fault::RemoveLog(n) => {
+                if let Some(data) = self.machines[n].disk.data.as_mut().filter(|data| data.complete) {
+                    data.removed = data.flushed;
+                }
+                self.touch(n);
+            }
+            Fault::Corrupt(n) => {
+                if let Some(data) = self.machines[n].disk.data.as_mut().filter(|data| data.complete) {
+                    data.corrupted = true;
+                }
                 self.touch(n);
             }
             Fault::CutPostgres(a, b) => {

@@ -1,0 +1,95 @@
+//! Members that are here and not well: who must not lead, who can go on only with other data, and how often that is tried.
+
+use crate::observed::{Memory, Observed, Policy};
+use pgstead_types::record::{ClusterRecord, MemberRecord};
+use pgstead_types::{Finding, MemberId, Tick, Trouble};
+use std::collections::BTreeSet;
+
+/// By the last word of its node, whatever the age: these do not pass by themselves.
+pub(crate) fn troubles<'a>(
+    cluster: &ClusterRecord,
+    observed: &'a Observed,
+    member: MemberId,
+) -> impl Iterator<Item = &'a Trouble> {
+    let current = cluster.members.get(&member).map(MemberRecord::current);
+    let report = observed.last(cluster, member).filter(|report| report.incarnation() == current);
+    report.into_iter().flat_map(|report| &report.troubles)
+}
+
+pub(crate) fn unfit(cluster: &ClusterRecord, observed: &Observed) -> BTreeSet<MemberId> {
+    let speaks_against = |id: &MemberId| troubles(cluster, observed, *id).any(Trouble::speaks_against_leading);
+    cluster.members.keys().copied().filter(speaks_against).collect()
+}
+
+pub(crate) fn is_corrupted(cluster: &ClusterRecord, observed: &Observed, member: MemberId) -> bool {
+    troubles(cluster, observed, member).any(|trouble| matches!(trouble, Trouble::Corrupted { .. }))
+}
+
+/// Why no change of this member's Postgres helps, only other data.
+pub(crate) fn wants_other_data(cluster: &ClusterRecord, observed: &Observed, member: MemberId) -> Option<String> {
+    troubles(cluster, observed, member).find(|trouble| trouble.wants_other_data()).map(ToString::to_string)
+}
+
+/// The leader has removed the log that a standby which is here would have to stream next.
+pub(crate) fn lacks_log(
+    cluster: &ClusterRecord,
+    observed: &Observed,
+    policy: &Policy,
+    member: MemberId,
+) -> Option<String> {
+    let leader = cluster.leadership.leader().filter(|leader| *leader != member)?;
+    let oldest = observed.fresh(cluster, leader, policy)?.oldest_log?;
+    let report = observed.fresh(cluster, member, policy)?;
+    let standby = report.as_standby().filter(|standby| standby.receiver.is_none_or(|receiver| !receiver.streaming))?;
+    let position = standby.position.filter(|position| position.lsn < oldest)?;
+    Some(format!("its log ends at {position}, and the leader has removed everything before {oldest}"))
+}
+
+pub(crate) fn only_corrupted(cluster: &ClusterRecord, member: MemberId) -> Finding {
+    let name = cluster.members.get(&member).map_or("?", |member| member.name.as_str());
+    let text = format!(
+        "only {name} can be elected now and pages of it have wrong checksums: no election from it; bring another member back"
+    );
+    Finding::error("data_corruption", text).on_cluster(cluster.id).on_member(member)
+}
+
+/// What is wrong with members, for people.
+pub(crate) fn findings(cluster: &ClusterRecord, observed: &Observed) -> Vec<Finding> {
+    let about = |member: &MemberRecord, trouble: &Trouble| {
+        let text = format!("{}: {trouble}", member.name);
+        Finding::error(trouble.code(), text).on_cluster(cluster.id).on_member(member.id).on_node(member.node)
+    };
+    let of = |member| troubles(cluster, observed, member);
+    cluster.members.values().flat_map(|member| of(member.id).map(move |trouble| about(member, trouble))).collect()
+}
+
+/// When a member was last made anew for what its node said of it, and how often in a row.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Rebuilds {
+    incarnation: u32,
+    times: u32,
+    at: Tick,
+}
+
+/// From when on the member may be made anew once more. Another copy that ends as the last one did is tried ever more
+/// rarely, for it may not be the data that is at fault.
+pub(crate) fn may_rebuild_from(policy: &Policy, memory: &Memory, member: &MemberRecord) -> Option<Tick> {
+    let last = memory.rebuilds.get(&member.id).filter(|last| last.incarnation != member.incarnation + 1)?;
+    let factor = 1u32 << (last.times - 1).min(6);
+    Some(last.at + policy.rebuild_pause * factor)
+}
+
+pub(crate) fn note_rebuild(policy: &Policy, memory: &mut Memory, member: &MemberRecord, now: Tick) {
+    let incarnation = member.incarnation + 1;
+    let last = memory.rebuilds.get(&member.id).copied();
+    if last.is_some_and(|last| last.incarnation == incarnation) {
+        return;
+    }
+    // Long after the last time it is another story.
+    let again = last.filter(|last| now.since(last.at) < policy.rebuild_pause * 128);
+    let times = again.map_or(1, |last| last.times.saturating_add(1));
+    memory.rebuilds.insert(member.id, Rebuilds { incarnation, times, at: now });
+}
+
+#[cfg(test)]
+mod tests;
