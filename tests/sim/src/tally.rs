@@ -19,8 +19,8 @@ macro_rules! every {
     };
 }
 
-every!(REASONS: EpochReason = Created, PostgresEnded, NodeLost, NodeSilent, CutFromStandbys, SyncSetChange,
-    PromotionFailed, Switchover, Restart, Forced, RecordBehind);
+every!(REASONS: EpochReason = Created, PostgresEnded, NodeLost, NodeSilent, CutFromStandbys, PostgresHung, StorageFailed,
+    DataCorruption, SyncSetChange, PromotionFailed, Switchover, Restart, Forced, RecordBehind);
 
 /// Reasons that no simulated record gives.
 fn never_recorded(reason: EpochReason) -> Option<&'static str> {
