@@ -118,7 +118,8 @@ impl Watch {
         match &self.recovery {
             Some((before, since)) if *before == mark => {
                 let stuck = now.since(*since) >= STUCK;
-                let why = format!("{} for {} s", mark.title, now.since(*since).as_secs());
+                // Without the time that it took: a text that changes would be news at every look.
+                let why = format!("it stands at {:?} and reads nothing", mark.title);
                 stuck.then_some(Trouble::RecoveryStuck { why })
             }
             _ => {
@@ -175,7 +176,7 @@ impl Storage {
                 self.check = Some((tokio::spawn(async move { instance.check_storage().await }), now));
             }
             Some((_, begun)) if now.since(*begun) >= STORAGE_STUCK => {
-                let why = format!("a write has not returned for {} s", now.since(*begun).as_secs());
+                let why = "a write does not return".to_string();
                 return Some(Trouble::Unwritable { why });
             }
             _ => {}
