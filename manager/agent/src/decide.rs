@@ -82,6 +82,15 @@ pub fn decide(cluster: &ClusterRecord, member: MemberId, seen: &MemberReport) ->
     }
     // A newer epoch than the one on disk is made durable before anything else is done for it.
     if seen.promised < scene.epoch() && seen.identity().is_some() {
+        if let Some(refusal) = seen.refusing.filter(|refusal| refusal.epoch < scene.epoch()) {
+            return Next::refuse(scene.finding(Finding::warning(
+                "refusing_elections",
+                format!(
+                    "{} has given its word to the leader of epoch {} to obey no election for up to {} ms more",
+                    scene.member.name, refusal.epoch, refusal.remaining_ms
+                ),
+            )));
+        }
         return Next::act(Action::SavePromise { epoch: scene.epoch() });
     }
     match &cluster.leadership {
@@ -120,4 +129,4 @@ fn remove(scene: &Scene<'_>) -> Next {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

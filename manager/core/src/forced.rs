@@ -4,6 +4,7 @@
 use crate::candidate::Promises;
 use crate::decide::Plan;
 use crate::election::{could_promise, missing_finding};
+use crate::lease;
 use crate::observed::{Memory, Observed, Policy};
 use crate::quorum::electable;
 use pgstead_types::record::{ClusterChange, ClusterRecord, ForcedLoss, Lifecycle, SyncSet};
@@ -118,16 +119,16 @@ fn refusals(
     refused
 }
 
-/// Whether those who are here could elect a leader by the rules and confirm it.
+/// Whether those who are here could elect a leader by the rules and confirm it; at the latest when a lease is over.
 fn could_serve(cluster: &ClusterRecord, here: &BTreeSet<Incarnation>) -> bool {
     let needed = usize::from(cluster.configs.last().map_or(0, |config| config.sync_set.needed));
-    electable(&cluster.configs, here).is_ok() && here.len() > needed
+    lease::has_prospect(cluster, here).is_ok() && here.len() > needed
 }
 
 /// Enough have promised to elect by the rules and to confirm: then nothing has to be given up.
 pub(crate) fn is_needless(cluster: &ClusterRecord, promises: &Promises) -> bool {
-    let promised = promises.keys().copied().collect();
-    electable(&cluster.configs, &promised).is_ok() && promises.len() > usize::from(cluster.spec.needed())
+    let promised: BTreeSet<Incarnation> = promises.keys().copied().collect();
+    lease::has_prospect(cluster, &promised).is_ok() && promises.len() > usize::from(cluster.spec.needed())
 }
 
 /// A forced epoch is open and too few have promised for an ordinary choice: the best of those who have, once everyone who
@@ -176,6 +177,8 @@ fn choice(cluster: &ClusterRecord, promises: &Promises, chosen: pgstead_types::r
         start: chosen.position,
         sync_set: if needed == 0 { SyncSet::default() } else { SyncSet { members, needed } },
         rebuild,
+        // What may be lost is in the record of the forced epoch itself.
+        possible_loss: None,
     }
 }
 
