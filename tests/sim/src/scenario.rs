@@ -309,10 +309,10 @@ fn expect(world: &World, key: &str, value: &str) -> Result<(), String> {
             _ => "none".to_string(),
         },
         "epoch" => world.cluster().map_or(0, |cluster| cluster.epoch.0).to_string(),
-        // What a recorded change of leader has left behind.
+        // Acknowledged rows that a change of leader has left behind and says so, or whose loss a person has accepted.
         "given-up" => {
-            let lost = |row: &u64| world.given_up.contains(row);
-            world.clients.iter().flat_map(|client| &client.acknowledged).filter(|row| lost(row)).count().to_string()
+            let left = |row: &u64| world.given_up.contains(row) || world.checks.forgiven.contains(row);
+            world.clients.iter().flat_map(|client| &client.acknowledged).filter(|row| left(row)).count().to_string()
         }
         "writes" => {
             // Whether the member that leads still acknowledges.
@@ -331,8 +331,6 @@ fn expect(world: &World, key: &str, value: &str) -> Result<(), String> {
                 None => (0..world.members).map(|n| lost_rows(world, n).len()).min().unwrap_or(0).to_string(),
             }
         }
-        // Acknowledged rows whose loss a person has accepted.
-        "given-up" => world.checks.forgiven.len().to_string(),
         "settled" => if unsettled(world).is_none() { "yes" } else { "no" }.to_string(),
         "finding" => {
             let known = world.findings.iter().any(|finding| finding.starts_with(&format!("{value}:")));

@@ -1,3 +1,5 @@
+//! Members that ail: who leaves, who is made anew, who is passed over, and how often.
+
 use crate::decide::Plan;
 use crate::observed::testing::*;
 use pgstead_types::record::{ClusterChange, EpochReason};
