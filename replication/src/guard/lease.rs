@@ -43,12 +43,17 @@ impl LeaseTimer {
         })
     }
 
-    /// Counts a lease until `end`, instead of the one before.
-    pub fn count(&mut self, end: Tick, strict: bool) -> io::Result<()> {
+    /// Counts a lease until `end`, instead of the one before. Not where that one is over: another may lead since, so the
+    /// processes are to end, however late this one, which may not have been scheduled, comes to see it. Says whether it does.
+    pub fn try_count(&mut self, end: Tick, strict: bool, now: Tick) -> io::Result<bool> {
+        if self.over(now)?.is_some() {
+            return Ok(false);
+        }
         timerfd_settime(&self.end, TimerfdTimerFlags::ABSTIME, &at(end.as_nanos()))?;
         let counted = Counted { end, strict, wall_ahead: Tick::wall_ahead() };
         self.counted = Some(counted);
-        self.watch_wall()
+        self.watch_wall()?;
+        Ok(true)
     }
 
     /// Counts none any more.
@@ -111,7 +116,7 @@ mod tests {
         let mut timer = LeaseTimer::new().unwrap();
         assert_eq!(timer.over(Tick::now()).unwrap(), None);
         let end = Tick::now() + Duration::from_millis(30);
-        timer.count(end, true).unwrap();
+        assert!(timer.try_count(end, true, Tick::now()).unwrap());
         assert_eq!(timer.over(end_before(end)).unwrap(), None);
         let mut fds = [PollFd::from_borrowed_fd(timer.fds()[0], PollFlags::IN)];
         let patience = Timespec { tv_sec: 60, tv_nsec: 0 };
@@ -119,6 +124,21 @@ mod tests {
         assert!(timer.over(Tick::now()).unwrap().is_some());
         timer.forget().unwrap();
         assert_eq!((timer.end(), timer.over(Tick::now()).unwrap()), (None, None));
+    }
+
+    #[test]
+    fn a_lease_that_is_over_is_not_prolonged() {
+        let mut timer = LeaseTimer::new().unwrap();
+        let end = Tick::now() + Duration::from_secs(3600);
+        let later = end + Duration::from_secs(3600);
+        assert!(timer.try_count(end, true, end_before(end)).unwrap());
+        // The request for a later one was there before this process was scheduled again.
+        assert!(!timer.try_count(later, true, end).unwrap());
+        assert_eq!((timer.end(), timer.over(end).unwrap()), (Some(end), Some("its lease is over")));
+        // Nor one that a wall clock has ended, which a new count would begin to measure anew.
+        let counted = timer.counted.as_mut().unwrap();
+        counted.wall_ahead = counted.wall_ahead.saturating_sub(Duration::from_secs(5));
+        assert!(!timer.try_count(later, true, end_before(end)).unwrap());
     }
 
     fn end_before(end: Tick) -> Tick {
@@ -130,11 +150,12 @@ mod tests {
         let mut timer = LeaseTimer::new().unwrap();
         let end = Tick::now() + Duration::from_secs(3600);
         for strict in [true, false] {
-            timer.count(end, strict).unwrap();
+            assert!(timer.try_count(end, strict, Tick::now()).unwrap());
             let counted = timer.counted.as_mut().unwrap();
             // As if the wall clock had stood further back when the lease began.
             counted.wall_ahead = counted.wall_ahead.saturating_sub(Duration::from_secs(5));
             assert_eq!(timer.over(Tick::now()).unwrap().is_some(), strict);
+            timer.forget().unwrap();
         }
     }
 }

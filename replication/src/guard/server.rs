@@ -268,16 +268,18 @@ impl Guard {
                 lease_end_boottime_ns: self.lease.end().map(Tick::as_nanos),
             })),
             Request::Lease { end_boottime_ns, strict } => match end_boottime_ns.map(Tick::from_nanos) {
+                None if matches!(self.lease.over(Tick::now()), Ok(Some(_))) => refused("its lease is over".to_string()),
                 Some(end) if end <= Tick::now() => refused("that lease is over".to_string()),
                 Some(_) if self.killing => refused("its processes are being ended".to_string()),
                 Some(_) if self.tree.postmaster().is_none() => refused("no postmaster runs".to_string()),
                 end => {
                     let done = match end {
-                        Some(end) => self.lease.count(end, *strict),
-                        None => self.lease.forget(),
+                        Some(end) => self.lease.try_count(end, *strict, Tick::now()),
+                        None => self.lease.forget().map(|()| true),
                     };
                     match done {
-                        Ok(()) => Some(Reply::LeaseCounted),
+                        Ok(true) => Some(Reply::LeaseCounted),
+                        Ok(false) => refused("the lease before it is over".to_string()),
                         Err(error) => refused(format!("cannot set a timer: {error}")),
                     }
                 }
