@@ -48,12 +48,13 @@ pub(crate) fn leases(cluster: &ClusterRecord, observed: &Observed, policy: &Poli
 
 /// By its own node's word, which cannot become untrue: it has promised the open epoch or a newer one, so it will never be the
 /// primary of the older one again, and its guard sees no process of that primary. Or its data is gone, and so is every
-/// process.
+/// process. One that takes no connections is no such word: a primary that is shut down takes none either, and its last
+/// backends still acknowledge.
 fn is_out(cluster: &ClusterRecord, observed: &Observed, config: &EpochConfig) -> bool {
     let Some(report) = observed.last(cluster, config.leader.member) else { return false };
     let ended = match &report.postgres {
-        PostgresSeen::Down { .. } | PostgresSeen::Standby(_) | PostgresSeen::Starting => true,
-        PostgresSeen::Primary(_) | PostgresSeen::Unresponsive { .. } => false,
+        PostgresSeen::Down { .. } | PostgresSeen::Standby(_) => true,
+        PostgresSeen::Primary(_) | PostgresSeen::Starting | PostgresSeen::Unresponsive { .. } => false,
     };
     let lost = matches!(&report.data, DataSeen::Lost { incarnation } if *incarnation == config.leader)
         && matches!(&report.postgres, PostgresSeen::Down { .. });

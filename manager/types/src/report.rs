@@ -121,7 +121,7 @@ pub enum PostgresSeen {
         /// Set when the control file says that it was shut down cleanly.
         clean: Option<CleanStop>,
     },
-    /// The postmaster runs and does not accept yet (recovery before consistency).
+    /// A standby start whose postmaster does not accept yet (recovery before consistency).
     Starting,
     /// Processes are there or may be, and nothing answers. Neither alive nor dead.
     Unresponsive {

@@ -89,12 +89,14 @@ fn the_guards_word_ends_the_wait() {
     // Of an older epoch that word may be older than the primary.
     let mut world = silent_leader().report("a", |report| report.postgres = PostgresSeen::Down { clean: None });
     assert_eq!(world.findings(), ["lease_runs"]);
-    // Processes that nobody has seen end are no word at all.
-    let mut world = silent_leader().report("a", |report| {
-        report.promised = Epoch(2);
-        report.postgres = PostgresSeen::Unresponsive { why: String::new() };
-    });
-    assert_eq!(world.findings(), ["lease_runs"]);
+    // Processes that nobody has seen end are no word at all, nor is one that takes no connections.
+    for postgres in [PostgresSeen::Unresponsive { why: String::new() }, PostgresSeen::Starting] {
+        let mut world = silent_leader().report("a", |report| {
+            report.promised = Epoch(2);
+            report.postgres = postgres;
+        });
+        assert_eq!(world.findings(), ["lease_runs"]);
+    }
 }
 
 #[test]
