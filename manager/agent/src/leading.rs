@@ -97,7 +97,7 @@ fn lead(scene: &Scene<'_>, config: &EpochConfig, primary: &PrimarySeen) -> Next 
     }
     match (scene.cluster.is_confirmed(), primary.access) {
         // What it acknowledges alone it may acknowledge only while its guard counts a lease.
-        (true, ClientAccess::Holding) if config.asynchronous && !has_lease(scene) => {
+        (true, ClientAccess::Holding) if config.acknowledges_alone() && !scene.is_alone() && !has_lease(scene) => {
             return Next::refuse(scene.finding(Finding::warning(
                 "no_lease",
                 format!("{} holds no lease yet: its clients are let in with it", scene.member.name),

@@ -40,10 +40,16 @@ fn hold(cluster: &ClusterRecord, observed: &Observed, policy: &Policy, missing: 
 
 /// Present incarnations with complete data whose nodes are here: those who would answer.
 pub(crate) fn could_promise(cluster: &ClusterRecord, observed: &Observed, policy: &Policy) -> BTreeSet<Incarnation> {
+    let refuses = |life: &Incarnation| {
+        observed.fresh(cluster, life.member, policy).is_some_and(|report| report.refusing.is_some())
+    };
+    here_with_data(cluster, observed, policy).into_iter().filter(|life| !refuses(life)).collect()
+}
+
+/// The same with those who refuse elections for a moment yet: they answer as soon as their word is over.
+pub(crate) fn here_with_data(cluster: &ClusterRecord, observed: &Observed, policy: &Policy) -> BTreeSet<Incarnation> {
     let has_data = |life: &Incarnation| {
-        observed
-            .fresh(cluster, life.member, policy)
-            .is_some_and(|report| report.incarnation() == Some(*life) && report.refusing.is_none())
+        observed.fresh(cluster, life.member, policy).is_some_and(|report| report.incarnation() == Some(*life))
     };
     cluster.members.values().map(|member| member.current()).filter(has_data).collect()
 }
@@ -68,7 +74,7 @@ pub(crate) fn plan(
     let leases = lease::leases(cluster, observed, policy, memory);
     let promises = promises(cluster, observed, policy);
     if reason == EpochReason::Forced && !forced::is_needless(cluster, &promises) {
-        return forced::plan(cluster, observed, policy, memory, &promises, preferred);
+        return forced::plan(cluster, observed, policy, memory, &promises, preferred, &leases);
     }
     let chosen = match rank(cluster, &promises, preferred, &health::unfit(cluster, observed), &leases.over) {
         Ok(chosen) => chosen,

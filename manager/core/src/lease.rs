@@ -14,33 +14,40 @@ use pgstead_types::record::{ClusterChange, ClusterRecord, EpochConfig, EpochReas
 use pgstead_types::report::{DataSeen, PostgresSeen, PrimarySeen, PromiseAnswer};
 use pgstead_types::{Epoch, Finding, Incarnation, MemberId, Tick};
 use std::collections::BTreeSet;
+use std::time::Duration;
 
-/// What the leaders of asynchronous configurations mean for an election.
+/// What leaders that acknowledge alone mean for an election.
 pub(crate) struct Leases {
-    /// Configurations that need no promise: their leader can acknowledge nothing any more.
+    /// Asynchronous configurations that need no promise: their leader can acknowledge nothing any more.
     pub over: BTreeSet<Epoch>,
-    /// When the lease of the one whose leader may still acknowledge is over.
+    /// When the lease of the one whose leader may still acknowledge is over. Also of a synchronous set that has come down to
+    /// nobody: only its leader elects there, whatever the time, but a forced choice must not lead beside it.
     pub until: Option<Tick>,
+}
+
+/// Whether commits wait for nobody, now or as soon as the spec is followed: then the set cannot be changed in place.
+pub(crate) fn is_asynchronous(cluster: &ClusterRecord) -> bool {
+    cluster.spec.is_asynchronous() || cluster.config().is_some_and(|config| config.asynchronous)
 }
 
 /// The lease, if any, that this election must wait for. Called first when an epoch is first seen open, and from then on.
 pub(crate) fn leases(cluster: &ClusterRecord, observed: &Observed, policy: &Policy, memory: &mut Memory) -> Leases {
     let mut leases = Leases { over: BTreeSet::new(), until: None };
-    for config in cluster.configs.iter().filter(|config| config.asynchronous) {
+    for config in cluster.configs.iter().filter(|config| config.acknowledges_alone()) {
         let is_last = cluster.configs.last().map(|last| last.epoch) == Some(config.epoch);
         // An earlier one's leader was out when the next was chosen, and an unconfirmed one has let no client in and never
         // will: this epoch is open.
         let may_acknowledge = is_last && cluster.configs.len() == 1;
-        if !may_acknowledge || is_out(cluster, observed, config) {
-            leases.over.insert(config.epoch);
-            continue;
+        if may_acknowledge && !is_out(cluster, observed, config) {
+            let node = cluster.members.get(&config.leader.member).map(|member| member.node);
+            let until = *memory.lease_until.get_or_insert_with(|| observed.lease_end(node, policy));
+            if observed.now < until {
+                leases.until = Some(until);
+                continue;
+            }
         }
-        let node = cluster.members.get(&config.leader.member).map(|member| member.node);
-        let until = *memory.lease_until.get_or_insert_with(|| observed.lease_end(node, policy));
-        if observed.now >= until {
+        if config.asynchronous {
             leases.over.insert(config.epoch);
-        } else {
-            leases.until = Some(until);
         }
     }
     leases
@@ -134,6 +141,12 @@ pub(crate) fn waiting(cluster: &ClusterRecord, until: Tick, now: Tick) -> Findin
         until.since(now).as_millis()
     );
     Finding::warning("lease_runs", text).on_cluster(cluster.id)
+}
+
+/// How long members that are here go on refusing elections, the last of them.
+pub(crate) fn longest_refusal(cluster: &ClusterRecord, observed: &Observed, policy: &Policy) -> Duration {
+    let left = |member: &MemberId| Some(observed.fresh(cluster, *member, policy)?.refusing?.remaining_ms);
+    Duration::from_millis(cluster.members.keys().filter_map(left).max().unwrap_or(0))
 }
 
 /// Members that would promise and obey no election now, because a leader that could not hear the controller has asked them to.

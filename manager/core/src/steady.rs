@@ -119,7 +119,7 @@ fn tend_members(
         };
         let caught_up =
             sender.streaming && sender.flushed.is_some_and(|flushed| primary.flushed.bytes_since(flushed) <= CAUGHT_UP);
-        if config.asynchronous {
+        if lease::is_asynchronous(cluster) {
             // Nobody counts; it only streams.
             continue;
         }

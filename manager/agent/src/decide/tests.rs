@@ -225,9 +225,15 @@ fn a_leader_that_acknowledges_alone_lets_clients_in_only_under_a_lease() {
         primary.access = ClientAccess::Holding;
         primary.sync_set = Some(SyncSet::default());
     }
-    assert_eq!((step(&alone(), &seen), codes(&alone(), &seen)), (None, vec!["no_lease".to_string()]));
-    seen.lease = Some(LeaseSeen { remaining_ms: 9000 });
-    assert_eq!(step(&alone(), &seen), Some(Step::OpenClients));
+    // Asynchronous, or left alone by a person's word.
+    let mut left_alone = alone();
+    left_alone.configs[0].asynchronous = false;
+    for record in [alone(), left_alone] {
+        seen.lease = None;
+        assert_eq!((step(&record, &seen), codes(&record, &seen)), (None, vec!["no_lease".to_string()]));
+        seen.lease = Some(LeaseSeen { remaining_ms: 9000 });
+        assert_eq!(step(&record, &seen), Some(Step::OpenClients));
+    }
 }
 
 // --- promising

@@ -10,7 +10,7 @@ use pgstead_consensus::{Consensus, TokioRuntime};
 use pgstead_replication::Instance;
 use pgstead_replication::instance::LeaseCount;
 use pgstead_types::lease::{LeaseTimes, RefusalAnswer};
-use pgstead_types::record::{ClusterRecord, Record};
+use pgstead_types::record::{ClusterRecord, EpochConfig, Record};
 use pgstead_types::report::{MemberReport, PostgresSeen};
 use pgstead_types::{ClusterId, MemberId, Tick};
 use std::collections::BTreeMap;
@@ -83,7 +83,7 @@ impl Keeper {
             }
             return;
         }
-        let alone = cluster.config().is_some_and(|config| config.asynchronous);
+        let alone = cluster.config().is_some_and(EpochConfig::acknowledges_alone);
         let counted = self.instance.lease_end();
         // A grant for a record that this node has not seen may be one in which it leads no more.
         if held.revision <= record.revision && held.end > Tick::now() && counted.is_none_or(|end| end < held.end) {
@@ -149,7 +149,7 @@ impl Keeper {
                         "no controller is heard; going on by the word of members that obey no election"
                     );
                 }
-                let alone = cluster.config().is_some_and(|config| config.asynchronous);
+                let alone = cluster.config().is_some_and(EpochConfig::acknowledges_alone);
                 self.count(cluster, until, alone, said).await;
             }
             None => tracing::warn!(

@@ -205,6 +205,14 @@ pub struct EpochConfig {
     pub possible_loss: Option<PossibleLoss>,
 }
 
+impl EpochConfig {
+    /// What its leader writes is acknowledged whether or not anybody else has it: an asynchronous leader, one to whom a person
+    /// has left too few copies, the only member.
+    pub fn acknowledges_alone(&self) -> bool {
+        self.sync_set.needed == 0
+    }
+}
+
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes fields by reference")]
 fn is_false(value: &bool) -> bool {
     !*value
