@@ -1,3 +1,5 @@
+//! Members that are here and not well: who leads, who is made anew, and what waits.
+
 use crate::decide::Plan;
 use crate::observed::testing::*;
 use pgstead_types::record::{ClusterChange, EpochReason};
