@@ -67,8 +67,10 @@ pub(crate) fn choice(
         .collect();
     let mut rebuild = Vec::new();
     if cluster.is_short_of_copies() {
-        // A person has accepted fewer copies: nobody who is away is waited for, and those who are here count.
-        needed = needed.min(u8::try_from(members.len()).unwrap_or(u8::MAX));
+        // A person has accepted fewer copies: nobody who is away is waited for beyond those, and whoever is here counts. Fewer
+        // than the last configuration has would again be a person's to accept.
+        let held = cluster.configs.last().map_or(needed, |config| config.sync_set.needed);
+        needed = needed.min(u8::try_from(members.len()).unwrap_or(u8::MAX).max(held));
         if needed == 0 {
             members.clear();
         }
@@ -98,3 +100,6 @@ pub(crate) fn choice(
         rebuild,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,7 +8,7 @@ use crate::health;
 use crate::observed::{Memory, Observed, Policy};
 use crate::quorum::{Missing, electable};
 use pgstead_types::record::{ClusterChange, ClusterRecord, EpochReason};
-use pgstead_types::report::{DataSeen, PostgresSeen};
+use pgstead_types::report::{DataSeen, MemberReport, PostgresSeen};
 use pgstead_types::{Finding, Incarnation, MemberId, Tick};
 use std::collections::BTreeSet;
 
@@ -130,7 +130,13 @@ fn must_rebuild(
         .members
         .values()
         .filter(|member| match promises.get(&member.current()) {
-            None => has_lost_data(cluster, observed, policy, member.id).is_some(),
+            // One that is here and does not come to answer, its recovery being stuck or its pages broken, would be as little
+            // use to the next set.
+            None => {
+                has_lost_data(cluster, observed, policy, member.id).is_some()
+                    || (observed.fresh(cluster, member.id, policy).is_some_and(|report| !accepts(report))
+                        && health::wants_other_data(cluster, observed, member.id).is_some())
+            }
             Some(answer) => {
                 answer.incarnation.member != chosen
                     && (oldest.is_some_and(|oldest| answer.position.lsn < oldest)
@@ -139,6 +145,10 @@ fn must_rebuild(
         })
         .map(|member| member.id)
         .collect()
+}
+
+fn accepts(report: &MemberReport) -> bool {
+    report.as_primary().is_some() || report.as_standby().is_some()
 }
 
 /// By its node's fresh word, the present incarnation's data is gone.

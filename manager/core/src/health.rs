@@ -53,6 +53,21 @@ pub(crate) fn only_corrupted(cluster: &ClusterRecord, member: MemberId) -> Findi
     Finding::error("data_corruption", text).on_cluster(cluster.id).on_member(member)
 }
 
+/// Why nobody is made anew now: a copy would be one of pages with wrong checksums, and the data that gives way to it may be
+/// the last that is good.
+pub(crate) fn no_good_source(
+    cluster: &ClusterRecord,
+    observed: &Observed,
+    leader: MemberId,
+    member: &MemberRecord,
+) -> Option<Finding> {
+    is_corrupted(cluster, observed, leader).then(|| {
+        let text =
+            format!("{} must be made anew and is left as it is: pages of the leader have wrong checksums", member.name);
+        Finding::error("no_good_source", text).on_cluster(cluster.id).on_member(member.id)
+    })
+}
+
 /// What is wrong with members, for people.
 pub(crate) fn findings(cluster: &ClusterRecord, observed: &Observed) -> Vec<Finding> {
     let about = |member: &MemberRecord, trouble: &Trouble| {

@@ -412,3 +412,15 @@ fn a_recovery_of_data_that_is_given_up_is_ended() {
     record.members.get_mut(&B).unwrap().incarnation = 2;
     assert_eq!(decide(&record, B, &seen(B, 2, PostgresSeen::Starting)).action, Some(Action::Fence));
 }
+
+#[test]
+fn broken_pages_are_copied_anew_and_never_rewound() {
+    let mut raised = record();
+    raised.members.get_mut(&B).unwrap().incarnation = 2;
+    let mut seen = seen(B, 2, down_cleanly());
+    assert_eq!(step(&raised, &seen), Some(Step::Rewind));
+    seen.troubles.push(pgstead_types::Trouble::Corrupted { failures: 3 });
+    assert_eq!(step(&raised, &seen), Some(Step::Clone));
+    seen.troubles = vec![pgstead_types::Trouble::RecoveryStuck { why: "it reads nothing".into() }];
+    assert_eq!(step(&raised, &seen), Some(Step::Clone));
+}

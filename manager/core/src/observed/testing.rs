@@ -4,8 +4,8 @@
 use super::*;
 use crate::decide::{Plan, decide};
 use pgstead_types::record::{
-    ClusterPorts, ClusterSecrets, EpochConfig, EpochReason, HistoryEntry, Leadership, Lifecycle, MemberRecord, Restart,
-    Switchover, SyncSet,
+    ClusterChange, ClusterPorts, ClusterSecrets, Command, EpochConfig, EpochReason, HistoryEntry, Leadership, Lifecycle,
+    MemberRecord, Record, Refusal, Restart, Switchover, SyncSet,
 };
 use pgstead_types::report::{
     CleanStop, ClientAccess, DataIdentity, DataSeen, PostgresSeen, PrimarySeen, PromiseAnswer, ReceiverSeen, SenderSeen,
@@ -175,6 +175,9 @@ impl World {
         set.members.insert(life(name, 1));
         set.needed = 1;
         self.with_primary(|primary| {
+            let loaded = primary.sync_set.get_or_insert_default();
+            loaded.members.insert(life(name, 1));
+            loaded.needed = 1;
             primary.senders.push(SenderSeen {
                 name: life(name, 1).to_string(),
                 incarnation: Some(life(name, 1)),
@@ -322,6 +325,16 @@ impl World {
     }
     pub fn decide(&mut self) -> Plan {
         decide(&self.record, &self.observed, &self.policy, &mut self.memory)
+    }
+    /// Decides, and applies what was decided as the record does; says what was refused.
+    pub fn decide_and_apply(&mut self) -> Result<Option<ClusterChange>, Refusal> {
+        let Some(change) = self.decide().change else { return Ok(None) };
+        let id = self.record.id;
+        let mut record = Record { clusters: [(id, self.record.clone())].into(), ..Record::default() };
+        let revision = self.record.revision;
+        record.apply(&Command::ChangeCluster { at: WallTime(0), cluster: id, revision, change: change.clone() })?;
+        self.record = record.clusters.remove(&id).expect("a change leaves it");
+        Ok(Some(change))
     }
     /// Codes of the findings.
     pub fn findings(&mut self) -> Vec<String> {
