@@ -78,7 +78,10 @@ fn rebuild(scene: &Scene<'_>, leader: MemberId, identity: &DataIdentity) -> Next
     };
     // A rewind works on the only copy of what this member has. Until the epoch is confirmed that may be the last one of
     // what was acknowledged; a copy sets it aside.
-    let may_rewind = scene.cluster.is_confirmed() && !wants_all_pages(scene);
+    let may_rewind = scene.cluster.is_confirmed()
+        && !wants_all_pages(scene)
+        // What it holds may be nowhere else, and a person may still want it: it is kept, and a copy takes its place.
+        && !scene.cluster.is_given_up(identity.incarnation);
     if rewinds < REWINDS_MAX && may_rewind { rewind(scene, leader) } else { clone(scene, leader) }
 }
 

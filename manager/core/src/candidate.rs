@@ -29,7 +29,9 @@ pub(crate) fn rank(
         all.iter().copied().filter(|life| !passed_over(life)).collect()
     };
     let fields = [without(&|life| is_suspect(life) || is_unfit(life)), without(&is_unfit), without(&is_suspect)];
-    let field = fields.iter().find(|field| electable(&cluster.configs, field).is_ok()).unwrap_or(&all);
+    // Whether the others are enough, a record that was recovered and may not know the last configuration cannot say.
+    let others = fields.iter().filter(|_| cluster.recovering().is_none());
+    let field = { others }.find(|field| electable(&cluster.configs, field).is_ok()).unwrap_or(&all);
     let best = field
         .iter()
         .filter_map(|life| promises.get(life))
@@ -84,7 +86,7 @@ pub(crate) fn choice(
             // One that promised and is no part of the chosen one's history is made anew as well: as it is, it could never
             // follow. The chosen one holds all that its promise vouched for.
             if must_rebuild.contains(&member.id) || promises.contains_key(&life) {
-                life.number += 1;
+                life.number = cluster.next_incarnation(member);
                 rebuild.push(member.id);
             }
             members.insert(life);

@@ -7,6 +7,7 @@ use crate::forced;
 use crate::health;
 use crate::observed::{Memory, Observed, Policy};
 use crate::quorum::{Missing, electable};
+use crate::recovered;
 use pgstead_types::record::{ClusterChange, ClusterRecord, EpochReason};
 use pgstead_types::report::{DataSeen, MemberReport, PostgresSeen};
 use pgstead_types::{Finding, Incarnation, MemberId, Tick};
@@ -22,6 +23,9 @@ pub(crate) fn begin(
     preferred: Option<MemberId>,
 ) -> Plan {
     let here = could_promise(cluster, observed, policy);
+    if let Some(finding) = recovered::waits_for(cluster, observed, policy, &here) {
+        return Plan::wait(finding);
+    }
     match electable(&cluster.configs, &here) {
         Ok(()) => Plan::change(ClusterChange::BeginEpoch { epoch: cluster.epoch.next(), reason, preferred }),
         Err(missing) => Plan::wait(missing_finding(cluster, missing)),
@@ -53,9 +57,17 @@ pub(crate) fn plan(
     reason: EpochReason,
     preferred: Option<MemberId>,
 ) -> Plan {
+    if let Some(change) = recovered::adoption(cluster, observed, policy) {
+        return Plan::change(change);
+    }
     let promises = promises(cluster, observed, policy);
-    if reason == EpochReason::Forced && !forced::is_needless(cluster, &promises) {
+    let lacking = recovered::waits_for(cluster, observed, policy, &promises.keys().copied().collect());
+    if reason == EpochReason::Forced && (lacking.is_some() || !forced::is_needless(cluster, &promises)) {
         return forced::plan(cluster, observed, policy, memory, &promises, preferred);
+    }
+    if let Some(finding) = lacking {
+        memory.electable = None;
+        return Plan::wait(finding);
     }
     let chosen = match rank(cluster, &promises, preferred, &health::unfit(cluster, observed)) {
         Ok(chosen) => chosen,
@@ -134,6 +146,7 @@ fn must_rebuild(
             // use to the next set.
             None => {
                 has_lost_data(cluster, observed, policy, member.id).is_some()
+                    || recovered::unknown_life(cluster, observed, policy, member).is_some()
                     || (observed.fresh(cluster, member.id, policy).is_some_and(|report| !accepts(report))
                         && health::wants_other_data(cluster, observed, member.id).is_some())
             }
@@ -161,6 +174,14 @@ pub(crate) fn has_lost_data(
     let current = cluster.members.get(&member)?.current();
     match &observed.fresh(cluster, member, policy)?.data {
         DataSeen::Lost { incarnation } if *incarnation == current => Some(current),
+        // A life that a recovered record never knew is gone as well.
+        DataSeen::Lost { incarnation }
+            if cluster.recovered.is_some()
+                && incarnation.member == current.member
+                && incarnation.number > current.number =>
+        {
+            Some(current)
+        }
         _ => None,
     }
 }

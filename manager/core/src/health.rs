@@ -88,14 +88,26 @@ pub(crate) struct Rebuilds {
 
 /// From when on the member may be made anew once more. Another copy that ends as the last one did is tried ever more
 /// rarely, for it may not be the data that is at fault.
-pub(crate) fn may_rebuild_from(policy: &Policy, memory: &Memory, member: &MemberRecord) -> Option<Tick> {
-    let last = memory.rebuilds.get(&member.id).filter(|last| last.incarnation != member.incarnation + 1)?;
+pub(crate) fn may_rebuild_from(
+    cluster: &ClusterRecord,
+    policy: &Policy,
+    memory: &Memory,
+    member: &MemberRecord,
+) -> Option<Tick> {
+    let next = cluster.next_incarnation(member);
+    let last = memory.rebuilds.get(&member.id).filter(|last| last.incarnation != next)?;
     let factor = 1u32 << (last.times - 1).min(6);
     Some(last.at + policy.rebuild_pause * factor)
 }
 
-pub(crate) fn note_rebuild(policy: &Policy, memory: &mut Memory, member: &MemberRecord, now: Tick) {
-    let incarnation = member.incarnation + 1;
+pub(crate) fn note_rebuild(
+    cluster: &ClusterRecord,
+    policy: &Policy,
+    memory: &mut Memory,
+    member: &MemberRecord,
+    now: Tick,
+) {
+    let incarnation = cluster.next_incarnation(member);
     let last = memory.rebuilds.get(&member.id).copied();
     if last.is_some_and(|last| last.incarnation == incarnation) {
         return;

@@ -177,7 +177,7 @@ fn rechoose(
             return Some(Plan::wait(set_away(cluster)).until(until));
         }
         for (member, _) in &broken {
-            health::note_rebuild(policy, memory, member, observed.now);
+            health::note_rebuild(cluster, policy, memory, member, observed.now);
         }
         return Some(leave_set(cluster, observed, policy, member, leader, why));
     }
@@ -192,8 +192,9 @@ fn rechoose(
     let here = cluster.members.values().filter(|member| member.id != leader && is_here(member)).count();
     (here >= needed).then(|| match waits {
         true => Plan::wait(set_away(cluster)).until(until),
-        false => election::begin(cluster, observed, policy, EpochReason::SyncSetChange, Some(leader))
-            .with(set_away(cluster)),
+        false => {
+            election::begin(cluster, observed, policy, EpochReason::SyncSetChange, Some(leader)).with(set_away(cluster))
+        }
     })
 }
 

@@ -6,7 +6,7 @@ use crate::election::{self, has_lost_data};
 use crate::health;
 use crate::leader_lost::{LeaderSeen, leader_seen};
 use crate::observed::{Memory, Observed, Policy};
-use crate::{change_leader, restart, schedule, switchover};
+use crate::{change_leader, recovered, restart, schedule, switchover};
 use pgstead_types::record::{ClusterChange, ClusterRecord, EpochConfig, EpochReason, MemberRecord};
 use pgstead_types::report::PrimarySeen;
 use pgstead_types::{Bytes, Finding, Incarnation, MemberId};
@@ -100,7 +100,8 @@ fn tend_members(
                 plan.findings.push(finding);
                 continue;
             }
-            let paused = || health::may_rebuild_from(policy, memory, member).filter(|from| *from > observed.now);
+            let paused =
+                || health::may_rebuild_from(cluster, policy, memory, member).filter(|from| *from > observed.now);
             // Without this one no commit is acknowledged: then it is made anew however often that was in vain.
             let is_needed = in_set && acknowledging(primary, config) < usize::from(config.sync_set.needed);
             if let Some(from) = paused().filter(|_| !is_needed) {
@@ -110,11 +111,11 @@ fn tend_members(
                     .with(Finding::error("rebuilt_in_vain", text).on_cluster(cluster.id).on_member(member.id));
                 continue;
             }
-            health::note_rebuild(policy, memory, member, observed.now);
+            health::note_rebuild(cluster, policy, memory, member, observed.now);
             if !in_set {
                 return Plan::change(ClusterChange::Rebuild {
                     member: member.id,
-                    incarnation: member.incarnation + 1,
+                    incarnation: cluster.next_incarnation(member),
                     why,
                 });
             }
@@ -178,6 +179,9 @@ pub(crate) fn why_rebuild(
 ) -> Option<String> {
     if has_lost_data(cluster, observed, policy, member.id).is_some() {
         return Some("its data is gone".to_string());
+    }
+    if recovered::unknown_life(cluster, observed, policy, member).is_some() {
+        return Some("its data is of a life that the recovered record does not know".to_string());
     }
     let report = observed.fresh(cluster, member.id, policy)?;
     if report.incarnation() != Some(member.current()) {

@@ -103,7 +103,7 @@ fn while_clients_are_held_nobody_who_is_needed_waits_for_the_pause() {
     let (now, held) = (world.observed.now, world.record.members[&member("c")].clone());
     // The life before was made anew a moment ago.
     let before = pgstead_types::record::MemberRecord { incarnation: 0, ..held };
-    super::note_rebuild(&world.policy, &mut world.memory, &before, now);
+    super::note_rebuild(&world.record, &world.policy, &mut world.memory, &before, now);
     assert_eq!(begins(&world.decide()), Some(EpochReason::SyncSetChange));
 }
 

@@ -2,6 +2,7 @@
 //! keeps in its notes on disk, so that a daemon killed at any point goes on where it was.
 
 mod execute;
+mod given_up;
 mod killpoint;
 mod notes;
 mod observe;
@@ -142,6 +143,10 @@ impl MemberTask {
         seen.troubles = self.watch.look(&self.instance, &seen, &mut self.notes).await;
         let Next { action, findings } = decide(cluster, self.member, &seen);
         seen.findings.extend(findings);
+        if let Some(member) = cluster.members.get(&self.member) {
+            let kept = given_up::finding(&self.instance.config().data_dir, &member.name);
+            seen.findings.extend(kept.map(|kept| kept.on_cluster(self.cluster).on_member(self.member)));
+        }
         let Some(action) = action else {
             self.failed = None;
             if cluster.lifecycle != Lifecycle::Active && !seen.volume_present {
