@@ -171,7 +171,8 @@ fn rechoose(
     let waits = config.sync_set.members.len() - broken.len() >= needed && observed.now < until;
     if let Some((member, why)) = broken.first() {
         if let Some(finding) = health::no_good_source(cluster, observed, leader, member) {
-            return Some(Plan::wait(finding));
+            let other = change_leader::leave_unwell(cluster, observed, policy, memory, leader);
+            return Some(other.unwrap_or_else(|| Plan::wait(finding)));
         }
         if waits {
             return Some(Plan::wait(set_away(cluster)).until(until));
