@@ -65,17 +65,20 @@ pub(crate) fn plan(
     if reason == EpochReason::Forced && (lacking.is_some() || !forced::is_needless(cluster, &promises)) {
         return forced::plan(cluster, observed, policy, memory, &promises, preferred);
     }
-    if let Some(finding) = lacking {
+    if lacking.is_some() {
         memory.electable = None;
-        return Plan::wait(finding);
+        let here = could_promise(cluster, observed, policy);
+        return match recovered::waits_for(cluster, observed, policy, &here) {
+            Some(finding) => Plan::wait(finding),
+            None => Plan::wait(arriving(cluster)),
+        };
     }
     let chosen = match rank(cluster, &promises, preferred, &health::unfit(cluster, observed)) {
         Ok(chosen) => chosen,
         Err(missing) => {
             memory.electable = None;
             if electable(&cluster.configs, &could_promise(cluster, observed, policy)).is_ok() {
-                let text = format!("epoch {} is open: promises are arriving", cluster.epoch);
-                return Plan::wait(Finding::info("promises_arriving", text).on_cluster(cluster.id));
+                return Plan::wait(arriving(cluster));
             }
             return Plan::wait(missing_finding(cluster, missing));
         }
@@ -91,6 +94,11 @@ pub(crate) fn plan(
     }
     let rebuild = must_rebuild(cluster, observed, policy, &promises, chosen.incarnation.member);
     Plan::change(choice(cluster, &promises, chosen, &rebuild))
+}
+
+fn arriving(cluster: &ClusterRecord) -> Finding {
+    let text = format!("epoch {} is open: promises are arriving", cluster.epoch);
+    Finding::info("promises_arriving", text).on_cluster(cluster.id)
 }
 
 /// Until when to wait for promises beyond the necessary ones: the preferred leader's, or a standby's that streams and is
