@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// What must be true when a write returns.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -34,6 +34,19 @@ pub fn replace(path: &Path, bytes: &[u8], owner: RunAs, survives: Survives) -> i
         sync_parent(path)?;
     }
     Ok(())
+}
+
+/// Gives each of `paths`, which must not exist and lie in one folder, the same content: names of one file, so that a thousand
+/// cost no more syncs than one. It survives a power cut.
+pub fn place_alike(paths: &[PathBuf], bytes: &[u8], owner: RunAs) -> io::Result<()> {
+    let Some(first) = paths.first() else { return Ok(()) };
+    let model = first.with_extension("model");
+    replace(&model, bytes, owner, Survives::PowerLoss)?;
+    for path in paths {
+        fs::hard_link(&model, path)?;
+    }
+    remove(&model)?;
+    sync_parent(first)
 }
 
 pub fn replace_json<T: Serialize>(path: &Path, value: &T, owner: RunAs, survives: Survives) -> io::Result<()> {

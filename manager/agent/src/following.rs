@@ -78,7 +78,17 @@ fn rebuild(scene: &Scene<'_>, leader: MemberId, identity: &DataIdentity) -> Next
     };
     // A rewind works on the only copy of what this member has. Until the epoch is confirmed that may be the last one of
     // what was acknowledged; a copy sets it aside.
-    if rewinds < REWINDS_MAX && scene.cluster.is_confirmed() { rewind(scene, leader) } else { clone(scene, leader) }
+    let may_rewind = scene.cluster.is_confirmed()
+        && !wants_all_pages(scene)
+        // What it holds may be nowhere else, and a person may still want it: it is kept, and a copy takes its place.
+        && !scene.cluster.is_given_up(identity.incarnation);
+    if rewinds < REWINDS_MAX && may_rewind { rewind(scene, leader) } else { clone(scene, leader) }
+}
+
+/// A rewind keeps every page that the histories have in common, the broken ones among them, and needs a recovery that ends.
+fn wants_all_pages(scene: &Scene<'_>) -> bool {
+    let of_pages = |trouble: &Trouble| matches!(trouble, Trouble::Corrupted { .. } | Trouble::RecoveryStuck { .. });
+    scene.seen.troubles.iter().any(of_pages)
 }
 
 fn hangs(scene: &Scene<'_>) -> bool {

@@ -32,7 +32,9 @@ pub(crate) fn rank(
         all.iter().copied().filter(|life| !passed_over(life)).collect()
     };
     let fields = [without(&|life| is_suspect(life) || is_unfit(life)), without(&is_unfit), without(&is_suspect)];
-    let field = fields.iter().find(|field| electable_but(&cluster.configs, field, over).is_ok()).unwrap_or(&all);
+    // Whether the others are enough, a record that was recovered and may not know the last configuration cannot say.
+    let others = fields.iter().filter(|_| cluster.recovering().is_none());
+    let field = { others }.find(|field| electable_but(&cluster.configs, field, over).is_ok()).unwrap_or(&all);
     let best = field
         .iter()
         .filter_map(|life| promises.get(life))
@@ -72,8 +74,10 @@ pub(crate) fn choice(
         .collect();
     let mut rebuild = Vec::new();
     if cluster.is_short_of_copies() {
-        // A person has accepted fewer copies: nobody who is away is waited for, and those who are here count.
-        needed = needed.min(u8::try_from(members.len()).unwrap_or(u8::MAX));
+        // A person has accepted fewer copies: nobody who is away is waited for beyond those, and whoever is here counts. Fewer
+        // than the last configuration has would again be a person's to accept.
+        let held = cluster.configs.last().map_or(needed, |config| config.sync_set.needed);
+        needed = needed.min(u8::try_from(members.len()).unwrap_or(u8::MAX).max(held));
         if needed == 0 {
             members.clear();
         }
@@ -87,7 +91,7 @@ pub(crate) fn choice(
             // One that promised and is no part of the chosen one's history is made anew as well: as it is, it could never
             // follow. The chosen one holds all that its promise vouched for.
             if must_rebuild.contains(&member.id) || promises.contains_key(&life) {
-                life.number += 1;
+                life.number = cluster.next_incarnation(member);
                 rebuild.push(member.id);
             }
             members.insert(life);
@@ -104,3 +108,6 @@ pub(crate) fn choice(
         possible_loss,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,8 +8,9 @@ use crate::health;
 use crate::lease;
 use crate::observed::{Memory, Observed, Policy};
 use crate::quorum::Missing;
+use crate::recovered;
 use pgstead_types::record::{ClusterChange, ClusterRecord, EpochReason};
-use pgstead_types::report::{DataSeen, PostgresSeen};
+use pgstead_types::report::{DataSeen, MemberReport, PostgresSeen};
 use pgstead_types::{Finding, Incarnation, MemberId, Tick};
 use std::collections::BTreeSet;
 
@@ -23,6 +24,9 @@ pub(crate) fn begin(
     preferred: Option<MemberId>,
 ) -> Plan {
     let here = could_promise(cluster, observed, policy);
+    if let Some(finding) = recovered::waits_for(cluster, observed, policy, &here) {
+        return Plan::wait(finding);
+    }
     match lease::has_prospect(cluster, &here) {
         Ok(()) => Plan::change(ClusterChange::BeginEpoch { epoch: cluster.epoch.next(), reason, preferred }),
         Err(missing) => hold(cluster, observed, policy, missing),
@@ -71,10 +75,22 @@ pub(crate) fn plan(
     reason: EpochReason,
     preferred: Option<MemberId>,
 ) -> Plan {
+    if let Some(change) = recovered::adoption(cluster, observed, policy) {
+        return Plan::change(change);
+    }
     let leases = lease::leases(cluster, observed, policy, memory);
     let promises = promises(cluster, observed, policy);
-    if reason == EpochReason::Forced && !forced::is_needless(cluster, &promises) {
+    let lacking = recovered::waits_for(cluster, observed, policy, &promises.keys().copied().collect());
+    if reason == EpochReason::Forced && (lacking.is_some() || !forced::is_needless(cluster, &promises)) {
         return forced::plan(cluster, observed, policy, memory, &promises, preferred, &leases);
+    }
+    if lacking.is_some() {
+        memory.electable = None;
+        let here = could_promise(cluster, observed, policy);
+        return match recovered::waits_for(cluster, observed, policy, &here) {
+            Some(finding) => Plan::wait(finding),
+            None => Plan::wait(arriving(cluster)),
+        };
     }
     let chosen = match rank(cluster, &promises, preferred, &health::unfit(cluster, observed), &leases.over) {
         Ok(chosen) => chosen,
@@ -87,8 +103,7 @@ pub(crate) fn plan(
                 return Plan::wait(lease::waiting(cluster, until, observed.now)).until(until);
             }
             if lease::has_prospect(cluster, &could_promise(cluster, observed, policy)).is_ok() {
-                let text = format!("epoch {} is open: promises are arriving", cluster.epoch);
-                return Plan::wait(Finding::info("promises_arriving", text).on_cluster(cluster.id));
+                return Plan::wait(arriving(cluster));
             }
             return hold(cluster, observed, policy, missing);
         }
@@ -109,6 +124,11 @@ pub(crate) fn plan(
     let rebuild = must_rebuild(cluster, observed, policy, &promises, chosen.incarnation.member);
     let loss = lease::possible_loss(cluster, memory, &promises, chosen);
     Plan::change(choice(cluster, &promises, chosen, &rebuild, loss))
+}
+
+fn arriving(cluster: &ClusterRecord) -> Finding {
+    let text = format!("epoch {} is open: promises are arriving", cluster.epoch);
+    Finding::info("promises_arriving", text).on_cluster(cluster.id)
 }
 
 /// Until when to wait for promises beyond the necessary ones: the preferred leader's, or a standby's that streams and is
@@ -160,7 +180,14 @@ fn must_rebuild(
         .members
         .values()
         .filter(|member| match promises.get(&member.current()) {
-            None => has_lost_data(cluster, observed, policy, member.id).is_some(),
+            // One that is here and does not come to answer, its recovery being stuck or its pages broken, would be as little
+            // use to the next set.
+            None => {
+                has_lost_data(cluster, observed, policy, member.id).is_some()
+                    || recovered::unknown_life(cluster, observed, policy, member).is_some()
+                    || (observed.fresh(cluster, member.id, policy).is_some_and(|report| !accepts(report))
+                        && health::wants_other_data(cluster, observed, member.id).is_some())
+            }
             Some(answer) => {
                 answer.incarnation.member != chosen
                     && (oldest.is_some_and(|oldest| answer.position.lsn < oldest)
@@ -169,6 +196,10 @@ fn must_rebuild(
         })
         .map(|member| member.id)
         .collect()
+}
+
+fn accepts(report: &MemberReport) -> bool {
+    report.as_primary().is_some() || report.as_standby().is_some()
 }
 
 /// By its node's fresh word, the present incarnation's data is gone.
@@ -181,6 +212,14 @@ pub(crate) fn has_lost_data(
     let current = cluster.members.get(&member)?.current();
     match &observed.fresh(cluster, member, policy)?.data {
         DataSeen::Lost { incarnation } if *incarnation == current => Some(current),
+        // A life that a recovered record never knew is gone as well.
+        DataSeen::Lost { incarnation }
+            if cluster.recovered.is_some()
+                && incarnation.member == current.member
+                && incarnation.number > current.number =>
+        {
+            Some(current)
+        }
         _ => None,
     }
 }

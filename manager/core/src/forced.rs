@@ -7,6 +7,7 @@ use crate::election::{here_with_data, missing_finding};
 use crate::lease::{self, Leases};
 use crate::observed::{Memory, Observed, Policy};
 use crate::quorum::electable;
+use crate::recovered;
 use pgstead_types::record::{ClusterChange, ClusterRecord, ForcedLoss, Lifecycle, SyncSet};
 use pgstead_types::report::{MemberReport, PostgresSeen};
 use pgstead_types::{Epoch, Finding, Incarnation, MemberId, Position, Timeline};
@@ -73,7 +74,7 @@ pub fn check_forced(cluster: &ClusterRecord, observed: &Observed, policy: &Polic
     ForcedCheck {
         loss: ForcedLoss { missing, known_end, best, bytes },
         epoch: promised.fold(cluster.epoch, Epoch::max).next(),
-        refused: refusals(cluster, &here, &members, to),
+        refused: refusals(cluster, observed, policy, &here, &members, to),
         members,
     }
 }
@@ -85,6 +86,8 @@ fn leader_was_heard(cluster: &ClusterRecord, observed: &Observed) -> bool {
 
 fn refusals(
     cluster: &ClusterRecord,
+    observed: &Observed,
+    policy: &Policy,
     here: &BTreeSet<Incarnation>,
     members: &[CandidateSeen],
     to: MemberId,
@@ -95,13 +98,14 @@ fn refusals(
     if cluster.lifecycle != Lifecycle::Active {
         refuse("being_deleted", "the cluster is being deleted".into());
     }
-    if could_serve(cluster, here) {
+    if could_serve(cluster, here) && recovered::waits_for(cluster, observed, policy, here).is_none() {
         refuse(
             "unforced_possible",
             "enough members are here for an election that loses nothing; let it happen, or use a switchover".into(),
         );
     }
-    if cluster.history.is_empty() {
+    // A recovered record may not know that somebody has.
+    if cluster.history.is_empty() && cluster.recovering().is_none() {
         refuse("never_led", "nobody has led this cluster yet, so there is nothing to save; delete it".into());
     }
     match members.iter().find(|seen| seen.member == to) {

@@ -53,6 +53,21 @@ pub(crate) fn only_corrupted(cluster: &ClusterRecord, member: MemberId) -> Findi
     Finding::error("data_corruption", text).on_cluster(cluster.id).on_member(member)
 }
 
+/// Why nobody is made anew now: a copy would be one of pages with wrong checksums, and the data that gives way to it may be
+/// the last that is good.
+pub(crate) fn no_good_source(
+    cluster: &ClusterRecord,
+    observed: &Observed,
+    leader: MemberId,
+    member: &MemberRecord,
+) -> Option<Finding> {
+    is_corrupted(cluster, observed, leader).then(|| {
+        let text =
+            format!("{} must be made anew and is left as it is: pages of the leader have wrong checksums", member.name);
+        Finding::error("no_good_source", text).on_cluster(cluster.id).on_member(member.id)
+    })
+}
+
 /// What is wrong with members, for people.
 pub(crate) fn findings(cluster: &ClusterRecord, observed: &Observed) -> Vec<Finding> {
     let about = |member: &MemberRecord, trouble: &Trouble| {
@@ -73,14 +88,26 @@ pub(crate) struct Rebuilds {
 
 /// From when on the member may be made anew once more. Another copy that ends as the last one did is tried ever more
 /// rarely, for it may not be the data that is at fault.
-pub(crate) fn may_rebuild_from(policy: &Policy, memory: &Memory, member: &MemberRecord) -> Option<Tick> {
-    let last = memory.rebuilds.get(&member.id).filter(|last| last.incarnation != member.incarnation + 1)?;
+pub(crate) fn may_rebuild_from(
+    cluster: &ClusterRecord,
+    policy: &Policy,
+    memory: &Memory,
+    member: &MemberRecord,
+) -> Option<Tick> {
+    let next = cluster.next_incarnation(member);
+    let last = memory.rebuilds.get(&member.id).filter(|last| last.incarnation != next)?;
     let factor = 1u32 << (last.times - 1).min(6);
     Some(last.at + policy.rebuild_pause * factor)
 }
 
-pub(crate) fn note_rebuild(policy: &Policy, memory: &mut Memory, member: &MemberRecord, now: Tick) {
-    let incarnation = member.incarnation + 1;
+pub(crate) fn note_rebuild(
+    cluster: &ClusterRecord,
+    policy: &Policy,
+    memory: &mut Memory,
+    member: &MemberRecord,
+    now: Tick,
+) {
+    let incarnation = cluster.next_incarnation(member);
     let last = memory.rebuilds.get(&member.id).copied();
     if last.is_some_and(|last| last.incarnation == incarnation) {
         return;

@@ -123,7 +123,8 @@ fn cut<'a>(
     primary: &'a PrimarySeen,
 ) -> LeaderSeen<'a> {
     let Some(config) = cluster.config() else { return LeaderSeen::Runs(primary) };
-    let set = &config.sync_set;
+    // Whom Postgres counts now. A member is recorded before it is loaded, and until then it lets no commit through.
+    let set = primary.sync_set.as_ref().unwrap_or(&config.sync_set);
     // Standbys of the set that are here, were told to stream from this leader, and hear nothing. A receiver that is
     // still trying to connect hears nothing either, and what the leader's senders say of a cut connection is old.
     let told = Upstream { leader, epoch: cluster.epoch };

@@ -33,6 +33,10 @@ pub(crate) fn is_asynchronous(cluster: &ClusterRecord) -> bool {
 /// The lease, if any, that this election must wait for. Called first when an epoch is first seen open, and from then on.
 pub(crate) fn leases(cluster: &ClusterRecord, observed: &Observed, policy: &Policy, memory: &mut Memory) -> Leases {
     let mut leases = Leases { over: BTreeSet::new(), until: None };
+    if cluster.recovering().is_some() {
+        // The last leader may be one that the record does not know, on a node that was given up.
+        leases.until = Some(observed.lease_end(None, policy)).filter(|until| observed.now < *until);
+    }
     for config in cluster.configs.iter().filter(|config| config.acknowledges_alone()) {
         let is_last = cluster.configs.last().map(|last| last.epoch) == Some(config.epoch);
         // An earlier one's leader was out when the next was chosen, and an unconfirmed one has let no client in and never
@@ -42,7 +46,7 @@ pub(crate) fn leases(cluster: &ClusterRecord, observed: &Observed, policy: &Poli
             let node = cluster.members.get(&config.leader.member).map(|member| member.node);
             let until = *memory.lease_until.get_or_insert_with(|| observed.lease_end(node, policy));
             if observed.now < until {
-                leases.until = Some(until);
+                leases.until = leases.until.max(Some(until));
                 continue;
             }
         }

@@ -17,6 +17,7 @@ mod placement;
 mod promotion;
 mod quorum;
 mod record_behind;
+mod recovered;
 mod restart;
 mod schedule;
 mod steady;

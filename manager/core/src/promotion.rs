@@ -7,7 +7,7 @@ use crate::health;
 use crate::leader_lost::{LeaderSeen, leader_seen};
 use crate::observed::{Memory, Observed, Policy, Presence};
 use crate::steady::{leave_set, why_rebuild};
-use pgstead_types::record::{ClusterChange, ClusterRecord, EpochReason, HistoryEntry, MemberRecord};
+use pgstead_types::record::{ClusterChange, ClusterRecord, EpochConfig, EpochReason, HistoryEntry, MemberRecord};
 use pgstead_types::report::PrimarySeen;
 use pgstead_types::{Finding, MemberId, Step, Tick};
 use std::time::Duration;
@@ -134,24 +134,53 @@ pub(crate) fn await_confirmation(
     if flushed >= usize::from(config.sync_set.needed) {
         return Plan::change(ClusterChange::Confirm { epoch: cluster.epoch });
     }
-    // Members of the set that could never acknowledge as they are, where the others are too few: a set without them.
-    let broken: Vec<_> = config
-        .sync_set
-        .members
-        .iter()
-        .filter_map(|life| cluster.members.get(&life.member).filter(|member| member.current() == *life))
-        .filter_map(|member| Some((member, why_rebuild(cluster, observed, policy, member)?)))
-        .collect();
-    if let Some((member, why)) = broken.first()
-        && config.sync_set.members.len() - broken.len() < usize::from(config.sync_set.needed)
-    {
-        if let Some(from) = health::may_rebuild_from(policy, memory, member).filter(|from| *from > observed.now) {
-            let text = format!("{} was made anew lately and is no better ({why}); it waits a while", member.name);
-            let finding = Finding::error("rebuilt_in_vain", text).on_cluster(cluster.id).on_member(member.id);
-            return Plan::wait(finding).until(from);
+    if let Some(plan) = rechoose(cluster, observed, policy, memory, leader, config) {
+        return plan;
+    }
+    let text = format!(
+        "epoch {} has {flushed} of {} acknowledgements that it needs before clients are let in",
+        cluster.epoch, config.sync_set.needed
+    );
+    Plan::wait(Finding::info("awaiting_confirmation", text).on_cluster(cluster.id).on_member(leader))
+}
+
+/// The set can never confirm as it is, or not with those who are here: the next epoch gives the same leader another one.
+/// Clients are held meanwhile, so nobody who is needed waits for having been made anew lately.
+fn rechoose(
+    cluster: &ClusterRecord,
+    observed: &Observed,
+    policy: &Policy,
+    memory: &mut Memory,
+    leader: MemberId,
+    config: &EpochConfig,
+) -> Option<Plan> {
+    let needed = usize::from(config.sync_set.needed);
+    let (mut broken, mut away) = (Vec::new(), 0);
+    for life in &config.sync_set.members {
+        let member = cluster.members.get(&life.member).filter(|member| member.current() == *life)?;
+        match why_rebuild(cluster, observed, policy, member) {
+            Some(why) => broken.push((member, why)),
+            None => away += usize::from(observed.fresh(cluster, life.member, policy).is_none()),
         }
-        health::note_rebuild(policy, memory, member, observed.now);
-        return leave_set(cluster, observed, policy, member, leader, why);
+    }
+    if config.sync_set.members.len() - broken.len() - away >= needed {
+        return None;
+    }
+    // Those who are away may be back in a moment; what is broken stays so.
+    let until = memory.phase_began(cluster, observed.now) + policy.cut_patience;
+    let waits = config.sync_set.members.len() - broken.len() >= needed && observed.now < until;
+    if let Some((member, why)) = broken.first() {
+        if let Some(finding) = health::no_good_source(cluster, observed, leader, member) {
+            let other = change_leader::leave_unwell(cluster, observed, policy, memory, leader);
+            return Some(other.unwrap_or_else(|| Plan::wait(finding)));
+        }
+        if waits {
+            return Some(Plan::wait(set_away(cluster)).until(until));
+        }
+        for (member, _) in &broken {
+            health::note_rebuild(cluster, policy, memory, member, observed.now);
+        }
+        return Some(leave_set(cluster, observed, policy, member, leader, why));
     }
     // Members of the set that stay away, while others that are here could take their place: a set of those.
     let is_here = |member: &MemberRecord| {
@@ -161,25 +190,18 @@ pub(crate) fn await_confirmation(
                     == Some(true)
         })
     };
-    let standbys = cluster.members.values().filter(|member| member.id != leader && is_here(member));
-    let (counted, others): (Vec<_>, Vec<_>) =
-        standbys.partition(|member| config.sync_set.members.contains(&member.current()));
-    let away = config.sync_set.members.iter().filter(|life| observed.fresh(cluster, life.member, policy).is_none());
-    let needed = usize::from(config.sync_set.needed);
-    if config.sync_set.members.len() - away.count() < needed && counted.len() + others.len() >= needed {
-        let until = memory.phase_began(cluster, observed.now) + policy.cut_patience;
-        let text = "too few of the sync set are here to confirm the epoch; others are, and take their place soon";
-        let finding = Finding::warning("sync_set_away", text).on_cluster(cluster.id);
-        return match observed.now >= until {
-            true => election::begin(cluster, observed, policy, EpochReason::SyncSetChange, Some(leader)).with(finding),
-            false => Plan::wait(finding).until(until),
-        };
-    }
-    let text = format!(
-        "epoch {} has {flushed} of {} acknowledgements that it needs before clients are let in",
-        cluster.epoch, config.sync_set.needed
-    );
-    Plan::wait(Finding::info("awaiting_confirmation", text).on_cluster(cluster.id).on_member(leader))
+    let here = cluster.members.values().filter(|member| member.id != leader && is_here(member)).count();
+    (here >= needed).then(|| match waits {
+        true => Plan::wait(set_away(cluster)).until(until),
+        false => {
+            election::begin(cluster, observed, policy, EpochReason::SyncSetChange, Some(leader)).with(set_away(cluster))
+        }
+    })
+}
+
+fn set_away(cluster: &ClusterRecord) -> Finding {
+    let text = "too few of the sync set are here to confirm the epoch; others are, and take their place soon";
+    Finding::warning("sync_set_away", text).on_cluster(cluster.id)
 }
 
 /// How many of the set have the end of recovery on disk. Counted by incarnation, however many senders carry its name.

@@ -7,10 +7,10 @@ use crate::health;
 use crate::leader_lost::{LeaderSeen, leader_seen};
 use crate::lease;
 use crate::observed::{Memory, Observed, Policy};
-use crate::{change_leader, restart, schedule, switchover};
-use pgstead_types::record::{ClusterChange, ClusterRecord, EpochReason, MemberRecord};
+use crate::{change_leader, recovered, restart, schedule, switchover};
+use pgstead_types::record::{ClusterChange, ClusterRecord, EpochConfig, EpochReason, MemberRecord};
 use pgstead_types::report::PrimarySeen;
-use pgstead_types::{Bytes, Finding, MemberId};
+use pgstead_types::{Bytes, Finding, Incarnation, MemberId};
 use std::collections::BTreeMap;
 
 /// A standby within this of the leader's log has caught up: it flushes the rest in a moment.
@@ -80,6 +80,12 @@ pub(crate) fn streams(primary: &PrimarySeen, member: &MemberRecord) -> bool {
     primary.senders.iter().any(|sender| sender.incarnation == Some(member.current()) && sender.streaming)
 }
 
+/// How many of the set stream.
+fn acknowledging(primary: &PrimarySeen, config: &EpochConfig) -> usize {
+    let streams = |life: &&Incarnation| primary.senders.iter().any(|s| s.incarnation == Some(**life) && s.streaming);
+    config.sync_set.members.iter().filter(streams).count()
+}
+
 fn tend_members(
     cluster: &ClusterRecord,
     observed: &Observed,
@@ -95,18 +101,26 @@ fn tend_members(
     for member in cluster.members.values().filter(|member| member.id != leader) {
         let in_set = config.sync_set.members.contains(&member.current());
         if let Some(why) = why_rebuild(cluster, observed, policy, member) {
-            if let Some(from) = health::may_rebuild_from(policy, memory, member).filter(|from| *from > observed.now) {
+            if let Some(finding) = health::no_good_source(cluster, observed, leader, member) {
+                plan.findings.push(finding);
+                continue;
+            }
+            let paused =
+                || health::may_rebuild_from(cluster, policy, memory, member).filter(|from| *from > observed.now);
+            // Without this one no commit is acknowledged: then it is made anew however often that was in vain.
+            let is_needed = in_set && acknowledging(primary, config) < usize::from(config.sync_set.needed);
+            if let Some(from) = paused().filter(|_| !is_needed) {
                 let text = format!("{} was made anew lately and is no better ({why}); it waits a while", member.name);
                 plan = plan
                     .until(from)
                     .with(Finding::error("rebuilt_in_vain", text).on_cluster(cluster.id).on_member(member.id));
                 continue;
             }
-            health::note_rebuild(policy, memory, member, observed.now);
+            health::note_rebuild(cluster, policy, memory, member, observed.now);
             if !in_set {
                 return Plan::change(ClusterChange::Rebuild {
                     member: member.id,
-                    incarnation: member.incarnation + 1,
+                    incarnation: cluster.next_incarnation(member),
                     why,
                 });
             }
@@ -156,7 +170,8 @@ fn make_whole(
         "since a forced failover a commit is acknowledged by {held} standbys and not by {needed}: {ready} have caught up"
     );
     plan.findings.push(Finding::warning("short_of_copies", text).on_cluster(cluster.id));
-    if ready < needed || cluster.switchover.is_some() || cluster.restart.is_some() {
+    let busy = cluster.switchover.is_some() || cluster.restart.is_some();
+    if ready < needed || busy || health::is_corrupted(cluster, observed, leader) {
         return plan;
     }
     let mut next = election::begin(cluster, observed, policy, EpochReason::SyncSetChange, Some(leader));
@@ -173,6 +188,9 @@ pub(crate) fn why_rebuild(
 ) -> Option<String> {
     if has_lost_data(cluster, observed, policy, member.id).is_some() {
         return Some("its data is gone".to_string());
+    }
+    if recovered::unknown_life(cluster, observed, policy, member).is_some() {
+        return Some("its data is of a life that the recovered record does not know".to_string());
     }
     let report = observed.fresh(cluster, member.id, policy)?;
     if report.incarnation() != Some(member.current()) {

@@ -101,8 +101,9 @@ pub struct ClusterSpec {
     /// The role that owns it and logs in with a password. Default `app`.
     #[serde(default = "app")]
     pub owner: String,
-    /// What becomes of a leader whose Postgres ended while its node is well.
-    #[serde(default)]
+    /// What becomes of a leader whose Postgres ended while its node is well. The default is not written, so that voters of
+    /// the version before can read what does not ask for more.
+    #[serde(default, skip_serializing_if = "OnLeaderCrash::is_default")]
     pub on_leader_crash: OnLeaderCrash,
     /// Postgres settings, as in `postgresql.conf`, without those that the cluster's safety rests on.
     #[serde(default)]
@@ -122,6 +123,12 @@ pub enum OnLeaderCrash {
     /// The crashed leader is preferred where it is back within two seconds, twice in ten minutes at most. For clusters whose
     /// leader has a place that others do not have.
     Restart,
+}
+
+impl OnLeaderCrash {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 fn three() -> u8 {

@@ -99,15 +99,13 @@ impl Instance {
         // Every number below, not only those above its own: a standby that comes from an older timeline asks this member
         // for each history file on the way, and copied data lacks the old ones.
         on_disk("burn timelines in", &pg_wal.clone(), move || {
-            for number in (2..timeline.0).map(Timeline).filter(|number| !existing.contains(number)) {
-                let path = pg_wal.join(timelines::history_name(number));
-                let parent = if number > own { own } else { Timeline(1) };
-                files::replace(
-                    &path,
-                    timelines::burned_history(parent).as_bytes(),
-                    config.owner(),
-                    Survives::PowerLoss,
-                )?;
+            let missing = |number: &Timeline| !existing.contains(number);
+            let (beyond, before): (Vec<_>, Vec<_>) =
+                (2..timeline.0).map(Timeline).filter(missing).partition(|number| *number > own);
+            for (numbers, parent) in [(before, Timeline(1)), (beyond, own)] {
+                let paths: Vec<_> =
+                    numbers.iter().map(|number| pg_wal.join(timelines::history_name(*number))).collect();
+                files::place_alike(&paths, timelines::burned_history(parent).as_bytes(), config.owner())?;
             }
             Ok(())
         })

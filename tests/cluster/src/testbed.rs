@@ -442,6 +442,7 @@ impl Testbed {
     /// What the nodes say of themselves: every cluster, and the ends of the logs.
     pub async fn describe(&self) -> String {
         let mut text = String::new();
+        let mut whole = String::new();
         let patience = Duration::from_secs(10);
         match tokio::time::timeout(patience, self.pgstead(&["cluster", "list", "--output", "json"])).await {
             Ok(Ok(said)) => {
@@ -451,12 +452,14 @@ impl Testbed {
                     let args = ["cluster", "show", name, "--output", "json"];
                     let show = self.pgstead(&args);
                     if let Ok(Ok(said)) = tokio::time::timeout(patience, show).await {
-                        text.push_str(&format!("--- cluster {name}\n{}{}\n", said.stdout, said.stderr));
+                        text.push_str(&in_short(name, &said.stdout));
+                        whole.push_str(&format!("--- cluster {name}\n{}{}\n", said.stdout, said.stderr));
                     }
                 }
             }
             other => text.push_str(&format!("no list of clusters: {other:?}\n")),
         }
+        text.push_str(&whole);
         for node in &self.nodes {
             for log in [vec![node.log(), node.data_dir().join("gateway/gateway.log")], self.member_logs(node)].concat()
             {
@@ -473,6 +476,26 @@ impl Testbed {
         let members = fs::read_dir(node.data_dir().join("run")).into_iter().flatten().flatten();
         members.flat_map(|entry| ["guard.log", "postgres.log"].map(|name| entry.path().join(name))).collect()
     }
+}
+
+/// What matters most of a cluster, for where only the beginning of a text is kept.
+fn in_short(name: &str, show: &str) -> String {
+    let Ok(view) = serde_json::from_str::<serde_json::Value>(show) else { return String::new() };
+    let mut text = format!("--- in short: {name}, epoch {}, {}: {}\n", view["epoch"], view["phase"], view["findings"]);
+    for member in view["members"].as_array().into_iter().flatten() {
+        let observed = &member["observed"];
+        text.push_str(&format!(
+            "{} on {}, {}: {}, {}, working {}, findings {}\n",
+            member["name"],
+            member["node"]["name"],
+            member["role"],
+            observed["state"],
+            observed["why"],
+            observed["working"],
+            observed["findings"]
+        ));
+    }
+    text
 }
 
 impl Drop for Testbed {

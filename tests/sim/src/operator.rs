@@ -3,10 +3,10 @@
 
 use crate::faults::Fault;
 use crate::rng::Rng;
-use crate::world::{Event, World, member_id};
+use crate::world::{Event, World, member_id, node_id};
 use pgstead_core::{ForcedCheck, check_forced, check_switchover};
-use pgstead_types::WallTime;
-use pgstead_types::record::{ClusterChange, ScheduledSwitchover};
+use pgstead_types::record::{ClusterChange, Command, ScheduledSwitchover};
+use pgstead_types::{RecoveryId, WallTime};
 use std::time::Duration;
 
 /// Nodes of a course with a forced failover: three members, and enough others that the consensus outlives two of them.
@@ -45,6 +45,20 @@ impl World {
             true => Ok(()),
             false => Err("no node is the controller now".into()),
         }
+    }
+
+    /// What the recovery of the record from a survivor's copy does to it, with these nodes given up as lost. The consensus itself
+    /// goes on: that the last entries are missing is not modelled.
+    pub fn recover_record(&mut self, lost: &[usize]) -> Result<(), String> {
+        let n = self.controller().ok_or("no node is the controller now")?;
+        let at = WallTime(self.now.as_millis() as i64);
+        let recovery = RecoveryId::from_u128(u128::from(self.serial) + 1);
+        let lost = lost.iter().map(|node| node_id(*node)).collect();
+        self.serial += 1;
+        self.tickets.insert(self.serial, (usize::MAX, 0));
+        let command = Command::RecoverQuorum { at, recovery, node: node_id(n), by: "a person".into(), lost };
+        self.raft.propose(n, self.serial, command);
+        Ok(())
     }
 
     /// Asks for a switchover that begins after `from` and before `until` from now.
@@ -124,6 +138,12 @@ pub fn course(world: &mut World) -> Result<(), String> {
                 }
             }
         }
+    }
+    if world.rng.chance(30) {
+        let pause = world.rng.ms(10, 3000);
+        world.run_for(pause)?;
+        let lost = if world.rng.chance(50) { vec![leader, other] } else { vec![other] };
+        let _ = world.recover_record(&lost);
     }
     // The person comes late, looks, and is refused as long as an ordinary election may succeed.
     for _ in 0..20 {

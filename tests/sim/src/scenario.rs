@@ -269,6 +269,11 @@ fn run(world: &mut World, command: &str) -> Result<(), String> {
             let _ = world.force(member);
             Ok(())
         }
+        // The record goes on from a survivor's copy, with these nodes given up.
+        ["recover", "record", "lost", nodes @ ..] => {
+            let lost = nodes.iter().map(|node| who(world, node)).collect::<Result<Vec<_>, _>>()?;
+            world.recover_record(&lost)
+        }
         ["schedule", "switchover", "to", member, "from", from, "until", until] => {
             let member = who(world, member)?;
             world.schedule(Some(member), time(from)?, time(until)?)

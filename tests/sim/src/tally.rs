@@ -25,7 +25,7 @@ every!(REASONS: EpochReason = Created, PostgresEnded, NodeLost, NodeSilent, CutF
 /// Reasons that no simulated record gives.
 fn never_recorded(reason: EpochReason) -> Option<&'static str> {
     match reason {
-        EpochReason::RecordBehind => Some("the recovery from the loss of most voters is offline and not modelled"),
+        EpochReason::RecordBehind => Some("recoveries of the record are drawn in few seeds"),
         _ => None,
     }
 }

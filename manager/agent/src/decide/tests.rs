@@ -83,6 +83,7 @@ pub(crate) fn record() -> ClusterRecord {
         creating: None,
         planned: Default::default(),
         forced: Vec::new(),
+        recovered: None,
     }
 }
 /// Epoch 3 is open.
@@ -471,4 +472,40 @@ fn a_recovery_of_data_that_is_given_up_is_ended() {
     let mut record = record();
     record.members.get_mut(&B).unwrap().incarnation = 2;
     assert_eq!(decide(&record, B, &seen(B, 2, PostgresSeen::Starting)).action, Some(Action::Fence));
+}
+
+#[test]
+fn broken_pages_are_copied_anew_and_never_rewound() {
+    let mut raised = record();
+    raised.members.get_mut(&B).unwrap().incarnation = 2;
+    let mut seen = seen(B, 2, down_cleanly());
+    assert_eq!(step(&raised, &seen), Some(Step::Rewind));
+    seen.troubles.push(pgstead_types::Trouble::Corrupted { failures: 3 });
+    assert_eq!(step(&raised, &seen), Some(Step::Clone));
+    seen.troubles = vec![pgstead_types::Trouble::RecoveryStuck { why: "it reads nothing".into() }];
+    assert_eq!(step(&raised, &seen), Some(Step::Clone));
+}
+
+#[test]
+fn data_that_was_given_up_is_kept_and_copied_anew() {
+    let mut raised = record();
+    raised.members.get_mut(&B).unwrap().incarnation = 2;
+    raised.forced.push(pgstead_types::record::ForcedEpoch {
+        epoch: Epoch(2),
+        at: WallTime(0),
+        operation: OperationId::from_u128(1),
+        by: "ann".into(),
+        to: A,
+        loss: Default::default(),
+        retired: others(&[B]),
+        ended: true,
+    });
+    assert_eq!(step(&raised, &seen(B, 2, down_cleanly())), Some(Step::Clone));
+    // Its next life was nobody's loss.
+    raised.members.get_mut(&B).unwrap().incarnation = 3;
+    let mut second = seen(B, 2, down_cleanly());
+    if let DataSeen::Present(identity) = &mut second.data {
+        identity.incarnation.number = 2;
+    }
+    assert_eq!(step(&raised, &second), Some(Step::Rewind));
 }

@@ -5,7 +5,7 @@ use super::world::{cluster_ref, member_name, member_ref};
 use super::{ClusterRef, FindingView, ForcedView, MemberRef, MemberView, ScheduledView, World, finding};
 use pgstead_types::record::{ClusterRecord, EpochReason, HistoryEntry, Leadership, Lifecycle};
 use pgstead_types::report::ClientAccess;
-use pgstead_types::spec::{ClusterSpec, Durability};
+use pgstead_types::spec::{ClusterSpec, Durability, OnLeaderCrash};
 use pgstead_types::{ClusterId, Epoch, Lsn, OperationId, Timeline};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -192,6 +192,10 @@ pub struct SpecSchema {
     /// The role that owns it and logs in with a password.
     #[schema(required = false, default = "app")]
     owner: String,
+    /// What becomes of a leader whose Postgres ended while its node is well: `failover`, another member leads at once;
+    /// `restart`, it is preferred where it is back within two seconds, twice in ten minutes at most.
+    #[schema(required = false, default = "failover", value_type = String, pattern = "^(failover|restart)$")]
+    on_leader_crash: OnLeaderCrash,
     /// Postgres settings, without those that the cluster's safety rests on.
     #[schema(required = false)]
     settings: BTreeMap<String, String>,

@@ -101,6 +101,16 @@ fn a_receiver_that_is_still_connecting_hears_nothing() {
 }
 
 #[test]
+fn who_is_cut_off_is_counted_in_the_set_that_postgres_has_loaded() {
+    // The third is recorded and not loaded: the two that Postgres counts are deaf, and nothing is acknowledged.
+    let world = three().standby("d", lag(0)).deaf("b").deaf("c");
+    let mut world = world.with_primary(|primary| primary.sync_set = Some(set(&["b", "c"], 1)));
+    assert_eq!(world.findings()[0], "cut_from_standbys");
+    let mut world = world.with_primary(|primary| primary.sync_set = Some(set(&["b", "c", "d"], 1)));
+    assert!(!world.findings().contains(&"cut_from_standbys".to_string()));
+}
+
+#[test]
 fn one_standby_that_hears_the_leader_keeps_it() {
     let mut world = three().deaf("b").later(Duration::from_secs(6));
     assert_eq!(begins(&world.decide()), None);
@@ -322,6 +332,30 @@ fn a_set_that_stays_away_is_waited_for_while_nobody_could_take_its_place() {
     let mut world = b_promoted(0).gone("c");
     assert_eq!(begins(&world.decide()), None);
     assert_eq!(begins(&world.later(Duration::from_secs(60)).decide()), None);
+}
+
+#[test]
+fn broken_and_away_members_of_a_set_are_counted_together() {
+    // One of the new set is away, the other has left the history: neither confirms, though each alone would do.
+    let diverged = StandbySeen {
+        upstream: None,
+        receiver: None,
+        replayed: Lsn(END),
+        position: Some(at(2, END + 50)),
+        access: ClientAccess::Open,
+    };
+    let world = three().report("a", |report| report.postgres = PostgresSeen::Standby(diverged));
+    let world = world.promised("b", 2, at(2, END)).promised("c", 2, at(2, END)).gone("c");
+    let mut world = world.chosen("b", set(&["a", "c"], 1)).promotes("b").noted("b");
+    assert_eq!(begins(&world.decide()), None, "the one that is away may be back in a moment");
+    assert!(world.findings().contains(&"sync_set_away".to_string()));
+    let mut world = world.later(Duration::from_secs(6));
+    world.decide_and_apply().expect("the record takes it");
+    assert_eq!(world.record.epoch, Epoch(3));
+    // The leader's own promise elects it, and the set names another life of the one that is here.
+    let mut world = world.promised("b", 3, at(3, END + 100)).promised("a", 3, at(2, END + 50)).gone("c");
+    world.decide_and_apply().expect("the record takes it");
+    assert_eq!(world.record.configs.last().unwrap().sync_set.members, [life("a", 2), life("c", 1)].into());
 }
 
 // --- confirmed: tending members

@@ -1,4 +1,4 @@
-//! Members that ail: who leaves, who is made anew, who is passed over, and how often.
+//! Members that are here and not well: who leads, who is made anew, and what waits.
 
 use crate::decide::Plan;
 use crate::observed::testing::*;
@@ -92,6 +92,45 @@ fn a_corrupted_leader_gives_way_and_a_corrupted_standby_is_made_anew() {
     assert_eq!(begins(&three().ails("a", corrupted()).decide()), Some(EpochReason::DataCorruption));
     let change = three().out("c").ails("c", corrupted()).decide().change;
     assert!(matches!(change, Some(ClusterChange::Rebuild { .. })), "{change:?}");
+}
+
+#[test]
+fn while_clients_are_held_nobody_who_is_needed_waits_for_the_pause() {
+    let refused = Trouble::StreamRefused { why: "requested WAL segment has already been removed".into() };
+    let promised = |name: &str, world: World| world.promised(name, 2, at(2, END));
+    let world = promised("c", promised("b", three())).ails("c", refused).chosen("b", set(&["c"], 1));
+    let mut world = world.promotes("b").noted("b").gone("a");
+    let (now, held) = (world.observed.now, world.record.members[&member("c")].clone());
+    // The life before was made anew a moment ago.
+    let before = pgstead_types::record::MemberRecord { incarnation: 0, ..held };
+    super::note_rebuild(&world.record, &world.policy, &mut world.memory, &before, now);
+    assert_eq!(begins(&world.decide()), Some(EpochReason::SyncSetChange));
+}
+
+#[test]
+fn a_member_whose_recovery_is_stuck_and_that_is_needed_is_made_anew_with_the_choice() {
+    let stuck = Trouble::RecoveryStuck { why: "it reads nothing".into() };
+    let world = world().leader("a").standby("b", lag(0)).electing(EpochReason::SyncSetChange, Some("a"));
+    let world = world.report("b", |report| report.postgres = PostgresSeen::Starting).ails("b", stuck);
+    match world.promised("a", 2, at(2, END)).decide().change {
+        Some(ClusterChange::Choose { sync_set, rebuild, .. }) => {
+            assert_eq!((sync_set.members, rebuild), ([life("b", 2)].into(), vec![member("b")]));
+        }
+        other => panic!("expected a choice, found {other:?}"),
+    }
+}
+
+#[test]
+fn nobody_is_made_anew_from_a_corrupted_leader() {
+    // b is away, so that c cannot take over; c has diverged or lost its log, and is the last good copy.
+    let refused = || Trouble::StreamRefused { why: "requested WAL segment has already been removed".into() };
+    for in_set in [true, false] {
+        let world = three().gone("b").ails("a", corrupted()).ails("c", refused());
+        let mut world = if in_set { world.deaf("c") } else { world.out("c") };
+        let plan = world.decide();
+        assert_eq!(plan.change, None, "in the set: {in_set}");
+        assert!(plan.findings.iter().any(|finding| finding.code == "no_good_source"), "{:?}", plan.findings);
+    }
 }
 
 #[test]

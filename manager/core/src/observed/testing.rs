@@ -4,8 +4,8 @@
 use super::*;
 use crate::decide::{Plan, decide};
 use pgstead_types::record::{
-    ClusterPorts, ClusterSecrets, EpochConfig, EpochReason, HistoryEntry, Leadership, Lifecycle, MemberRecord, Restart,
-    Switchover, SyncSet,
+    ClusterChange, ClusterPorts, ClusterSecrets, Command, EpochConfig, EpochReason, HistoryEntry, Leadership,
+    Lifecycle, MemberRecord, Record, Refusal, Restart, Switchover, SyncSet,
 };
 use pgstead_types::report::{
     CleanStop, ClientAccess, DataIdentity, DataSeen, PostgresSeen, PrimarySeen, PromiseAnswer, ReceiverSeen, SenderSeen,
@@ -78,6 +78,7 @@ pub(crate) fn world() -> World {
         creating: None,
         planned: Default::default(),
         forced: Vec::new(),
+        recovered: None,
     };
     let now = Tick::from_millis(100_000);
     let observed = Observed { now, revision: 1, ..Observed::default() };
@@ -197,6 +198,9 @@ impl World {
         set.members.insert(life(name, 1));
         set.needed = 1;
         self.with_primary(|primary| {
+            let loaded = primary.sync_set.get_or_insert_default();
+            loaded.members.insert(life(name, 1));
+            loaded.needed = 1;
             primary.senders.push(SenderSeen {
                 name: life(name, 1).to_string(),
                 incarnation: Some(life(name, 1)),
@@ -281,6 +285,14 @@ impl World {
         self.record.leadership = Leadership::Electing { reason, preferred: preferred.map(member) };
         self
     }
+    /// A person has forced the next epoch.
+    pub fn electing_forced(mut self, name: &str) -> Self {
+        let (epoch, operation) = (self.record.epoch.next(), OPERATION);
+        let (at, by, loss) = (WallTime(0), "ann".to_string(), Default::default());
+        self.apply(ClusterChange::ForceEpoch { at, epoch, operation, to: member(name), by, loss })
+            .expect("it is forced");
+        self
+    }
     /// Epoch 2 has chosen `name` where it stood, on timeline 3.
     pub fn chosen(mut self, name: &str, set: SyncSet) -> Self {
         self.record.epoch = Epoch(2);
@@ -354,6 +366,20 @@ impl World {
     }
     pub fn decide(&mut self) -> Plan {
         decide(&self.record, &self.observed, &self.policy, &mut self.memory)
+    }
+    /// Decides, and applies what was decided as the record does; says what was refused.
+    pub fn decide_and_apply(&mut self) -> Result<Option<ClusterChange>, Refusal> {
+        match self.decide().change {
+            Some(change) => self.apply(change.clone()).map(|()| Some(change)),
+            None => Ok(None),
+        }
+    }
+    fn apply(&mut self, change: ClusterChange) -> Result<(), Refusal> {
+        let (id, revision) = (self.record.id, self.record.revision);
+        let mut record = Record { clusters: [(id, self.record.clone())].into(), ..Record::default() };
+        record.apply(&Command::ChangeCluster { at: WallTime(0), cluster: id, revision, change })?;
+        self.record = record.clusters.remove(&id).expect("a change leaves it");
+        Ok(())
     }
     /// Codes of the findings.
     pub fn findings(&mut self) -> Vec<String> {

@@ -1,6 +1,7 @@
 //! Executes one action on the real instance. Each is idempotent; what is half done when the daemon dies is seen by the
 //! next look and done again.
 
+use super::given_up;
 use super::killpoint::{self, When};
 use super::notes::Notes;
 use super::setup::{self, SetupError};
@@ -176,7 +177,10 @@ impl Executor<'_> {
         let set_aside = |source| ExecuteError::SetAside { path: data_dir.clone(), source };
         // Complete data of an older incarnation is kept until the copy is complete.
         let old = self.notes.get().complete.filter(|life| *life != self.instance.config().incarnation);
-        if old.is_some() && data_dir.exists() {
+        if let Some(old) = old.filter(|old| self.cluster.is_given_up(*old) && data_dir.exists()) {
+            tracing::warn!(member = %self.member, incarnation = %old, "data that was given up is kept beside the new copy");
+            given_up::keep(&data_dir, old).map_err(set_aside)?;
+        } else if old.is_some() && data_dir.exists() {
             let _ = std::fs::remove_dir_all(&previous);
             std::fs::rename(&data_dir, &previous).map_err(set_aside)?;
         }

@@ -2,6 +2,7 @@
 //! keeps in its notes on disk, so that a daemon killed at any point goes on where it was.
 
 mod execute;
+mod given_up;
 mod killpoint;
 mod notes;
 mod observe;
@@ -154,6 +155,10 @@ impl MemberTask {
         seen.refusing = self.refusing();
         let Next { action, findings } = decide(cluster, self.member, &seen);
         seen.findings.extend(findings);
+        if let Some(member) = cluster.members.get(&self.member) {
+            let kept = given_up::finding(&self.instance.config().data_dir, &member.name);
+            seen.findings.extend(kept.map(|kept| kept.on_cluster(self.cluster).on_member(self.member)));
+        }
         let Some(action) = action else {
             self.failed = None;
             if cluster.lifecycle != Lifecycle::Active && !seen.volume_present {

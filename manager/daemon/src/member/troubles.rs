@@ -5,7 +5,7 @@ use super::notes::Notes;
 use pgstead_replication::instance::RecoveryMark;
 use pgstead_replication::{Instance, InstanceError};
 use pgstead_types::report::{MemberReport, PostgresSeen};
-use pgstead_types::{Tick, Trouble};
+use pgstead_types::{Incarnation, Tick, Trouble};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,6 +35,8 @@ pub struct Watch {
     unstreamed_since: Option<Tick>,
     unanswered_since: Option<Tick>,
     recovery: Option<(RecoveryMark, Tick)>,
+    /// Recovery of this data was stuck. That Postgres was ended since has not changed it.
+    stuck: Option<(Incarnation, String)>,
     starts: VecDeque<Tick>,
     /// The last end of Postgres was ordered here.
     ended_by_us: bool,
@@ -112,7 +114,9 @@ impl Watch {
     async fn recovery(&mut self, instance: &Instance, seen: &MemberReport, now: Tick) -> Option<Trouble> {
         if !matches!(seen.postgres, PostgresSeen::Starting) {
             self.recovery = None;
-            return None;
+            let down = matches!(seen.postgres, PostgresSeen::Down { .. });
+            self.stuck = self.stuck.take().filter(|(of, _)| down && seen.incarnation() == Some(*of));
+            return self.stuck.clone().map(|(_, why)| Trouble::RecoveryStuck { why });
         }
         let mark = instance.recovery_mark().await?;
         match &self.recovery {
@@ -120,6 +124,9 @@ impl Watch {
                 let stuck = now.since(*since) >= STUCK;
                 // Without the time that it took: a text that changes would be news at every look.
                 let why = format!("it stands at {:?} and reads nothing", mark.title);
+                if stuck {
+                    self.stuck = seen.incarnation().map(|of| (of, why.clone()));
+                }
                 stuck.then_some(Trouble::RecoveryStuck { why })
             }
             _ => {

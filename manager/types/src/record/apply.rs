@@ -188,6 +188,7 @@ impl Record {
             creating: Some(new.operation),
             planned: super::Planned::default(),
             forced: Vec::new(),
+            recovered: None,
         };
         let message = format!("cluster {} created with {} members", new.spec.name, new.members.len());
         self.start_operation(at, new.operation, OperationKind::CreateCluster, new.id, &new.spec.name);
@@ -293,6 +294,9 @@ impl Outcome {
     pub fn event(&mut self, kind: &'static str, message: String) {
         self.events.push((kind, message));
     }
+    pub fn into_events(self) -> impl Iterator<Item = (&'static str, String)> {
+        self.events.into_iter()
+    }
 }
 
 impl ClusterRecord {
@@ -355,6 +359,7 @@ impl ClusterRecord {
                 let keep = self.configs.len() - 1;
                 self.configs.drain(..keep);
                 self.end_forced(leader, outcome);
+                self.end_recovery();
                 let name = self.member_name(leader);
                 outcome.event("leader_confirmed", format!("{name} leads in epoch {epoch}"));
                 Ok(())
@@ -378,6 +383,7 @@ impl ClusterRecord {
                 Ok(())
             }
             ClusterChange::Rebuild { member, incarnation, why } => self.rebuild(*member, *incarnation, why, outcome),
+            ClusterChange::AdoptIncarnation { member, incarnation } => self.adopt(*member, *incarnation, outcome),
             ClusterChange::RequestSwitchover { operation, to } => {
                 self.check_idle()?;
                 self.begin_switchover(*operation, *to, false, outcome)?;
@@ -534,9 +540,12 @@ impl ClusterRecord {
         }
         let mut retired = BTreeSet::new();
         for member in rebuild {
-            let held = self.members.get_mut(member).ok_or_else(|| not_found("member", member))?;
+            let held = self.members.get(member).ok_or_else(|| not_found("member", member))?;
+            let next = self.next_incarnation(held);
             retired.insert(held.current());
-            held.incarnation += 1;
+            if let Some(held) = self.members.get_mut(member) {
+                held.incarnation = next;
+            }
         }
         // Alone only by a person's word, and from then on until enough standbys have come back.
         let may_be_alone = forced || self.configs.last().is_some_and(|config| config.sync_set.needed == 0);
@@ -593,7 +602,7 @@ impl ClusterRecord {
         let name = self.member_name(member);
         let leader = self.leadership.leader();
         let held = self.members.get(&member).ok_or_else(|| not_found("member", member))?;
-        if incarnation != held.incarnation + 1 {
+        if incarnation != self.next_incarnation(held) {
             return Err(conflict(format!("{name} is at incarnation {}", held.incarnation)));
         }
         if leader == Some(member) {
@@ -690,7 +699,7 @@ fn describe(reason: EpochReason) -> &'static str {
         EpochReason::Switchover => "a switchover was asked for",
         EpochReason::Restart => "a restart was asked for",
         EpochReason::Forced => "a failover was forced",
-        EpochReason::RecordBehind => "a member has promised a newer epoch than the recovered record knows",
+        EpochReason::RecordBehind => "the record was recovered and its members may know newer epochs",
     }
 }
 

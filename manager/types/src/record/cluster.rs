@@ -1,6 +1,7 @@
 //! One cluster as recorded: its members, its epoch, who leads it, and what an election must hear.
 
 use super::operator::{ForcedEpoch, Planned};
+use super::recovery::Recovered;
 use crate::ids::{ClusterId, Incarnation, MemberId, NodeId, OperationId, VolumeId};
 use crate::position::{Epoch, Lsn, Position, Timeline};
 use crate::secret::Secret;
@@ -41,6 +42,9 @@ pub struct ClusterRecord {
     /// Changes of leader that a person has forced, oldest first.
     #[serde(default)]
     pub forced: Vec<ForcedEpoch>,
+    /// Set when the record went on from one survivor's copy, and kept from then on.
+    #[serde(default)]
+    pub recovered: Option<Recovered>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -156,7 +160,7 @@ pub enum EpochReason {
     Restart,
     /// A person accepts the loss of what only absent members may have.
     Forced,
-    /// A member has promised a newer epoch than the record knows: the record is one that was recovered.
+    /// The record was recovered from one survivor's copy, and its members may know newer epochs than it does.
     RecordBehind,
 }
 

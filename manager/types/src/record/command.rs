@@ -128,6 +128,11 @@ pub enum ClusterChange {
         incarnation: u32,
         why: String,
     },
+    /// In the election after the record was recovered: a member holds a life of data that the record does not know.
+    AdoptIncarnation {
+        member: MemberId,
+        incarnation: u32,
+    },
     RequestSwitchover {
         operation: OperationId,
         to: MemberId,

@@ -16,6 +16,7 @@ pub use cluster::{
 };
 pub use command::{ClusterChange, Command, NewCluster};
 pub use operator::{ASKED_BY_MAX, ForcedEpoch, ForcedLoss, PastSwitchover, Planned, ScheduledSwitchover};
+pub use recovery::Recovered;
 
 use crate::ids::{ClusterId, DeploymentId, NodeId, OperationId, TokenId};
 use crate::secret::Secret;

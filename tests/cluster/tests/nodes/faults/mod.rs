@@ -206,6 +206,22 @@ async fn another_leads(bed: &Bed, old: usize, asked: &[usize]) -> anyhow::Result
     bed.wait_for(&format!("another node than {old} leads"), LATER, leads).await
 }
 
+/// Lets everything pass again, and waits until nobody is behind what `well` know: a node that was cut off may still say what
+/// it knew then.
+async fn heal(bed: &Bed, well: &[usize]) -> anyhow::Result<()> {
+    let epoch = bed.client_of_any(well)?.cluster("app").await?.epoch;
+    bed.lab()?.heal()?;
+    for node in bed.nodes() {
+        let client = bed.client_of_any(&[node.number])?;
+        let knows = async || {
+            let view = client.cluster("app").await.map_err(|error| error.to_string())?;
+            if view.epoch >= epoch { Ok(()) } else { Err(format!("it is at epoch {}", view.epoch)) }
+        };
+        bed.wait_for(&format!("{} knows of epoch {epoch}", node.name), LATER, knows).await?;
+    }
+    Ok(())
+}
+
 fn leader_of(bed: &Testbed, view: &ClusterView) -> Option<usize> {
     let leader = view.leader.as_ref()?;
     let member = view.members.iter().find(|member| member.id == leader.id)?;

@@ -1,0 +1,244 @@
+//! Elections after the record went on from one survivor's copy. Configurations that were recorded last may be unknown, so the
+//! arithmetic of those that are known is not enough: until an epoch is confirmed, everybody who is left has to promise, and
+//! so few may be lost that no commit was on their disks alone. Otherwise only a person can say what is given up.
+
+use crate::observed::{Observed, Policy};
+use pgstead_types::record::{ClusterChange, ClusterRecord, MemberRecord};
+use pgstead_types::report::DataSeen;
+use pgstead_types::spec::Durability;
+use pgstead_types::{Finding, Incarnation};
+use std::collections::BTreeSet;
+
+/// What an election by `promised` lacks beyond the configurations that are known. `None` where it lacks nothing.
+pub(crate) fn waits_for(
+    cluster: &ClusterRecord,
+    observed: &Observed,
+    policy: &Policy,
+    promised: &BTreeSet<Incarnation>,
+) -> Option<Finding> {
+    let recovered = cluster.recovering()?;
+    // Chosen since, it was chosen with everything that is left.
+    if cluster.configs.iter().any(|config| config.epoch >= recovered.epoch && promised.contains(&config.leader)) {
+        return None;
+    }
+    let (lost, left): (Vec<_>, Vec<_>) =
+        cluster.members.values().partition(|member| recovered.lost.contains(&member.node));
+    let absent: Vec<&str> = left
+        .into_iter()
+        .filter(|member| !promised.contains(&member.current()) && !has_nothing(cluster, observed, policy, member))
+        .map(|member| member.name.as_str())
+        .collect();
+    let by_hand = "bring them back, or give up what they alone may have with a forced failover";
+    let text = if !absent.is_empty() {
+        format!(
+            "the record was recovered and may not know the last sync set: nobody is elected before {} have promised too; {by_hand}",
+            absent.join(", ")
+        )
+    } else if lost.len() > acknowledged_by(cluster) {
+        let names: Vec<&str> = lost.iter().map(|member| member.name.as_str()).collect();
+        format!(
+            "the record was recovered and may not know the last sync set: a commit may be on the disks of {} alone, which were given up as lost; only a forced failover elects anybody",
+            names.join(", ")
+        )
+    } else {
+        return None;
+    };
+    Some(Finding::error("promise_missing", text).on_cluster(cluster.id))
+}
+
+/// At least so many standbys had each acknowledged commit, whatever the last configuration was.
+fn acknowledged_by(cluster: &ClusterRecord) -> usize {
+    match cluster.spec.durability {
+        Durability::Strict => cluster.configs.iter().map(|config| config.sync_set.needed).min().unwrap_or(0).into(),
+        Durability::Available | Durability::Asynchronous => 0,
+    }
+}
+
+/// By its node's fresh word it holds nothing that was ever acknowledged in a configuration of its present life: whoever
+/// forgets has left every set before.
+fn has_nothing(cluster: &ClusterRecord, observed: &Observed, policy: &Policy, member: &MemberRecord) -> bool {
+    observed.fresh(cluster, member.id, policy).is_some_and(|report| match &report.data {
+        DataSeen::Absent | DataSeen::Partial => true,
+        DataSeen::Present(identity) => identity.incarnation.number < member.incarnation,
+        DataSeen::Lost { incarnation } => incarnation.number < member.incarnation,
+        DataSeen::Foreign { .. } => false,
+    })
+}
+
+/// A life of data that entries which are lost have made counts in the election as what it is.
+pub(crate) fn adoption(cluster: &ClusterRecord, observed: &Observed, policy: &Policy) -> Option<ClusterChange> {
+    let recovered = cluster.recovering()?;
+    let left = cluster.members.values().filter(|member| !recovered.lost.contains(&member.node));
+    left.filter_map(|member| Some((member.id, unknown_life(cluster, observed, policy, member)?)))
+        .map(|(member, incarnation)| ClusterChange::AdoptIncarnation { member, incarnation })
+        .next()
+}
+
+/// The number of a member's data, where it is newer than the record knows.
+pub(crate) fn unknown_life(
+    cluster: &ClusterRecord,
+    observed: &Observed,
+    policy: &Policy,
+    member: &MemberRecord,
+) -> Option<u32> {
+    cluster.recovered.as_ref()?;
+    let number = observed.fresh(cluster, member.id, policy)?.incarnation()?.number;
+    (number > member.incarnation).then_some(number)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::observed::testing::*;
+    use pgstead_types::record::{Command, EpochConfig, EpochReason, Leadership, Record, SyncSet};
+    use pgstead_types::report::MemberReport;
+    use pgstead_types::{Epoch, NodeId, RecoveryId, Timeline, WallTime};
+
+    /// The record of epoch 1 was recovered, with these members' nodes lost, and everyone else is here and has promised.
+    fn recovered(mut world: World, lost: &[&str]) -> World {
+        let node = |name: &str| world.record.members[&member(name)].node;
+        let lost_nodes: BTreeSet<NodeId> = lost.iter().map(|name| node(name)).collect();
+        let id = world.record.id;
+        let mut record = Record { clusters: [(id, world.record.clone())].into(), ..Record::default() };
+        let (at, recovery) = (WallTime(0), RecoveryId::from_u128(1));
+        let here = NodeId::from_u128(u128::from(b'c'));
+        record.apply(&Command::RecoverQuorum { at, recovery, node: here, by: "ann".into(), lost: lost_nodes }).unwrap();
+        world.record = record.clusters.remove(&id).unwrap();
+        for name in lost {
+            world = world.gone(name);
+        }
+        let left: Vec<String> = ["a", "b", "c"].iter().map(|name| name.to_string()).collect();
+        left.iter().filter(|name| !lost.contains(&name.as_str())).fold(world, |world, name| answers(world, name))
+    }
+    fn answers(world: World, name: &str) -> World {
+        let epoch = world.record.epoch.0;
+        world.promised(name, epoch, at(2, END))
+    }
+    fn three() -> World {
+        world().leader("a").standby("b", lag(0)).standby("c", lag(0))
+    }
+    fn holds(report: &mut MemberReport, number: u32) {
+        let DataSeen::Present(identity) = &mut report.data else { panic!("it has data") };
+        identity.incarnation.number = number;
+        if let Some(answer) = &mut report.answer {
+            answer.incarnation.number = number;
+        }
+    }
+    fn chosen(world: &mut World) -> Option<Incarnation> {
+        match world.decide().change {
+            Some(ClusterChange::Choose { leader, .. }) => Some(leader),
+            None => None,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn everyone_who_is_left_has_to_promise() {
+        // By the one configuration that is known a's own promise would be enough.
+        let mut world = recovered(three(), &["b"]);
+        assert_eq!(chosen(&mut world), Some(life("a", 1)));
+        let mut world = recovered(three(), &["b"]).gone("c");
+        assert_eq!((chosen(&mut world), world.findings()), (None, vec!["promise_missing".to_string()]));
+        assert!(
+            world.decide().findings[0].message.contains("app-c") || world.decide().findings[0].message.contains(" c ")
+        );
+    }
+
+    #[test]
+    fn with_more_lost_than_acknowledge_only_a_person_elects() {
+        let mut world = recovered(three(), &["a", "b"]);
+        assert_eq!(chosen(&mut world), None);
+        // The leader that is known, alone: another may have led since, with the two that are lost.
+        let mut world = recovered(three(), &["b", "c"]);
+        assert_eq!((chosen(&mut world), world.findings()), (None, vec!["promise_missing".to_string()]));
+        let refused = crate::check_forced(&world.record, &world.observed, &world.policy, member("a")).refused;
+        assert_eq!(refused, []);
+    }
+
+    #[test]
+    fn the_longest_log_leads_though_the_known_set_would_pass_it_over() {
+        let world = recovered(three(), &[]);
+        let epoch = world.record.epoch.0;
+        // The leader that is known reaches further; in a configuration that is not it may be what was acknowledged.
+        let mut world = world.promised("a", epoch, at(2, END + 50));
+        assert_eq!(chosen(&mut world), Some(life("a", 1)));
+    }
+
+    #[test]
+    fn a_life_that_only_lost_entries_knew_is_adopted_and_counts_as_itself() {
+        let world = recovered(three(), &["b"]).report("c", |report| holds(report, 3));
+        let mut world = world;
+        let change = world.decide_and_apply().unwrap();
+        assert_eq!(change, Some(ClusterChange::AdoptIncarnation { member: member("c"), incarnation: 3 }));
+        assert_eq!(chosen(&mut world), Some(life("a", 1)));
+        // Not a's known set, but c alone: its third life promised nothing of what the first one acknowledged.
+        let world = recovered(three(), &["a"]).report("c", |report| holds(report, 3));
+        let mut world = world;
+        world.decide_and_apply().unwrap();
+        assert_eq!((chosen(&mut world), world.findings()), (None, vec!["promise_missing".to_string()]));
+    }
+
+    #[test]
+    fn nobody_waits_for_one_whose_data_was_given_up_before() {
+        let world = three().recorded(|record| {
+            record.members.get_mut(&member("c")).unwrap().incarnation = 2;
+            record.configs[0].sync_set.members.remove(&life("c", 1));
+        });
+        let mut world = recovered(world, &[]);
+        assert_eq!(chosen(&mut world), Some(life("a", 1)));
+        let absent = |report: &mut MemberReport| report.data = DataSeen::Absent;
+        let world = three().recorded(|record| {
+            record.configs[0].sync_set.members.remove(&life("c", 1));
+        });
+        let mut world = recovered(world.report("c", absent), &[]).report("c", |report| report.data = DataSeen::Absent);
+        assert_eq!(chosen(&mut world), Some(life("a", 1)));
+    }
+
+    #[test]
+    fn one_that_was_chosen_since_speaks_for_everybody() {
+        let mut world = recovered(three(), &["b"]);
+        world.decide_and_apply().unwrap();
+        let epoch = world.record.epoch;
+        let mut world = world.gone("c").recorded(|record| {
+            record.epoch = epoch.next();
+            record.leadership = Leadership::Electing { reason: EpochReason::PromotionFailed, preferred: None };
+        });
+        world = answers(world, "a");
+        assert_eq!(chosen(&mut world), Some(life("a", 1)));
+    }
+
+    #[test]
+    fn numbers_lie_beyond_everything_that_lost_entries_can_have_given() {
+        let mut world = recovered(three(), &["b"]);
+        assert_eq!((world.record.epoch, world.record.last_timeline), (Epoch(1001), Timeline(1002)));
+        world.decide_and_apply().unwrap();
+        assert_eq!(world.record.config().map(|config| config.timeline), Some(Timeline(1003)));
+        // c is away when a is forced, with a third life that nobody knew: it is retired beyond that.
+        let world = recovered(three(), &["b"]).gone("c").electing_forced("a");
+        let mut world = answers(world, "a").later(std::time::Duration::from_secs(3));
+        world.decide_and_apply().unwrap();
+        assert_eq!(world.record.members[&member("c")].incarnation, 1001);
+        assert!(world.record.is_given_up(life("c", 3)) && !world.record.is_given_up(life("a", 1)));
+    }
+
+    #[test]
+    fn data_of_an_unknown_life_is_made_anew_once_somebody_leads() {
+        let ended = |record: &mut pgstead_types::record::ClusterRecord| {
+            let config = record.configs.last().cloned().unwrap();
+            record.configs = vec![EpochConfig {
+                epoch: record.epoch,
+                sync_set: SyncSet { members: [life("b", 1)].into(), needed: 1 },
+                ..config
+            }];
+            record.leadership = Leadership::Confirmed { leader: member("a") };
+            record.recovered.as_mut().unwrap().ended = true;
+        };
+        let world = recovered(three(), &[]).recorded(ended).report("c", |report| holds(report, 3));
+        let epoch = world.record.epoch;
+        let primary = three().observed.nodes[&three().record.members[&member("a")].node].report.members[0].clone();
+        let mut world =
+            world.report("a", |report| *report = primary).with_primary(|primary| primary.epoch = Some(epoch));
+        let change = world.decide_and_apply().unwrap();
+        assert!(matches!(change, Some(ClusterChange::Rebuild { incarnation: 1001, .. })), "{change:?}");
+    }
+}
