@@ -21,6 +21,7 @@ mod position;
 mod probe;
 mod promote;
 mod rewind;
+mod safety_copy;
 mod sessions;
 mod source;
 mod sql;
@@ -34,6 +35,7 @@ pub use error::InstanceError;
 pub use init::Bootstrap;
 pub use promote::{Promoted, Promotion};
 pub use rewind::Divergence;
+pub use safety_copy::SafetyCopy;
 pub use source::UpstreamSource;
 pub use start::{StartAs, Started};
 

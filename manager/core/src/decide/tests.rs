@@ -302,6 +302,7 @@ fn a_set_that_stays_away_gives_way_to_others_that_are_here() {
         receiver: None,
         replayed: Lsn(END),
         position: Some(at(2, END)),
+        expects: None,
         access: ClientAccess::Open,
     };
     let mut world = three()
