@@ -23,6 +23,7 @@ mod position;
 mod probe;
 mod promote;
 mod rewind;
+mod safety_copy;
 mod sessions;
 mod source;
 mod sql;
@@ -38,6 +39,7 @@ pub use init::Bootstrap;
 pub use lease::LeaseCount;
 pub use promote::{Promoted, Promotion};
 pub use rewind::Divergence;
+pub use safety_copy::SafetyCopy;
 pub use source::UpstreamSource;
 pub use start::{StartAs, Started};
 

@@ -198,6 +198,7 @@ fn an_unconfirmed_leader_has_acknowledged_nothing_to_wait_for() {
             replayed: position.lsn,
             position: Some(position),
             access: ClientAccess::Holding,
+            expects: None,
         });
     });
     assert_eq!(chosen(&world.decide()).map(|(leader, _)| leader), Some(life("c", 1)));

@@ -15,7 +15,8 @@ fn with_lease(nodes: usize, lease: Duration) -> Setup {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_frozen_daemon_costs_an_asynchronous_leader_its_lease_and_another_leads_after_it() -> anyhow::Result<()> {
-    let bed = Bed::start_with(with_lease(3, Duration::from_secs(8))).await?;
+    // Long enough that a starved daemon does not let it run out before it is frozen.
+    let bed = Bed::start_with(with_lease(3, Duration::from_secs(15))).await?;
     let durability = Durability::Asynchronous;
     bed.create_cluster(&ClusterSpec { durability, ..ClusterSpec::named("app") }).await?;
     let target = bed.read_write("app").await?;
@@ -48,7 +49,8 @@ async fn a_frozen_daemon_costs_an_asynchronous_leader_its_lease_and_another_lead
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_goes_on_without_a_quorum_by_a_standbys_word_and_not_without_it() -> anyhow::Result<()> {
-    let lease = Duration::from_secs(15);
+    // A third of it is left to ask the standby, more than once, however starved its daemon is.
+    let lease = Duration::from_secs(27);
     let mut bed = Bed::start_with(with_lease(5, lease)).await?;
     bed.create_cluster(&ClusterSpec { members: 2, ..ClusterSpec::named("app") }).await?;
     let writers = bed.writers().await?;
@@ -63,7 +65,8 @@ async fn a_leader_goes_on_without_a_quorum_by_a_standbys_word_and_not_without_it
         bed.kill_daemon(*number)?;
     }
     let lost = Tick::now();
-    while Tick::now().since(lost) < lease * 2 {
+    // Beyond every lease that was granted before.
+    while Tick::now().since(lost) < lease + SOON / 3 {
         writers.all_write_again(Tick::now(), SOON).await?;
     }
     ensure!(postmaster.is_alive(), "the leader was stopped though its standby had given its word");
