@@ -66,7 +66,7 @@ async fn a_leader_goes_on_without_a_quorum_by_a_standbys_word_and_not_without_it
     }
     let lost = Tick::now();
     // Beyond every lease that was granted before.
-    while Tick::now().since(lost) < lease + SOON / 3 {
+    while Tick::now().since(lost) < lease + lease / 3 {
         writers.all_write_again(Tick::now(), SOON).await?;
     }
     ensure!(postmaster.is_alive(), "the leader was stopped though its standby had given its word");
