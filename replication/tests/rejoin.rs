@@ -4,7 +4,7 @@
 
 mod support;
 
-use pgstead_replication::instance::{Divergence, InstanceError};
+use pgstead_replication::instance::{Divergence, InstanceError, SafetyCopy};
 use pgstead_types::report::DataSeen;
 use pgstead_types::{Epoch, Timeline};
 use support::*;
@@ -110,12 +110,22 @@ async fn a_rewind_from_a_leader_that_has_recycled_the_common_log_is_unfinished_a
         }
     }
     let source = cluster.source(&new, &old, 2);
+    let made = old.instance.copy_aside(&|_| ()).await.unwrap();
+    assert!(matches!(made, SafetyCopy::Made { .. }), "{made:?}");
+    assert_eq!(old.instance.copy_aside(&|_| ()).await.unwrap(), SafetyCopy::AlreadyThere);
+    let before = std::fs::read(old.instance.config().data_dir.join("global/pg_control")).unwrap();
     let error = old.instance.rewind_from(&source, divergence, &|_| ()).await.unwrap_err();
     assert!(matches!(error, InstanceError::RewindLacksWal { .. }), "{error}");
+    // What the rewind has begun to change is still there as it was.
+    let kept = old.instance.kept_data();
+    assert_eq!(std::fs::read(kept.join("global/pg_control")).unwrap(), before);
     assert_eq!(old.instance.data_seen(None).await, DataSeen::Partial);
     assert!(old.instance.discard_partial().await.unwrap());
     old.instance.copy_from(&source, &|_| ()).await.unwrap();
     old.start().await;
+    assert!(kept.exists(), "nothing else than what asks for it removes it");
+    old.instance.discard_kept_data().await.unwrap();
+    assert!(!kept.exists());
 }
 
 #[tokio::test]

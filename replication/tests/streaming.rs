@@ -155,3 +155,38 @@ async fn a_changed_upstream_ends_the_stream_of_the_old_one() {
     let promoted = other.instance.promote(Epoch(3), Timeline(9)).await.unwrap();
     assert_eq!(promoted.parent, Timeline(5));
 }
+
+/// As when a leader dies right after its promotion: its history came, and nothing of its log.
+#[tokio::test]
+async fn a_standby_that_heard_of_a_leader_that_is_gone_follows_again_once_it_forgets_it() {
+    let cluster = Cluster::new();
+    let standby = cluster.member(2).await;
+    let leader = cluster.leader(1, &[&standby], 1).await;
+    cluster.join(&leader, &standby, 1).await;
+    assert_eq!(standby.try_standby().await.unwrap().expects, None);
+    standby.instance.cut_upstream().await.unwrap();
+    let position = standby.until_position().await;
+    assert_eq!(position.timeline, Timeline(2));
+    standby.stop().await;
+    let pg_wal = standby.instance.config().data_dir.join("pg_wal");
+    let own = std::fs::read_to_string(pg_wal.join("00000002.history")).unwrap();
+    let of_the_gone = pg_wal.join("00000003.history");
+    std::fs::write(&of_the_gone, format!("{own}\n2\t{}\tno recovery target specified\n", position.lsn)).unwrap();
+    standby.start().await;
+    let expects = async || standby.try_standby().await?.expects;
+    assert_eq!(until("it expects what is gone", expects).await, Timeline(3));
+    let source = cluster.source(&leader, &standby, 1);
+    standby.instance.follow(&source).await.unwrap();
+    let refused = async || standby.log().contains("primary is behind recovery timeline 3").then_some(());
+    until("it does not follow a leader that does not know it", refused).await;
+
+    standby.instance.cut_upstream().await.unwrap();
+    standby.stop().await;
+    standby.instance.forget_timelines_after(Timeline(2)).await.unwrap();
+    assert!(!of_the_gone.exists());
+    standby.start().await;
+    assert_eq!(standby.until_position().await, position);
+    assert_eq!(standby.try_standby().await.unwrap().expects, None);
+    standby.instance.follow(&source).await.unwrap();
+    standby.until_streaming().await;
+}

@@ -4,7 +4,7 @@ use crate::action::Action;
 use crate::{following, leading, promising};
 use pgstead_types::record::{ClusterRecord, Leadership, Lifecycle, MemberRecord};
 use pgstead_types::report::{DataSeen, MemberReport, PostgresSeen};
-use pgstead_types::{Epoch, Finding, MemberId};
+use pgstead_types::{Epoch, Finding, MemberId, Timeline};
 
 /// What comes next for a member, and what a person should know.
 #[derive(Clone, PartialEq, Debug, Default)]
@@ -39,6 +39,11 @@ impl Scene<'_> {
     /// A cluster of one acknowledges alone.
     pub fn is_alone(&self) -> bool {
         self.cluster.members.len() == 1
+    }
+    /// Whether the leader's history goes through this timeline, or is it.
+    pub fn leads_through(&self, timeline: Timeline) -> bool {
+        let Some(own) = self.cluster.config().map(|config| config.timeline) else { return false };
+        timeline == own || self.cluster.ancestry(own).iter().any(|(parent, _)| *parent == timeline)
     }
     pub fn finding(&self, finding: Finding) -> Finding {
         finding.on_cluster(self.cluster.id).on_member(self.member.id).on_node(self.member.node)

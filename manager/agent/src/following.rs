@@ -126,6 +126,9 @@ fn stream(scene: &Scene<'_>, leader: MemberId, standby: &StandbySeen) -> Next {
         return Next::act(Action::CutUpstream);
     }
     let Some(position) = standby.position else { return Next::wait() };
+    if standby.expects.is_some_and(|expected| !scene.leads_through(expected)) {
+        return Next::act(Action::StopCleanly { planned: None });
+    }
     match scene.cluster.may_follow(position) {
         Some(true) => Next::act(Action::Follow { leader, epoch: scene.epoch() }),
         Some(false) => Next::refuse(scene.finding(Finding::warning(

@@ -65,6 +65,10 @@ fn promote(scene: &Scene<'_>, config: &EpochConfig, standby: &StandbySeen) -> Ne
             ),
         )));
     }
+    // Its own is the beginning of a promotion; any other would be named as the parent of what it makes.
+    if standby.expects.is_some_and(|expected| expected != config.timeline) {
+        return Next::act(Action::StopCleanly { planned: None });
+    }
     let promised = scene.seen.answer.is_some_and(|answer| answer.epoch == config.epoch);
     // The first epoch of a cluster is chosen with its creation: nobody could have acknowledged anything before it.
     let is_first = scene.cluster.system_identifier.is_none() && scene.cluster.history.is_empty();

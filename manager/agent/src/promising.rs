@@ -37,6 +37,10 @@ pub(crate) fn next(scene: &Scene<'_>, reason: EpochReason) -> Next {
         PostgresSeen::Standby(standby) => {
             if standby.upstream.is_some() || standby.receiver.is_some() {
                 Next::act(Action::CutUpstream)
+            } else if standby.expects.is_some() {
+                // It has heard of a leader that is gone, and would follow nobody who has not: started anew, it can follow, and
+                // lead, whatever is chosen.
+                Next::act(Action::StopCleanly { planned: None })
             } else if seen.answer.is_none_or(|answer| answer.epoch != scene.epoch()) && standby.position.is_some() {
                 Next::act(Action::AnswerPromise { epoch: scene.epoch() })
             } else {

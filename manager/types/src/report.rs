@@ -176,6 +176,10 @@ pub struct StandbySeen {
     pub replayed: Lsn,
     /// The end of the WAL on disk, or `None` while that cannot be told yet (still replaying what a restart has left).
     pub position: Option<Position>,
+    /// A timeline after the position's whose history it was given and nothing of whose log. A running standby follows that
+    /// timeline or one that comes from it, and no other, until it is started without that history.
+    #[serde(default)]
+    pub expects: Option<Timeline>,
     pub access: ClientAccess,
 }
 

@@ -16,6 +16,8 @@ pub struct ControlData {
     pub checkpoint: Lsn,
     pub timeline: Timeline,
     pub segment_bytes: u64,
+    /// Of the position that a standby's recovery has reached and must reach again; 0 where there is none.
+    pub recovered_timeline: Timeline,
     /// What a standby's settings must reach, as the last primary of this history had them.
     pub floors: BTreeMap<String, u64>,
 }
@@ -51,6 +53,7 @@ impl ControlData {
             checkpoint: field("Latest checkpoint location")?.parse().ok()?,
             timeline: Timeline(field("Latest checkpoint's TimeLineID")?.parse().ok()?),
             segment_bytes: field("Bytes per WAL segment")?.parse().ok().filter(|bytes| *bytes > 0)?,
+            recovered_timeline: Timeline(field("Min recovery ending loc's timeline")?.parse().ok()?),
             floors: FLOORS
                 .iter()
                 .map(|(name, called)| Some((name.to_string(), field(called)?.parse().ok()?)))
@@ -98,6 +101,8 @@ mod tests {
                     Latest checkpoint's TimeLineID:       3\n\
                     Latest checkpoint's PrevTimeLineID:   1\n\
                     Bytes per WAL segment:                16777216\n\
+                    Minimum recovery ending location:     0/1700090\n\
+                    Min recovery ending loc's timeline:   2\n\
                     max_connections setting:              100\n\
                     max_worker_processes setting:         8\n\
                     max_wal_senders setting:              20\n\
@@ -105,6 +110,7 @@ mod tests {
                     max_locks_per_xact setting:           64\n";
         let data = ControlData::parse(text).unwrap();
         assert_eq!(data.timeline, Timeline(3));
+        assert_eq!(data.recovered_timeline, Timeline(2));
         assert_eq!(data.floors["max_wal_senders"], 20);
         assert_eq!(data.clean_stop().unwrap().checkpoint, Lsn(0x170_0028));
         let running = ControlData { state: "in production".to_string(), ..data };

@@ -22,6 +22,7 @@ mod position;
 mod probe;
 mod promote;
 mod rewind;
+mod safety_copy;
 mod sessions;
 mod source;
 mod sql;
@@ -36,6 +37,7 @@ pub use health::RecoveryMark;
 pub use init::Bootstrap;
 pub use promote::{Promoted, Promotion};
 pub use rewind::Divergence;
+pub use safety_copy::SafetyCopy;
 pub use source::UpstreamSource;
 pub use start::{StartAs, Started};
 

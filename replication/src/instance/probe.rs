@@ -144,13 +144,21 @@ fn standby_seen(
     receiver: ReceiverRow,
 ) -> Result<PostgresSeen, InstanceError> {
     let pg_wal = config.pg_wal();
+    let reading = InstanceError::file("read", &pg_wal);
+    let logged = || -> std::io::Result<_> {
+        let position = position::position_of(&log, &pg_wal)?;
+        let expects = position.map(|position| timelines::expected_after(&pg_wal, position.timeline)).transpose()?;
+        Ok((position, expects.flatten()))
+    };
+    let (position, expects) = logged().map_err(reading)?;
     Ok(PostgresSeen::Standby(StandbySeen {
         upstream: applied.upstream(),
         receiver: receiver
             .streaming
             .map(|streaming| ReceiverSeen { streaming, silent_ms: receiver.silent_ms.unwrap_or(0) }),
         replayed: log.replayed.unwrap_or_default(),
-        position: position::position_of(&log, &pg_wal).map_err(InstanceError::file("read", &pg_wal))?,
+        position,
+        expects,
         access: applied.access(),
     }))
 }

@@ -7,9 +7,9 @@ use super::{Instance, InstanceError, on_disk, timelines};
 use crate::files::{self, Survives};
 use crate::guard::{GuardError, GuardPaths, StopMode};
 use crate::run::tail_of;
-use pgstead_types::Tick;
 use pgstead_types::record::SyncSet;
 use pgstead_types::report::ClientAccess;
+use pgstead_types::{Tick, Timeline};
 use std::sync::PoisonError;
 use std::time::Duration;
 
@@ -128,6 +128,23 @@ impl Instance {
             // Woken by the guard's events; looks again anyway, as the last one may have come before the subscription.
             let _ = tokio::time::timeout(Duration::from_millis(50), events.recv()).await;
         }
+    }
+
+    /// Postgres is down and has the log up to timeline `own`: the histories of later ones go, so that the next start follows
+    /// whoever leads then. Nothing happens unless the control file says that a standby was shut down cleanly, on none of them.
+    pub async fn forget_timelines_after(&self, own: Timeline) -> Result<(), InstanceError> {
+        self.must_be_down().await?;
+        let control = self.control_data().await?;
+        if control.state != "shut down in recovery" || control.timeline.max(control.recovered_timeline) > own {
+            return Ok(());
+        }
+        let pg_wal = self.config().pg_wal();
+        let removed =
+            on_disk("remove histories in", &pg_wal.clone(), move || timelines::remove_after(&pg_wal, own)).await?;
+        if !removed.is_empty() {
+            tracing::info!(?removed, "removed the histories of timelines of which there is no log");
+        }
+        Ok(())
     }
 
     /// SIGKILL to every process until none is left. Starts a guard to do it where there is none.

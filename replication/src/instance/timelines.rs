@@ -99,6 +99,27 @@ pub fn timeline_at(pg_wal: &Path, end: Lsn) -> io::Result<Timeline> {
     Ok(Timeline(1))
 }
 
+/// The newest timeline beyond `own` that has a true history file: one whose log has not come.
+pub fn expected_after(pg_wal: &Path, own: Timeline) -> io::Result<Option<Timeline>> {
+    for timeline in histories(pg_wal)?.into_iter().rev().take_while(|timeline| *timeline > own) {
+        if !read_fork(pg_wal, timeline)?.is_some_and(|fork| fork.burned) {
+            return Ok(Some(timeline));
+        }
+    }
+    Ok(None)
+}
+
+/// Removes the histories of all timelines beyond `own`. Returns what was removed.
+pub fn remove_after(pg_wal: &Path, own: Timeline) -> io::Result<Vec<Timeline>> {
+    let mut removed = Vec::new();
+    for timeline in histories(pg_wal)?.into_iter().rev().take_while(|timeline| *timeline > own) {
+        fs::remove_file(pg_wal.join(history_name(timeline)))?;
+        removed.push(timeline);
+    }
+    fs::File::open(pg_wal)?.sync_all()?;
+    Ok(removed)
+}
+
 /// Removes burned numbers beyond the newest true timeline. They are left by a promotion that did not happen, or came from
 /// an upstream whose own history file did not arrive any more; Postgres would take the last of them for its target.
 /// Returns what was removed.
@@ -152,6 +173,17 @@ mod tests {
         let burned = burned_history(Timeline(1));
         let dir = pg_wal(&[1], &[(2, &burned), (5, "1\t0/100\treason\n")]);
         assert_eq!(timeline_at(dir.path(), Lsn(0xA00_0100)).unwrap(), Timeline(1));
+    }
+
+    #[test]
+    fn a_history_that_came_without_its_log_is_expected_and_can_be_removed() {
+        let burned = burned_history(Timeline(1));
+        let fork = "1\t0/100\treason\n";
+        let dir = pg_wal(&[1], &[(2, &burned), (3, &burned), (4, fork), (5, &burned)]);
+        assert_eq!(expected_after(dir.path(), Timeline(1)).unwrap(), Some(Timeline(4)));
+        assert_eq!(expected_after(dir.path(), Timeline(4)).unwrap(), None);
+        assert_eq!(remove_after(dir.path(), Timeline(1)).unwrap(), [5, 4, 3, 2].map(Timeline));
+        assert_eq!(expected_after(dir.path(), Timeline(1)).unwrap(), None);
     }
 
     #[test]

@@ -344,13 +344,24 @@ impl World {
             },
             Action::StopCleanly { .. } => match work.step {
                 0 => {
+                    let machine = &mut self.machines[n];
+                    machine.forgets = machine.live().is_some_and(|(run, data)| {
+                        let idle = run.mode == Mode::Standby && run.upstream.is_none() && run.receiver.is_none();
+                        idle && run.recovered && data.expects().is_some()
+                    });
                     self.stop_cleanly(n);
                     Part::Next(quick)
                 }
-                _ if self.machines[n].run.is_none() => Part::Done,
+                _ if self.machines[n].run.is_none() => {
+                    let machine = &mut self.machines[n];
+                    if let Some(data) = machine.disk.data.as_mut().filter(|_| machine.forgets) {
+                        data.told = 0;
+                    }
+                    Part::Done
+                }
                 _ if self.now.since(work.began) > STOP_LIMIT => {
                     self.end_processes(n);
-                    Part::Done
+                    Part::Again(quick)
                 }
                 _ => Part::Again(Duration::from_millis(20)),
             },
@@ -377,6 +388,7 @@ impl World {
             history_files: BTreeSet::new(),
             removed: 0,
             corrupted: false,
+            told: 0,
         };
         if disk.data.as_ref().is_some_and(|data| data.complete) {
             return Part::Done;
@@ -440,6 +452,7 @@ impl World {
                 history_files: BTreeSet::new(),
                 removed: 0,
                 corrupted: false,
+                told: 0,
             });
             return Part::Next(took);
         }
@@ -459,6 +472,7 @@ impl World {
             // A copy brings the log from its own checkpoint on, and no older one.
             removed: source.flushed.saturating_sub(COPIED_LOG).max(source.removed),
             corrupted: false,
+            told: 0,
         };
         let disk = &mut self.machines[n].disk;
         disk.data = Some(copy);

@@ -30,6 +30,8 @@ pub struct Machine {
     pub daemon: Option<Daemon>,
     pub disk: Disk,
     pub run: Option<Run>,
+    /// The stop under way is to remove the history of a timeline that the log never got.
+    pub forgets: bool,
 }
 
 /// The node's daemon, and what it forgets when it dies.
@@ -93,9 +95,15 @@ pub struct Data {
     pub removed: usize,
     /// Pages of it have wrong checksums.
     pub corrupted: bool,
+    /// The newest timeline that an upstream has given it the history of; 0 for none.
+    pub told: u32,
 }
 
 impl Data {
+    /// A timeline that it was told of and has none of the log of.
+    pub fn expects(&self) -> Option<u32> {
+        (self.told > self.wal.timeline(self.flushed)).then_some(self.told)
+    }
     /// What a crash leaves: everything synced and, of what was only written, so many records.
     pub fn lose_after(&mut self, kept: usize) {
         self.wal.truncate(kept.max(self.flushed));
@@ -134,6 +142,8 @@ pub struct Run {
     pub receiver: Option<Receiver>,
     pub replayed: usize,
     pub recovered: bool,
+    /// The timeline that recovery goes for, from its start or from the last upstream on.
+    pub goes_for: u32,
     // As a primary, prepared before the promotion.
     pub serving: Option<Epoch>,
     pub target_timeline: Option<u32>,
@@ -204,6 +214,7 @@ impl Machine {
             daemon: None,
             disk: Disk::default(),
             run: None,
+            forgets: false,
         }
     }
     pub fn data(&self) -> Option<&Data> {
@@ -257,6 +268,7 @@ impl Machine {
                 }),
                 replayed: data.wal.lsn(run.replayed),
                 position: run.recovered.then(|| data.wal.position(data.flushed)),
+                expects: run.recovered.then(|| data.expects()).flatten().map(pgstead_types::Timeline),
                 access: run.access,
             }),
             Mode::Primary { timeline, fork, end_of_recovery } => PostgresSeen::Primary(PrimarySeen {

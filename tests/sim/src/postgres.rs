@@ -71,9 +71,10 @@ impl World {
         if machine.full {
             return false;
         }
-        // History files beyond the log's own timeline belong to promotions that did not happen.
+        // Burned numbers beyond the log's own timeline belong to promotions that did not happen.
         let own = data.wal.timeline(data.wal.len());
-        data.history_files.retain(|n| *n <= own);
+        let goes_for = own.max(data.told);
+        data.history_files.retain(|n| *n <= goes_for);
         // Postgres syncs the whole folder before it recovers.
         data.flushed = data.wal.len();
         data.clean = None;
@@ -91,6 +92,7 @@ impl World {
             receiver: None,
             replayed: 0,
             recovered: false,
+            goes_for,
             serving: None,
             target_timeline: None,
             sync: if alone { SyncNames::Alone } else { SyncNames::Nobody },
@@ -404,6 +406,18 @@ impl World {
         if have < data.removed || !data.wal.admits(at) {
             return false;
         }
+        // Before it asks for any log, the standby takes the histories that it lacks, and goes for the newest from then on,
+        // if that comes from what it goes for already. It asks for the log of whatever it goes for.
+        let leads = data.wal.timelines();
+        let (Some(newest), Some((standby, theirs))) = (leads.last().copied(), self.machines[from].live()) else {
+            return false;
+        };
+        if !leads.contains(&standby.goes_for) {
+            return false;
+        }
+        standby.goes_for = newest;
+        theirs.told = newest;
+        theirs.history_files.insert(newest);
         let theirs = self.machines[from].disk.data.as_ref().map(|data| data.wal.clone()).unwrap_or_default();
         let Some((run, data)) = self.machines[n].live() else { return false };
         if !data.wal.begins_with(&theirs, have) {
@@ -541,7 +555,16 @@ impl World {
         if !run.postmaster || run.mode != Mode::Standby {
             return;
         }
-        let mut timeline = data.wal.timeline(data.wal.len()) + 1;
+        let own = data.wal.timeline(data.wal.len());
+        if run.goes_for != own {
+            let goes_for = run.goes_for;
+            self.checks.break_rule(format!(
+                "app-{} is promoted with a log of timeline {own} while it goes for {goes_for}: its history would name that",
+                n + 1
+            ));
+            return;
+        }
+        let mut timeline = own + 1;
         while data.history_files.contains(&timeline) {
             timeline += 1;
         }

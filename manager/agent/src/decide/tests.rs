@@ -123,6 +123,7 @@ fn standby(upstream: Option<(MemberId, u64)>, position: Option<Position>) -> Pos
         receiver: upstream.map(|_| ReceiverSeen { streaming: true, silent_ms: 0 }),
         replayed: Lsn(0),
         position,
+        expects: None,
         access: ClientAccess::Open,
     })
 }
@@ -198,6 +199,27 @@ fn a_receiver_that_outlives_its_setting_is_still_cut() {
 #[test]
 fn a_position_that_is_not_known_is_no_answer_yet() {
     assert_eq!(step(&electing(EpochReason::NodeLost), &seen(B, 3, standby(None, None))), None);
+}
+
+fn expecting(timeline: u32, position: Position) -> PostgresSeen {
+    let mut postgres = standby(None, Some(position));
+    if let PostgresSeen::Standby(standby) = &mut postgres {
+        standby.expects = Some(Timeline(timeline));
+    }
+    postgres
+}
+
+#[test]
+fn a_standby_that_heard_of_a_leader_that_is_gone_starts_anew_before_it_promises_leads_or_follows() {
+    let open = electing(EpochReason::NodeLost);
+    assert_eq!(step(&open, &seen(B, 3, expecting(4, at(3, 900)))), Some(Step::StopCleanly));
+    let own = record().config().unwrap().timeline;
+    assert_eq!(own, Timeline(3));
+    assert_eq!(step(&record(), &seen(B, 2, expecting(3, at(2, FORK)))), Some(Step::Follow), "it comes from the leader");
+    assert_eq!(step(&record(), &seen(B, 2, expecting(4, at(3, 900)))), Some(Step::StopCleanly));
+    let mut candidate = seen(B, 3, expecting(9, at(3, 900)));
+    candidate.answer = Some(PromiseAnswer { epoch: Epoch(3), incarnation: life(B, 1), position: at(3, 900) });
+    assert_eq!(step(&chosen(), &candidate), Some(Step::StopCleanly));
 }
 
 #[test]

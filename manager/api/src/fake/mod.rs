@@ -372,6 +372,7 @@ pub fn observations(record: &Record) -> Observations {
             receiver: Some(ReceiverSeen { streaming: true, silent_ms: 20 }),
             replayed: Lsn(flushed.0 - behind),
             position: Some(Position { timeline: Timeline(2), lsn: Lsn(flushed.0 - behind) }),
+            expects: None,
             access: ClientAccess::Open,
         })
     };

@@ -312,6 +312,7 @@ fn a_set_that_stays_away_gives_way_to_others_that_are_here() {
         receiver: None,
         replayed: Lsn(END),
         position: Some(at(2, END)),
+        expects: None,
         access: ClientAccess::Open,
     };
     let mut world = three()
@@ -342,6 +343,7 @@ fn broken_and_away_members_of_a_set_are_counted_together() {
         receiver: None,
         replayed: Lsn(END),
         position: Some(at(2, END + 50)),
+        expects: None,
         access: ClientAccess::Open,
     };
     let world = three().report("a", |report| report.postgres = PostgresSeen::Standby(diverged));

@@ -168,6 +168,7 @@ impl World {
             receiver: Some(ReceiverSeen { streaming: true, silent_ms: 0 }),
             replayed: Lsn(END - lag),
             position: Some(at(2, END - lag)),
+            expects: None,
             access: ClientAccess::Open,
         };
         self.add(name, PostgresSeen::Standby(standby));
@@ -252,6 +253,7 @@ impl World {
                 receiver: None,
                 replayed: position.lsn,
                 position: Some(position),
+                expects: None,
                 access: ClientAccess::Holding,
             });
         })

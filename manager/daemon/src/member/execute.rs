@@ -9,7 +9,7 @@ use super::supervise::NodeContext;
 use crate::report::Reports;
 use pgstead_agent::Action;
 use pgstead_replication::guard::StopMode;
-use pgstead_replication::instance::{Bootstrap, Divergence, StartAs};
+use pgstead_replication::instance::{Bootstrap, Divergence, SafetyCopy, StartAs};
 use pgstead_replication::{Instance, InstanceError};
 use pgstead_types::record::{ClusterRecord, MemberRecord};
 use pgstead_types::report::{PostgresSeen, PromiseAnswer};
@@ -121,7 +121,7 @@ impl Executor<'_> {
                 let operation = *operation;
                 self.note(|noted| noted.checkpointed = Some(operation))
             }
-            Action::StopCleanly { .. } => self.stop().await,
+            Action::StopCleanly { .. } => self.stop_cleanly().await,
             Action::RemoveVolume => self.remove_volume().await,
         }
     }
@@ -173,7 +173,7 @@ impl Executor<'_> {
     async fn clone_data(&mut self, leader: MemberId, epoch: Epoch) -> Result<(), ExecuteError> {
         let source = self.source(leader, epoch)?;
         let data_dir = self.instance.config().data_dir.clone();
-        let previous = data_dir.with_extension("previous");
+        let previous = self.instance.kept_data();
         let set_aside = |source| ExecuteError::SetAside { path: data_dir.clone(), source };
         // Complete data of an older incarnation is kept until the copy is complete.
         let old = self.notes.get().complete.filter(|life| *life != self.instance.config().incarnation);
@@ -196,6 +196,17 @@ impl Executor<'_> {
         let recorded = self.cluster.promotion().map(|promotion| promotion.fork_lsn);
         let divergence = Divergence { timeline, fork: self.fork_from(timeline).or(recorded) };
         let progress = |percent: u8| self.reports.progress(self.member, percent);
+        // A rewind works on the data itself; until the member streams again, what it was is kept.
+        let (cluster, member) = (&self.cluster.spec.name, self.member);
+        match self.instance.copy_aside(&progress).await? {
+            SafetyCopy::Made { bytes, shared } => {
+                tracing::info!(%cluster, %member, bytes, shared, "a safety copy is made before the rewind");
+            }
+            SafetyCopy::AlreadyThere => {}
+            SafetyCopy::NoRoom { needed, free } => {
+                tracing::warn!(%cluster, %member, needed, free, "no room for a safety copy; rewinding without one");
+            }
+        }
         self.instance.rewind_from(&source, divergence, &progress).await?;
         Ok(())
     }
@@ -224,6 +235,21 @@ impl Executor<'_> {
         };
         let position = position.ok_or(ExecuteError::NoPosition)?;
         self.note(|noted| noted.answer = Some(PromiseAnswer { epoch, incarnation, position }))
+    }
+
+    async fn stop_cleanly(&mut self) -> Result<(), ExecuteError> {
+        // Known only while it runs, and removed only once it does not.
+        let own = match self.instance.probe().await {
+            PostgresSeen::Standby(standby) if standby.upstream.is_none() && standby.receiver.is_none() => {
+                standby.position.filter(|_| standby.expects.is_some())
+            }
+            _ => None,
+        };
+        self.stop().await?;
+        match own {
+            Some(own) => Ok(self.instance.forget_timelines_after(own.timeline).await?),
+            None => Ok(()),
+        }
     }
 
     async fn stop(&mut self) -> Result<(), ExecuteError> {

@@ -167,16 +167,14 @@ impl MemberTask {
         true
     }
 
-    /// Data that was set aside for a copy goes when the copy streams in a confirmed epoch: all that was acknowledged is
+    /// Data that was kept for a copy or a rewind goes when the member streams in a confirmed epoch: all that was acknowledged is
     /// then on this disk and on others.
     async fn discard_previous(&self, cluster: &ClusterRecord, seen: &MemberReport) {
-        let previous = self.instance.config().data_dir.with_extension("previous");
         let streams = seen.as_standby().is_some_and(|s| s.receiver.is_some_and(|receiver| receiver.streaming));
-        if !cluster.is_confirmed() || !streams || !previous.exists() {
+        if !cluster.is_confirmed() || !streams || !self.instance.kept_data().exists() {
             return;
         }
-        let removed = tokio::task::spawn_blocking(move || std::fs::remove_dir_all(&previous)).await;
-        if let Err(error) = removed.unwrap_or_else(|error| Err(std::io::Error::other(error))) {
+        if let Err(error) = self.instance.discard_kept_data().await {
             tracing::warn!(cluster = %cluster.spec.name, %error, "cannot remove data that was set aside");
         }
     }
