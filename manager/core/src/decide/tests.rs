@@ -343,6 +343,7 @@ fn broken_and_away_members_of_a_set_are_counted_together() {
         receiver: None,
         replayed: Lsn(END),
         position: Some(at(2, END + 50)),
+        expects: None,
         access: ClientAccess::Open,
         expects: None,
     };

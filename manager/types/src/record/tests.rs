@@ -1,7 +1,7 @@
 //! Transitions of the record: what applies, what is refused, and that a refusal changes nothing.
 
 use super::*;
-use crate::ids::{Incarnation, MemberId, VolumeId};
+use crate::ids::{Incarnation, MemberId, RecoveryId, VolumeId};
 use crate::position::{Epoch, Lsn, Position, Timeline};
 use crate::spec::ClusterSpec;
 
@@ -273,4 +273,52 @@ fn nobody_is_chosen_to_acknowledge_alone_without_a_persons_word() {
         possible_loss: None,
     };
     assert!(change(&mut record, alone).is_err());
+}
+
+fn recovered(lost: &[u128]) -> Record {
+    let mut record = confirmed();
+    let lost = lost.iter().map(|n| NodeId::from_u128(*n)).collect();
+    let (at, recovery, by) = (WallTime(0), RecoveryId::from_u128(1), "ann".to_string());
+    record.apply(&Command::RecoverQuorum { at, recovery, node: NodeId::from_u128(3), by, lost }).unwrap();
+    record
+}
+
+#[test]
+fn a_recovered_record_believes_nobody_to_lead_and_gives_no_number_twice() {
+    let record = recovered(&[1]);
+    let cluster = &record.clusters[&APP];
+    assert_eq!((cluster.epoch, cluster.last_timeline), (Epoch(1001), Timeline(1002)));
+    let elects = Leadership::Electing { reason: EpochReason::RecordBehind, preferred: None };
+    assert_eq!((cluster.leadership.clone(), cluster.members[&member(1)].incarnation), (elects, 1001));
+    assert!(cluster.is_given_up(first_life(1)) && !cluster.is_given_up(first_life(2)));
+    assert_eq!(cluster.next_incarnation(&cluster.members[&member(2)]), 1002);
+    let preferred = Some(member(1));
+    let elects = Leadership::Electing { reason: EpochReason::RecordBehind, preferred };
+    assert_eq!(recovered(&[2]).clusters[&APP].leadership, elects);
+}
+
+#[test]
+fn a_newer_life_is_adopted_only_in_the_election_of_a_recovered_record() {
+    let adopt = |n, incarnation| ClusterChange::AdoptIncarnation { member: member(n), incarnation };
+    assert!(change(&mut confirmed(), adopt(2, 3)).is_err(), "nothing was recovered");
+    let mut record = recovered(&[1]);
+    assert!(change(&mut record, adopt(1, 2000)).is_err(), "its node was given up");
+    assert!(change(&mut record, adopt(2, 1)).is_err(), "it is known");
+    change(&mut record, adopt(2, 3)).unwrap();
+    assert_eq!(record.clusters[&APP].members[&member(2)].incarnation, 3);
+    change(&mut record, choice(1001, 3, &[], 1003)).expect_err("a set of nobody");
+    let set = ClusterChange::Choose {
+        epoch: Epoch(1001),
+        leader: first_life(3),
+        timeline: Timeline(1003),
+        start: Position { timeline: Timeline(2), lsn: Lsn(500) },
+        sync_set: SyncSet { members: [Incarnation { member: member(2), number: 3 }].into(), needed: 1 },
+        rebuild: vec![],
+    };
+    change(&mut record, set).unwrap();
+    assert!(change(&mut record, adopt(2, 4)).is_err(), "somebody is chosen");
+    change(&mut record, promotion(1001, 1003, 2, 500)).unwrap();
+    assert!(record.clusters[&APP].recovering().is_some());
+    change(&mut record, ClusterChange::Confirm { epoch: Epoch(1001) }).unwrap();
+    assert!(record.clusters[&APP].recovering().is_none());
 }
