@@ -345,7 +345,6 @@ fn broken_and_away_members_of_a_set_are_counted_together() {
         position: Some(at(2, END + 50)),
         expects: None,
         access: ClientAccess::Open,
-        expects: None,
     };
     let world = three().report("a", |report| report.postgres = PostgresSeen::Standby(diverged));
     let world = world.promised("b", 2, at(2, END)).promised("c", 2, at(2, END)).gone("c");

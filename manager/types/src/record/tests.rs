@@ -314,6 +314,7 @@ fn a_newer_life_is_adopted_only_in_the_election_of_a_recovered_record() {
         start: Position { timeline: Timeline(2), lsn: Lsn(500) },
         sync_set: SyncSet { members: [Incarnation { member: member(2), number: 3 }].into(), needed: 1 },
         rebuild: vec![],
+        possible_loss: None,
     };
     change(&mut record, set).unwrap();
     assert!(change(&mut record, adopt(2, 4)).is_err(), "somebody is chosen");
