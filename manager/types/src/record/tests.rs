@@ -291,7 +291,7 @@ fn a_recovered_record_believes_nobody_to_lead_and_gives_no_number_twice() {
     let elects = Leadership::Electing { reason: EpochReason::RecordBehind, preferred: None };
     assert_eq!((cluster.leadership.clone(), cluster.members[&member(1)].incarnation), (elects, 1001));
     assert!(cluster.is_given_up(first_life(1)) && !cluster.is_given_up(first_life(2)));
-    assert_eq!(cluster.next_incarnation(&cluster.members[&member(2)]), 1002);
+    assert_eq!(cluster.next_incarnation(&cluster.members[&member(2)]), 1001);
     let preferred = Some(member(1));
     let elects = Leadership::Electing { reason: EpochReason::RecordBehind, preferred };
     assert_eq!(recovered(&[2]).clusters[&APP].leadership, elects);
