@@ -42,11 +42,15 @@ pub(crate) fn leases(cluster: &ClusterRecord, observed: &Observed, policy: &Poli
         // An earlier one's leader was out when the next was chosen, and an unconfirmed one has let no client in and never
         // will: this epoch is open.
         let may_acknowledge = is_last && cluster.configs.len() == 1;
-        if may_acknowledge && !is_out(cluster, observed, config) {
+        if may_acknowledge {
             let node = cluster.members.get(&config.leader.member).map(|member| member.node);
-            let until = *memory.lease_until.get_or_insert_with(|| observed.lease_end(node, policy));
-            if observed.now < until {
-                leases.until = leases.until.max(Some(until));
+            let until = memory.lease_until.get_or_insert_with(|| observed.lease_end(node, policy));
+            if is_out(cluster, observed, config) {
+                // It stays so, whatever its next start looks like.
+                *until = observed.now.min(*until);
+            }
+            if observed.now < *until {
+                leases.until = leases.until.max(Some(*until));
                 continue;
             }
         }

@@ -100,6 +100,21 @@ fn the_guards_word_ends_the_wait() {
 }
 
 #[test]
+fn a_leader_that_was_down_is_out_while_it_starts_again() {
+    let down = |report: &mut pgstead_types::report::MemberReport| {
+        report.promised = Epoch(2);
+        report.postgres = PostgresSeen::Down { clean: None };
+    };
+    let mut world = three().granted("a", SECOND).electing(EpochReason::PostgresEnded, None).report("a", down);
+    assert_eq!(world.findings(), ["promises_arriving"]);
+    let world = world.report("a", |report| report.postgres = PostgresSeen::Starting);
+    let mut world = world.promised("b", 2, at(2, END)).promised("c", 2, at(2, END - 200)).later(SECOND);
+    assert_eq!(world.findings(), ["promises_arriving"], "its own promise is worth a moment");
+    let mut world = world.later(2 * SECOND);
+    assert_eq!(chosen(&world.decide()).map(|(leader, _)| leader), Some(life("b", 1)));
+}
+
+#[test]
 fn a_leader_that_is_back_is_awaited_and_loses_nothing() {
     let down = |report: &mut pgstead_types::report::MemberReport| {
         report.promised = Epoch(2);
