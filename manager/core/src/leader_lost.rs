@@ -107,8 +107,10 @@ pub(crate) fn leader_seen<'a>(
                 let finding = about(Finding::error("leader_hung", text));
                 return LeaderSeen::Lost { reason: EpochReason::PostgresHung, finding };
             }
-            let next = heard.next.map_or(until, |left| until.min(observed.now + left));
-            LeaderSeen::Unsure { until: Some(next), finding: about(Finding::warning("leader_unresponsive", text)) }
+            // With its patience over and nobody hearing it, only news can change what this says.
+            let patience = (until > observed.now).then_some(until);
+            let next = heard.next.map(|left| observed.now + left).into_iter().chain(patience).min();
+            LeaderSeen::Unsure { until: next, finding: about(Finding::warning("leader_unresponsive", text)) }
         }
     }
 }

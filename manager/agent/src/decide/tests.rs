@@ -299,6 +299,9 @@ fn an_old_leader_ends_before_it_promises() {
     let hangs = |member| seen(member, 3, PostgresSeen::Unresponsive { why: "it hangs".into() });
     assert_eq!(step(&electing(EpochReason::NodeSilent), &hangs(A)), Some(Step::Fence));
     assert_eq!(step(&electing(EpochReason::NodeSilent), &hangs(B)), None);
+    let mut for_long = hangs(B);
+    for_long.troubles = [Trouble::Hung { why: "it hangs".into() }].into();
+    assert_eq!(step(&electing(EpochReason::NodeSilent), &for_long), Some(Step::Fence), "its promise may be needed");
     assert_eq!(step(&electing(EpochReason::NodeSilent), &seen(A, 3, DOWN)), Some(Step::StartStandby));
 }
 
