@@ -100,7 +100,7 @@ impl MemberTask {
                 }
                 Some(ask) = self.asks.recv() => self.on_ask(cluster, ask).await,
                 () = look.notified() => {}
-                event = events.recv() => Self::note_event(&cluster.spec.name, event),
+                event = events.recv() => self.note_event(&cluster.spec.name, event),
                 () = watch_pid::ended(receiver) => self.observer.receiver_ended(),
                 () = tokio::time::sleep(wait) => {}
             }
@@ -136,12 +136,16 @@ impl MemberTask {
         setup::refresh(&self.context, &self.instance, cluster, self.member, self.volume.as_deref())
     }
 
-    fn note_event(cluster: &str, event: Result<GuardEvent, broadcast::error::RecvError>) {
+    fn note_event(&mut self, cluster: &str, event: Result<GuardEvent, broadcast::error::RecvError>) {
         match event {
             Ok(GuardEvent::Exited { exit, tree_empty }) => {
                 tracing::info!(cluster, ?exit, tree_empty, "the postmaster ended");
             }
-            Ok(GuardEvent::LeaseOver { why }) => tracing::warn!(cluster, %why, "the guard ends Postgres"),
+            Ok(GuardEvent::LeaseOver { why }) => {
+                tracing::warn!(cluster, %why, "the guard ends Postgres");
+                // No crash: nothing is wrong with this Postgres.
+                self.watch.note_ordered_end();
+            }
             Ok(GuardEvent::GuardLost) => tracing::warn!(cluster, "the guard is gone, and its Postgres with it"),
             Ok(GuardEvent::Emptied) | Err(_) => {}
         }
