@@ -170,7 +170,16 @@ impl World {
                 self.at(span.at, Event::Fault(Fault::KillPostmaster(node)))
             }
             Draw::Guard => self.at(span.at, Event::Fault(Fault::KillGuard(member))),
-            Draw::Hang => self.both(span, Fault::HangPostgres(member), Fault::ResumePostgres(member)),
+            Draw::Hang => {
+                // The longer ones outlast the controller's patience with it.
+                let more = if span.until.since(span.at) > Duration::from_secs(3) {
+                    Duration::from_secs(12)
+                } else {
+                    Duration::ZERO
+                };
+                let span = Span { until: span.until + more, ..span };
+                self.both(span, Fault::HangPostgres(member), Fault::ResumePostgres(member));
+            }
             Draw::Freeze => self.both(span, Fault::Freeze(node), Fault::Thaw(node)),
             Draw::Direction => {
                 self.both(span, Fault::Cut(node, other), Fault::Join(node, other));
