@@ -234,3 +234,23 @@ fn every_step_can_run_on_a_task_of_its_own() {
     }
     let _ = with_a_source;
 }
+
+#[tokio::test]
+async fn a_primary_that_is_being_shut_down_does_not_look_like_a_standby_that_starts() {
+    let cluster = Cluster::new();
+    let member = cluster.leader(1, &[], 0).await;
+    let session = member.admin().await;
+    // As somebody on the host would: it waits for the sessions that there are and lets no other in.
+    member.postmaster().await.signal(rustix::process::Signal::TERM).unwrap();
+    let why = until("no other session is let in", async || {
+        // Found anew, so without the session that its probes keep.
+        match member.found_again().await.instance.probe().await {
+            PostgresSeen::Unresponsive { why } => Some(why),
+            PostgresSeen::Primary(_) => None,
+            other => panic!("expected that it is still a primary, found {other:?}"),
+        }
+    })
+    .await;
+    assert!(why.contains("takes no connections"), "{why}");
+    assert_eq!(value(&session, "SELECT pg_is_in_recovery()").await, "f", "the old session still can commit");
+}

@@ -4,7 +4,7 @@ use crate::action::Action;
 use crate::{following, leading, promising};
 use pgstead_types::record::{ClusterRecord, Leadership, Lifecycle, MemberRecord};
 use pgstead_types::report::{DataSeen, MemberReport, PostgresSeen};
-use pgstead_types::{Epoch, Finding, MemberId, Timeline};
+use pgstead_types::{Epoch, Finding, MemberId, Timeline, Trouble};
 
 /// What comes next for a member, and what a person should know.
 #[derive(Clone, PartialEq, Debug, Default)]
@@ -39,6 +39,10 @@ impl Scene<'_> {
     /// A cluster of one acknowledges alone.
     pub fn is_alone(&self) -> bool {
         self.cluster.members.len() == 1
+    }
+    /// Its Postgres takes connections and has not answered for long.
+    pub fn hangs(&self) -> bool {
+        self.seen.troubles.iter().any(|trouble| matches!(trouble, Trouble::Hung { .. }))
     }
     /// Whether the leader's history goes through this timeline, or is it.
     pub fn leads_through(&self, timeline: Timeline) -> bool {
@@ -87,6 +91,15 @@ pub fn decide(cluster: &ClusterRecord, member: MemberId, seen: &MemberReport) ->
     }
     // A newer epoch than the one on disk is made durable before anything else is done for it.
     if seen.promised < scene.epoch() && seen.identity().is_some() {
+        if let Some(refusal) = seen.refusing.filter(|refusal| refusal.epoch < scene.epoch()) {
+            return Next::refuse(scene.finding(Finding::warning(
+                "refusing_elections",
+                format!(
+                    "{} has given its word to the leader of epoch {} to obey no election for up to {} ms more",
+                    scene.member.name, refusal.epoch, refusal.remaining_ms
+                ),
+            )));
+        }
         return Next::act(Action::SavePromise { epoch: scene.epoch() });
     }
     match &cluster.leadership {
@@ -125,4 +138,4 @@ fn remove(scene: &Scene<'_>) -> Next {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

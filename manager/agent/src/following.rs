@@ -91,15 +91,11 @@ fn wants_all_pages(scene: &Scene<'_>) -> bool {
     scene.seen.troubles.iter().any(of_pages)
 }
 
-fn hangs(scene: &Scene<'_>) -> bool {
-    scene.seen.troubles.iter().any(|trouble| matches!(trouble, Trouble::Hung { .. }))
-}
-
 fn stand_by(scene: &Scene<'_>, leader: MemberId) -> Next {
     match &scene.seen.postgres {
         PostgresSeen::Primary(_) => Next::act(Action::Fence),
         // It may be a primary of an older epoch, of which only its end makes a standby; and one that hangs is none.
-        PostgresSeen::Unresponsive { .. } if hangs(scene) => Next::act(Action::Fence),
+        PostgresSeen::Unresponsive { .. } if scene.hangs() => Next::act(Action::Fence),
         PostgresSeen::Starting | PostgresSeen::Unresponsive { .. } => Next::wait(),
         PostgresSeen::Down { .. } => Next::act(Action::StartStandby {
             access: ClientAccess::Open,

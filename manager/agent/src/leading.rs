@@ -100,6 +100,13 @@ fn lead(scene: &Scene<'_>, config: &EpochConfig, primary: &PrimarySeen) -> Next 
         return Next::act(Action::UpdateSyncSet { epoch: config.epoch, sync_set: config.sync_set.clone(), admitted });
     }
     match (scene.cluster.is_confirmed(), primary.access) {
+        // What it acknowledges alone it may acknowledge only while its guard counts a lease.
+        (true, ClientAccess::Holding) if config.acknowledges_alone() && !scene.is_alone() && !has_lease(scene) => {
+            return Next::refuse(scene.finding(Finding::warning(
+                "no_lease",
+                format!("{} holds no lease yet: its clients are let in with it", scene.member.name),
+            )));
+        }
         (true, ClientAccess::Holding) => return Next::act(Action::OpenClients),
         (false, ClientAccess::Open) => return Next::act(Action::HoldClients),
         _ => {}
@@ -114,6 +121,10 @@ fn lead(scene: &Scene<'_>, config: &EpochConfig, primary: &PrimarySeen) -> Next 
         }
         _ => Next::wait(),
     }
+}
+
+fn has_lease(scene: &Scene<'_>) -> bool {
+    scene.seen.lease.is_some_and(|lease| lease.remaining_ms > 0)
 }
 
 /// Who may replicate from here: the present incarnation of every other member.

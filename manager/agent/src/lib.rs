@@ -5,6 +5,7 @@ mod action;
 mod decide;
 mod following;
 mod leading;
+pub mod lease;
 mod promising;
 
 pub use action::Action;

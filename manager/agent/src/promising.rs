@@ -26,8 +26,8 @@ pub(crate) fn next(scene: &Scene<'_>, reason: EpochReason) -> Next {
     match &seen.postgres {
         PostgresSeen::Primary(_) if reason.is_planned() => Next::act(Action::StopCleanly { planned: Some(reason) }),
         PostgresSeen::Primary(_) => Next::act(Action::Fence),
-        // It may still run as a primary that acknowledges nothing; only an empty tree ends that.
-        PostgresSeen::Unresponsive { .. } if was_leader => Next::act(Action::Fence),
+        // It may still run as a primary, hung or in a shutdown that waits for its sessions; only an empty tree ends that.
+        PostgresSeen::Unresponsive { .. } if was_leader || scene.hangs() => Next::act(Action::Fence),
         PostgresSeen::Unresponsive { .. } | PostgresSeen::Starting => Next::wait(),
         PostgresSeen::Down { .. } => Next::act(Action::StartStandby {
             access: ClientAccess::Holding,

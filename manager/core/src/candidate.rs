@@ -1,28 +1,31 @@
 //! Who is chosen, and with whom: the promiser with the greatest (timeline on disk, LSN).
 
-use crate::quorum::{Missing, electable};
-use pgstead_types::record::{ClusterChange, ClusterRecord, SyncSet};
+use crate::quorum::{Missing, electable_but};
+use pgstead_types::record::{ClusterChange, ClusterRecord, PossibleLoss, SyncSet};
 use pgstead_types::report::PromiseAnswer;
-use pgstead_types::{Incarnation, MemberId, Timeline};
+use pgstead_types::{Epoch, Incarnation, MemberId, Timeline};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Promises of the present epoch by incarnations that the record knows, from members that are here.
 pub(crate) type Promises = BTreeMap<Incarnation, PromiseAnswer>;
 
 /// The one to be chosen among `promises`. The suspected old leader is taken only when the others are not enough without it
-/// or when it is `preferred`: its log may reach further, but only with commits that nobody was told of. The `unfit` are
-/// passed over in the same way: whoever is left must be enough without them, so that nothing acknowledged is passed
-/// over with them.
+/// or when it is `preferred`: its log may reach further, but only with commits that nobody was told of. An asynchronous
+/// leader has told its clients of all of them, so it is ranked like the others. The `unfit` are passed over where whoever
+/// is left is enough without them, so that nothing acknowledged is passed over with them; of an asynchronous cluster what
+/// that may lose is recorded. `over`: see [`crate::lease`].
 pub(crate) fn rank(
     cluster: &ClusterRecord,
     promises: &Promises,
     preferred: Option<MemberId>,
     unfit: &BTreeSet<MemberId>,
+    over: &BTreeSet<Epoch>,
 ) -> Result<PromiseAnswer, Option<Missing>> {
     let all: BTreeSet<Incarnation> = promises.keys().copied().collect();
-    electable(&cluster.configs, &all)?;
+    electable_but(&cluster.configs, &all, over)?;
     let suspect = cluster.configs.last().map(|config| config.leader);
-    let suspect_wanted = suspect.is_some_and(|life| preferred == Some(life.member));
+    let acknowledged_alone = cluster.configs.first().is_some_and(|config| config.asynchronous);
+    let suspect_wanted = acknowledged_alone || suspect.is_some_and(|life| preferred == Some(life.member));
     let is_suspect = |life: &Incarnation| Some(*life) == suspect && !suspect_wanted;
     let is_unfit = |life: &Incarnation| unfit.contains(&life.member);
     let without = |passed_over: &dyn Fn(&Incarnation) -> bool| -> BTreeSet<Incarnation> {
@@ -31,7 +34,7 @@ pub(crate) fn rank(
     let fields = [without(&|life| is_suspect(life) || is_unfit(life)), without(&is_unfit), without(&is_suspect)];
     // Whether the others are enough, a record that was recovered and may not know the last configuration cannot say.
     let others = fields.iter().filter(|_| cluster.recovering().is_none());
-    let field = { others }.find(|field| electable(&cluster.configs, field).is_ok()).unwrap_or(&all);
+    let field = { others }.find(|field| electable_but(&cluster.configs, field, over).is_ok()).unwrap_or(&all);
     let best = field
         .iter()
         .filter_map(|life| promises.get(life))
@@ -58,11 +61,13 @@ pub(crate) fn choice(
     promises: &Promises,
     chosen: PromiseAnswer,
     must_rebuild: &BTreeSet<MemberId>,
+    possible_loss: Option<PossibleLoss>,
 ) -> ClusterChange {
     let mut needed = cluster.spec.needed();
     let mut members: BTreeSet<Incarnation> = promises
         .values()
-        .filter(|answer| answer.incarnation != chosen.incarnation)
+        // In an asynchronous cluster nobody counts.
+        .filter(|answer| answer.incarnation != chosen.incarnation && !cluster.spec.is_asynchronous())
         .filter(|answer| cluster.is_prefix(answer.position, chosen.position))
         .filter(|answer| !must_rebuild.contains(&answer.incarnation.member))
         .map(|answer| answer.incarnation)
@@ -100,6 +105,7 @@ pub(crate) fn choice(
         start: chosen.position,
         sync_set: SyncSet { members, needed },
         rebuild,
+        possible_loss,
     }
 }
 

@@ -5,8 +5,9 @@ use crate::candidate::{Promises, choice, rank};
 use crate::decide::Plan;
 use crate::forced;
 use crate::health;
+use crate::lease;
 use crate::observed::{Memory, Observed, Policy};
-use crate::quorum::{Missing, electable};
+use crate::quorum::Missing;
 use crate::recovered;
 use pgstead_types::record::{ClusterChange, ClusterRecord, EpochReason};
 use pgstead_types::report::{DataSeen, MemberReport, PostgresSeen};
@@ -26,14 +27,31 @@ pub(crate) fn begin(
     if let Some(finding) = recovered::waits_for(cluster, observed, policy, &here) {
         return Plan::wait(finding);
     }
-    match electable(&cluster.configs, &here) {
+    match lease::has_prospect(cluster, &here) {
         Ok(()) => Plan::change(ClusterChange::BeginEpoch { epoch: cluster.epoch.next(), reason, preferred }),
-        Err(missing) => Plan::wait(missing_finding(cluster, missing)),
+        Err(missing) => hold(cluster, observed, policy, missing),
+    }
+}
+
+/// Not enough could promise, or have. Whoever refuses for a while is named too.
+fn hold(cluster: &ClusterRecord, observed: &Observed, policy: &Policy, missing: Option<Missing>) -> Plan {
+    let plan = Plan::wait(missing_finding(cluster, missing));
+    match lease::refusing(cluster, observed, policy) {
+        Some(finding) => plan.with(finding),
+        None => plan,
     }
 }
 
 /// Present incarnations with complete data whose nodes are here: those who would answer.
 pub(crate) fn could_promise(cluster: &ClusterRecord, observed: &Observed, policy: &Policy) -> BTreeSet<Incarnation> {
+    let refuses = |life: &Incarnation| {
+        observed.fresh(cluster, life.member, policy).is_some_and(|report| report.refusing.is_some())
+    };
+    here_with_data(cluster, observed, policy).into_iter().filter(|life| !refuses(life)).collect()
+}
+
+/// The same with those who refuse elections for a moment yet: they answer as soon as their word is over.
+pub(crate) fn here_with_data(cluster: &ClusterRecord, observed: &Observed, policy: &Policy) -> BTreeSet<Incarnation> {
     let has_data = |life: &Incarnation| {
         observed.fresh(cluster, life.member, policy).is_some_and(|report| report.incarnation() == Some(*life))
     };
@@ -60,10 +78,11 @@ pub(crate) fn plan(
     if let Some(change) = recovered::adoption(cluster, observed, policy) {
         return Plan::change(change);
     }
+    let leases = lease::leases(cluster, observed, policy, memory);
     let promises = promises(cluster, observed, policy);
     let lacking = recovered::waits_for(cluster, observed, policy, &promises.keys().copied().collect());
     if reason == EpochReason::Forced && (lacking.is_some() || !forced::is_needless(cluster, &promises)) {
-        return forced::plan(cluster, observed, policy, memory, &promises, preferred);
+        return forced::plan(cluster, observed, policy, memory, &promises, preferred, &leases);
     }
     if lacking.is_some() {
         memory.electable = None;
@@ -73,14 +92,20 @@ pub(crate) fn plan(
             None => Plan::wait(arriving(cluster)),
         };
     }
-    let chosen = match rank(cluster, &promises, preferred, &health::unfit(cluster, observed)) {
+    let chosen = match rank(cluster, &promises, preferred, &health::unfit(cluster, observed), &leases.over) {
         Ok(chosen) => chosen,
         Err(missing) => {
             memory.electable = None;
-            if electable(&cluster.configs, &could_promise(cluster, observed, policy)).is_ok() {
+            let promised = promises.keys().copied().collect();
+            if let Some(until) = leases.until
+                && lease::has_prospect(cluster, &promised).is_ok()
+            {
+                return Plan::wait(lease::waiting(cluster, until, observed.now)).until(until);
+            }
+            if lease::has_prospect(cluster, &could_promise(cluster, observed, policy)).is_ok() {
                 return Plan::wait(arriving(cluster));
             }
-            return Plan::wait(missing_finding(cluster, missing));
+            return hold(cluster, observed, policy, missing);
         }
     };
     if health::is_corrupted(cluster, observed, chosen.incarnation.member) && cluster.members.len() > 1 {
@@ -92,8 +117,13 @@ pub(crate) fn plan(
         let text = "enough members have promised; waiting a moment for the others that are here";
         return Plan::wait(Finding::info("promises_arriving", text).on_cluster(cluster.id)).until(until);
     }
+    if let Some(until) = lease::awaits_old_leader(cluster, observed, policy, &promises, since) {
+        let text = "enough members have promised; the old leader, which acknowledged alone, may be back in a moment";
+        return Plan::wait(Finding::info("promises_arriving", text).on_cluster(cluster.id)).until(until);
+    }
     let rebuild = must_rebuild(cluster, observed, policy, &promises, chosen.incarnation.member);
-    Plan::change(choice(cluster, &promises, chosen, &rebuild))
+    let loss = lease::possible_loss(cluster, memory, &promises, chosen);
+    Plan::change(choice(cluster, &promises, chosen, &rebuild, loss))
 }
 
 fn arriving(cluster: &ClusterRecord) -> Finding {
@@ -199,7 +229,10 @@ pub(crate) fn missing_finding(cluster: &ClusterRecord, missing: Option<Missing>)
         cluster.members.get(&life.member).map_or_else(|| life.to_string(), |member| member.name.clone())
     };
     let text = match missing {
-        None => "no configuration was ever recorded, so nobody can be elected".to_string(),
+        None if cluster.configs.is_empty() => {
+            "no configuration was ever recorded, so nobody can be elected".to_string()
+        }
+        None => "no failover: no member with its data is here that is free to promise; bring one back".to_string(),
         Some(missing) if missing.absent.is_empty() => {
             format!("no failover: only {} itself can say what was acknowledged; bring it back", name(&missing.leader))
         }

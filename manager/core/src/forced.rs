@@ -3,7 +3,8 @@
 
 use crate::candidate::Promises;
 use crate::decide::Plan;
-use crate::election::{could_promise, missing_finding};
+use crate::election::{here_with_data, missing_finding};
+use crate::lease::{self, Leases};
 use crate::observed::{Memory, Observed, Policy};
 use crate::quorum::electable;
 use crate::recovered;
@@ -46,7 +47,8 @@ fn reach(report: &MemberReport) -> Option<Position> {
 }
 
 pub fn check_forced(cluster: &ClusterRecord, observed: &Observed, policy: &Policy, to: MemberId) -> ForcedCheck {
-    let here = could_promise(cluster, observed, policy);
+    // Whoever refuses elections is free again in a moment: nothing of what it holds has to be given up.
+    let here = here_with_data(cluster, observed, policy);
     let members: Vec<CandidateSeen> = cluster
         .members
         .values()
@@ -122,20 +124,21 @@ fn refusals(
     refused
 }
 
-/// Whether those who are here could elect a leader by the rules and confirm it.
+/// Whether those who are here could elect a leader by the rules and confirm it; at the latest when a lease is over.
 fn could_serve(cluster: &ClusterRecord, here: &BTreeSet<Incarnation>) -> bool {
     let needed = usize::from(cluster.configs.last().map_or(0, |config| config.sync_set.needed));
-    electable(&cluster.configs, here).is_ok() && here.len() > needed
+    lease::has_prospect(cluster, here).is_ok() && here.len() > needed
 }
 
 /// Enough have promised to elect by the rules and to confirm: then nothing has to be given up.
 pub(crate) fn is_needless(cluster: &ClusterRecord, promises: &Promises) -> bool {
-    let promised = promises.keys().copied().collect();
-    electable(&cluster.configs, &promised).is_ok() && promises.len() > usize::from(cluster.spec.needed())
+    let promised: BTreeSet<Incarnation> = promises.keys().copied().collect();
+    lease::has_prospect(cluster, &promised).is_ok() && promises.len() > usize::from(cluster.spec.needed())
 }
 
 /// A forced epoch is open and too few have promised for an ordinary choice: the best of those who have, once everyone who
-/// is here has, or has been waited for.
+/// is here has, or has been waited for. A person can give up commits, but has no leader beside one that acknowledges alone:
+/// its lease is waited for as in any election.
 pub(crate) fn plan(
     cluster: &ClusterRecord,
     observed: &Observed,
@@ -143,10 +146,22 @@ pub(crate) fn plan(
     memory: &mut Memory,
     promises: &Promises,
     preferred: Option<MemberId>,
+    leases: &Leases,
 ) -> Plan {
-    let until = memory.phase_began(cluster, observed.now) + policy.preferred_patience;
-    let here = could_promise(cluster, observed, policy);
+    if let Some(until) = leases.until {
+        return Plan::wait(lease::waiting(cluster, until, observed.now)).until(until);
+    }
+    let here = here_with_data(cluster, observed, policy);
     let awaited = here.iter().any(|life| !promises.contains_key(life));
+    // Whoever refuses elections answers when its word is over, half a lease later at most: it gives no other once it knows
+    // of this epoch.
+    let refused = lease::longest_refusal(cluster, observed, policy);
+    let began = memory.phase_began(cluster, observed.now);
+    if !refused.is_zero() {
+        memory.electable = Some(observed.now);
+    }
+    let free = memory.electable.map_or(began, |at| began.max(at + refused));
+    let until = free + policy.preferred_patience;
     let best = promises.values().max_by_key(|answer| (answer.position, Some(answer.incarnation.member) == preferred));
     match best {
         Some(best) if !awaited || observed.now >= until => Plan::change(choice(cluster, promises, *best)),
@@ -180,6 +195,8 @@ fn choice(cluster: &ClusterRecord, promises: &Promises, chosen: pgstead_types::r
         start: chosen.position,
         sync_set: if needed == 0 { SyncSet::default() } else { SyncSet { members, needed } },
         rebuild,
+        // What may be lost is in the record of the forced epoch itself.
+        possible_loss: None,
     }
 }
 
@@ -265,6 +282,40 @@ mod tests {
         assert!(plan.change.is_none() && plan.findings.iter().any(|finding| finding.code == "forced_election"));
         let mut world = world.later(policy_patience());
         assert!(matches!(world.decide().change, Some(ClusterChange::Choose { .. })));
+    }
+
+    #[test]
+    fn those_who_refuse_for_a_moment_are_not_given_up() {
+        let refuse = |report: &mut pgstead_types::report::MemberReport| {
+            report.refusing = Some(pgstead_types::report::RefusalSeen { epoch: Epoch(1), remaining_ms: 3000 });
+        };
+        let world = world().leader("a").standby("b", lag(0)).standby("c", lag(300)).gone("a").report("b", refuse);
+        assert!(refused(&world, "c").contains(&"unforced_possible".to_string()));
+        let world = world.electing(EpochReason::Forced, Some("c")).promised("c", 2, at(2, 700));
+        let mut world = world.later(2 * policy_patience());
+        assert_eq!(world.decide().change, None);
+        // Free to promise, and given the time for it.
+        let mut world = world.report("b", |report| report.refusing = None);
+        assert_eq!(world.decide().change, None);
+        let mut promised = world.promised("b", 2, at(2, 1000));
+        let Some(ClusterChange::Choose { leader, rebuild, .. }) = promised.decide().change else { panic!("no choice") };
+        assert_eq!((leader, rebuild), (life("b", 1), vec![]));
+    }
+
+    #[test]
+    fn a_leader_that_acknowledges_alone_is_out_before_a_forced_one_leads() {
+        let second = std::time::Duration::from_secs(1);
+        let world = world().leader("a").standby("b", lag(0)).standby("c", lag(300)).granted("a", 3 * second);
+        // A person has left it alone in an earlier epoch.
+        let world = world.recorded(|record| record.configs[0].sync_set = set(&[], 0)).silent("a", 3 * second);
+        assert_eq!(refused(&world, "b"), Vec::<String>::new());
+        let world = world.electing(EpochReason::Forced, Some("b"));
+        let mut world = world.promised("b", 2, at(2, 1000)).promised("c", 2, at(2, 700));
+        let plan = world.decide();
+        assert_eq!((plan.settled(), plan.findings[0].code.as_str()), (true, "lease_runs"));
+        let mut world = world.later(9 * second).silent("a", 12 * second);
+        let change = world.decide().change;
+        assert!(matches!(&change, Some(ClusterChange::Choose { leader, .. }) if *leader == life("b", 1)), "{change:?}");
     }
 
     fn policy_patience() -> std::time::Duration {

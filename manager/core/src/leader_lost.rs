@@ -1,6 +1,7 @@
 //! Is the leader still there? Told apart: its Postgres ended (its guard's word), its node closed its connections, its node
 //! is silent, or it runs and its standbys cannot reach it. Only the first needs no witness.
 
+use crate::lease;
 use crate::observed::{Memory, Observed, Policy, Presence, hears, witnesses};
 use pgstead_types::record::{ClusterRecord, EpochReason};
 use pgstead_types::report::{PostgresSeen, PrimarySeen, Upstream};
@@ -79,6 +80,7 @@ pub(crate) fn leader_seen<'a>(
     match &report.postgres {
         PostgresSeen::Primary(primary) if primary.epoch == Some(cluster.epoch) => {
             memory.hung = None;
+            lease::note_flushed(cluster, primary, memory);
             cut(cluster, observed, policy, memory, leader, primary)
         }
         PostgresSeen::Primary(_) | PostgresSeen::Standby(_) | PostgresSeen::Down { .. } | PostgresSeen::Starting => {
@@ -105,8 +107,10 @@ pub(crate) fn leader_seen<'a>(
                 let finding = about(Finding::error("leader_hung", text));
                 return LeaderSeen::Lost { reason: EpochReason::PostgresHung, finding };
             }
-            let next = heard.next.map_or(until, |left| until.min(observed.now + left));
-            LeaderSeen::Unsure { until: Some(next), finding: about(Finding::warning("leader_unresponsive", text)) }
+            // With its patience over and nobody hearing it, only news can change what this says.
+            let patience = (until > observed.now).then_some(until);
+            let next = heard.next.map(|left| observed.now + left).into_iter().chain(patience).min();
+            LeaderSeen::Unsure { until: next, finding: about(Finding::warning("leader_unresponsive", text)) }
         }
     }
 }

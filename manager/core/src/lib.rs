@@ -11,6 +11,7 @@ mod election;
 mod forced;
 mod health;
 mod leader_lost;
+mod lease;
 mod observed;
 mod placement;
 mod promotion;

@@ -1,9 +1,10 @@
 //! What the controller knows of the nodes, how old it may be, and the little that it remembers between decisions.
 
 use crate::health::Rebuilds;
+use pgstead_types::lease::LeaseTimes;
 use pgstead_types::record::ClusterRecord;
 use pgstead_types::report::{MemberReport, NodeReport, StandbySeen, Upstream};
-use pgstead_types::{Epoch, MemberId, NodeId, Tick, WallTime};
+use pgstead_types::{Epoch, Lsn, MemberId, NodeId, Tick, WallTime};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -43,6 +44,8 @@ pub struct Policy {
     pub lost_window: Duration,
     /// By how much, at most.
     pub brake: Duration,
+    /// How long nodes may run primaries without hearing from a controller.
+    pub lease: LeaseTimes,
 }
 
 impl Default for Policy {
@@ -64,6 +67,7 @@ impl Default for Policy {
             lost_max: 4,
             lost_window: Duration::from_secs(600),
             brake: Duration::from_secs(30),
+            lease: LeaseTimes::default(),
         }
     }
 }
@@ -80,7 +84,11 @@ pub struct Observed {
     pub since: Tick,
     /// Nodes whose daemon was seen to have ended just before this controller began; counts until they report.
     pub ended: BTreeSet<NodeId>,
+    /// When this controller was elected, or later. Leases that others have granted began before.
+    pub elected: Tick,
     pub nodes: BTreeMap<NodeId, NodeSeen>,
+    /// By when what this controller has granted to a node is over, margin included. One entry for each node that had any.
+    pub leases: BTreeMap<NodeId, Tick>,
 }
 
 /// One node.
@@ -156,6 +164,20 @@ impl Observed {
             }
             _ => false,
         }
+    }
+
+    /// A lease is granted to a node, and its answer leaves at `at`, not before this is called.
+    pub fn grant(&mut self, node: NodeId, at: Tick, lease: LeaseTimes) {
+        let end = at + lease.lease + lease.margin();
+        let held = self.leases.entry(node).or_default();
+        *held = end.max(*held);
+    }
+
+    /// From when on no lease that the node can know of lasts, as of the grants until now.
+    pub(crate) fn lease_end(&self, node: Option<NodeId>, policy: &Policy) -> Tick {
+        let of_others = self.elected + policy.lease.lease + policy.lease.margin();
+        let own = node.and_then(|node| self.leases.get(&node)).copied().unwrap_or_default();
+        of_others.max(own)
     }
 
     pub(crate) fn presence(&self, node: NodeId, policy: &Policy) -> Presence {
@@ -252,6 +274,10 @@ pub struct Memory {
     /// Epochs whose promotion failed, since the last one that was confirmed, and when.
     pub(crate) failed: BTreeMap<Epoch, Tick>,
     pub(crate) rebuilds: BTreeMap<MemberId, Rebuilds>,
+    /// In an open epoch: when the old leader's lease is over, by what was granted before the epoch was seen open.
+    pub(crate) lease_until: Option<Tick>,
+    /// How far the asynchronous leader of that epoch had flushed, by its last report.
+    pub(crate) flushed: Option<(Epoch, Lsn)>,
 }
 
 impl Memory {
@@ -264,6 +290,7 @@ impl Memory {
                 self.electable = None;
                 self.cut = None;
                 self.hung = None;
+                self.lease_until = None;
                 now
             }
         }

@@ -27,7 +27,18 @@ pub struct Missing {
 /// Whether `promised` satisfies every configuration; else what the first unsatisfied one lacks. No configuration at all
 /// is never satisfied: it would elect without having asked anyone.
 pub fn electable(configs: &[EpochConfig], promised: &BTreeSet<Incarnation>) -> Result<(), Option<Missing>> {
-    if configs.is_empty() {
+    electable_but(configs, promised, &BTreeSet::new())
+}
+
+/// The same, without asking the asynchronous configurations of the epochs in `over`: their leaders acknowledge nothing any
+/// more, and nobody else ever did.
+pub(crate) fn electable_but(
+    configs: &[EpochConfig],
+    promised: &BTreeSet<Incarnation>,
+    over: &BTreeSet<Epoch>,
+) -> Result<(), Option<Missing>> {
+    // Somebody must be there to be chosen, whoever need not be asked.
+    if configs.is_empty() || (promised.is_empty() && configs.iter().all(|config| over.contains(&config.epoch))) {
         return Err(None);
     }
     let mut missing = None;
@@ -35,6 +46,9 @@ pub fn electable(configs: &[EpochConfig], promised: &BTreeSet<Incarnation>) -> R
     for config in configs.iter().rev() {
         if promised.contains(&config.leader) {
             break;
+        }
+        if config.asynchronous && over.contains(&config.epoch) {
+            continue;
         }
         let heard = config.sync_set.members.intersection(promised).count();
         let needed = promises_needed(&config.sync_set);
@@ -70,7 +84,12 @@ mod tests {
             timeline: Timeline(epoch as u32 + 1),
             start: Position::default(),
             sync_set: SyncSet { members: lives(set), needed },
+            asynchronous: false,
+            possible_loss: None,
         }
+    }
+    fn alone(epoch: u64, leader: u128) -> EpochConfig {
+        EpochConfig { asynchronous: true, ..config(epoch, leader, &[], 0) }
     }
 
     #[test]
@@ -123,6 +142,26 @@ mod tests {
         let configs = [config(1, 1, &[], 0)];
         assert!(electable(&configs, &lives(&[])).is_err());
         assert!(electable(&configs, &lives(&[1])).is_ok());
+    }
+
+    #[test]
+    fn an_asynchronous_leader_is_asked_until_it_is_out() {
+        let configs = [alone(1, 1)];
+        assert!(electable(&configs, &lives(&[2, 3])).is_err());
+        assert!(electable(&configs, &lives(&[1])).is_ok());
+        let over = [Epoch(1)].into();
+        assert!(electable_but(&configs, &lives(&[2]), &over).is_ok());
+        assert!(electable_but(&configs, &lives(&[]), &over).is_err());
+    }
+
+    #[test]
+    fn a_lease_that_is_over_excuses_no_synchronous_configuration() {
+        let configs = [config(1, 1, &[2, 3], 1), alone(2, 2)];
+        let over = [Epoch(1), Epoch(2)].into();
+        assert!(electable_but(&configs, &lives(&[3]), &over).is_err());
+        assert!(electable_but(&configs, &lives(&[2]), &over).is_ok(), "the later leader speaks for the earlier one");
+        // A set that has come down to nobody is no asynchronous configuration.
+        assert!(electable_but(&[config(1, 1, &[2, 3], 0)], &lives(&[2, 3]), &[Epoch(1)].into()).is_err());
     }
 
     #[test]

@@ -5,6 +5,7 @@ use crate::decide::Plan;
 use crate::election::{self, has_lost_data};
 use crate::health;
 use crate::leader_lost::{LeaderSeen, leader_seen};
+use crate::lease;
 use crate::observed::{Memory, Observed, Policy};
 use crate::{change_leader, recovered, restart, schedule, switchover};
 use pgstead_types::record::{ClusterChange, ClusterRecord, EpochConfig, EpochReason, MemberRecord};
@@ -47,6 +48,7 @@ pub(crate) fn plan(
     if !plan.settled() {
         return plan;
     }
+    plan.findings.extend(lease::may_have_lost(cluster));
     if let Some(switchover) = &cluster.switchover {
         let mut next = switchover::plan(cluster, observed, policy, memory, switchover, leader, Some(primary));
         next.findings.extend(plan.findings);
@@ -56,6 +58,9 @@ pub(crate) fn plan(
         let mut next = restart::plan(cluster, observed, policy, memory, wanted, leader, primary);
         next.findings.extend(plan.findings);
         return next;
+    }
+    if let Some(change) = lease::change_of_kind(cluster, observed, policy, leader) {
+        return Plan::change(change);
     }
     let everyone_streams =
         cluster.members.values().filter(|member| member.id != leader).all(|member| streams(primary, member));
@@ -128,6 +133,10 @@ fn tend_members(
         };
         let caught_up =
             sender.streaming && sender.flushed.is_some_and(|flushed| primary.flushed.bytes_since(flushed) <= CAUGHT_UP);
+        if lease::is_asynchronous(cluster) {
+            // Nobody counts; it only streams.
+            continue;
+        }
         // With fewer copies than the spec asks for, the set is made whole by an epoch, all of it at once.
         if !in_set && caught_up && !cluster.is_short_of_copies() {
             // Recorded first: the election's quorum grows before Postgres can count the newcomer.

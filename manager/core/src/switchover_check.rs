@@ -2,8 +2,8 @@
 //! can, and the rest is worth knowing.
 
 use crate::election::could_promise;
+use crate::lease;
 use crate::observed::{Observed, Policy};
-use crate::quorum::electable;
 use crate::steady::streams;
 use crate::switchover::LAG_MAX;
 use pgstead_types::record::{ClusterRecord, Leadership, Lifecycle, MemberRecord};
@@ -183,7 +183,7 @@ fn promises(
         return;
     }
     let without: BTreeSet<Incarnation> = here.iter().copied().filter(|life| Some(life.member) != check.from).collect();
-    if electable(&cluster.configs, &without).is_err() {
+    if lease::has_prospect(cluster, &without).is_err() {
         let text = "if the leader were lost on the way, too few others are here to elect anyone until it is back";
         let alone = cluster.members.len() <= 2;
         // Two members can never do without each other; then it is no news.

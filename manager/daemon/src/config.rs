@@ -1,5 +1,6 @@
 //! The node's configuration file: read whole, checked whole, refused with one sentence per mistake.
 
+use pgstead_types::lease::{LEASE_MS_DEFAULT, LEASE_MS_MAX, LEASE_MS_MIN};
 use pgstead_types::spec::check_name;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -77,6 +78,8 @@ pub struct TimingConfig {
     pub raft_election_ms_max: u64,
     /// Silence of a node for so long makes it suspect.
     pub suspicion_ms: u64,
+    /// How long primaries may run without a controller's word. Read by `pgstead init` and recorded for the deployment.
+    pub lease_ms: u64,
 }
 
 impl Default for TimingConfig {
@@ -88,6 +91,7 @@ impl Default for TimingConfig {
             raft_election_ms_min: 600,
             raft_election_ms_max: 900,
             suspicion_ms: 2000,
+            lease_ms: LEASE_MS_DEFAULT,
         }
     }
 }
@@ -229,6 +233,11 @@ impl TimingConfig {
         }
         if self.suspicion_ms < 1000 || self.suspicion_ms < 3 * self.heartbeat_ms {
             return Err("timing: suspicion_ms must be at least 1000 and three heartbeats".to_string());
+        }
+        if !(LEASE_MS_MIN..=LEASE_MS_MAX).contains(&self.lease_ms) || self.lease_ms < 4 * self.heartbeat_ms {
+            return Err(format!(
+                "timing: lease_ms must be between {LEASE_MS_MIN} and {LEASE_MS_MAX} and at least four heartbeats"
+            ));
         }
         let elections = self.raft_election_ms_min..self.raft_election_ms_max;
         if elections.is_empty() || self.raft_election_ms_min < 3 * self.raft_heartbeat_ms {

@@ -2,17 +2,19 @@
 //! records, looks again. A slow proposal for one cluster never delays a decision about another, and a lost quorum is a
 //! state that it waits out.
 
+use crate::granting::{Asked, Granting, Round};
 use crate::server::Closed;
 use crate::succession::Ended;
 use pgstead_consensus::{Consensus, ProposeError, TokioRuntime};
 use pgstead_core::{Connection, Memory, Observed, Plan, Policy, decide};
+use pgstead_types::lease::LeaseGrant;
 use pgstead_types::record::{ClusterRecord, Command, Record};
 use pgstead_types::report::NodeReport;
 use pgstead_types::{ClusterId, Finding, NodeId, Tick, WallTime};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 /// A tick of our own that comes so much too late means that this process did not run: its evidence of others' silence
 /// is worth nothing.
@@ -28,6 +30,8 @@ pub struct Arrived {
     pub at: Tick,
     /// The connection that carried it; 0 for the controller's own node.
     pub connection: u64,
+    /// Where the lease goes that the report asks for.
+    pub grant: Option<oneshot::Sender<LeaseGrant>>,
 }
 
 /// For whoever hands reports to the controller.
@@ -73,6 +77,7 @@ struct Controller {
     proposed: mpsc::UnboundedSender<ClusterId>,
     /// Revisions of the clusters as last decided on.
     decided: BTreeMap<ClusterId, u64>,
+    granting: Granting,
 }
 
 /// Starts the controller's task; it acts whenever this node leads.
@@ -87,6 +92,7 @@ pub fn start(
     let (reports, arrivals) = mpsc::channel(4096);
     let view = Arc::new(Mutex::new(None));
     let (proposed, finished) = mpsc::unbounded_channel();
+    let (granting, rounds) = Granting::new();
     let controller = Controller {
         consensus,
         policy,
@@ -101,8 +107,9 @@ pub fn start(
         proposing: BTreeSet::new(),
         proposed,
         decided: BTreeMap::new(),
+        granting,
     };
-    tokio::spawn(controller.run(arrivals, closed, finished, stop));
+    tokio::spawn(controller.run(arrivals, closed, finished, rounds, stop));
     ControllerHandle { reports, view }
 }
 
@@ -112,11 +119,13 @@ impl Controller {
         mut arrivals: mpsc::Receiver<Arrived>,
         mut closed: mpsc::UnboundedReceiver<Closed>,
         mut finished: mpsc::UnboundedReceiver<ClusterId>,
+        mut rounds: mpsc::UnboundedReceiver<Round>,
         mut stop: watch::Receiver<bool>,
     ) {
         let mut record = self.consensus.watch_record();
         let mut leadership = self.consensus.watch_leadership();
-        let mut leading = false;
+        // The term in which this node is the controller. Another one may have been in between.
+        let mut leading: Option<u64> = None;
         loop {
             let now = Tick::now();
             // A cluster with a proposal under way is looked at when that has ended.
@@ -140,25 +149,28 @@ impl Controller {
                 }
                 changed = record.changed() => if changed.is_err() { return },
                 Some(arrived) = arrivals.recv() => self.on_report(arrived),
+                Some(round) = rounds.recv() => self.on_round(round, leading),
                 () = tokio::time::sleep(next) => {}
             }
             // Whatever else is waiting belongs to the same look at the world.
             while let Ok(arrived) = arrivals.try_recv() {
                 self.on_report(arrived);
             }
-            let am_leader = self.consensus.leadership().am_leader;
+            let leadership = self.consensus.leadership();
+            let term = leadership.am_leader.then_some(leadership.term);
             let now = Tick::now();
-            if am_leader && !leading {
+            if term.is_some() && leading != term {
                 self.begin(now);
-            } else if !am_leader && leading {
+            } else if term.is_none() && leading.is_some() {
                 self.end();
             } else if now.since(asked) > STALL {
                 tracing::warn!(late_ms = now.since(asked).as_millis() as u64, "this process did not run for a while");
                 self.observed.since = now;
             }
-            leading = am_leader;
-            if leading {
+            leading = term;
+            if let Some(term) = leading {
                 self.look(now);
+                self.granting.begin(&self.consensus, term);
             }
         }
     }
@@ -167,7 +179,8 @@ impl Controller {
     fn begin(&mut self, now: Tick) {
         tracing::info!(node = %self.consensus.node(), "this node is the controller now");
         let ended = self.ended.lately(now);
-        self.observed = Observed { now, wall: WallTime::now(), since: now, ended, ..Observed::default() };
+        self.observed = Observed { now, wall: WallTime::now(), since: now, elected: now, ended, ..Observed::default() };
+        self.granting.forget();
         self.connections.clear();
         self.memories.clear();
         self.wake.clear();
@@ -181,9 +194,34 @@ impl Controller {
         *self.view.lock().expect("nothing panics while it holds the view") = None;
     }
 
+    /// A quorum has confirmed, after these reports arrived, that this node leads. Each grant is noted before it is answered,
+    /// and names the record that it is for, in one go with the look at that record.
+    fn on_round(&mut self, round: Round, leading: Option<u64>) {
+        self.granting.on_ended();
+        let still = self.consensus.leadership();
+        if !round.confirmed || leading != Some(round.term) || !still.am_leader || still.term != round.term {
+            return;
+        }
+        let now = Tick::now();
+        let record = self.consensus.record();
+        let lease = crate::lease::times(&record);
+        let grant = LeaseGrant {
+            lease_ms: u64::try_from(lease.lease.as_millis()).unwrap_or(u64::MAX),
+            revision: record.revision,
+        };
+        for Asked { node, answer } in round.asked {
+            self.observed.grant(node, now, lease);
+            // Whoever has gone meanwhile does not know of it; that is on the safe side.
+            let _ = answer.send(grant);
+        }
+    }
+
     fn on_report(&mut self, arrived: Arrived) {
-        let Arrived { report, at, connection } = arrived;
+        let Arrived { report, at, connection, grant } = arrived;
         let node = report.node;
+        if let Some(answer) = grant {
+            self.granting.ask(Asked { node, answer });
+        }
         let before = self.observed.nodes.get(&node).cloned();
         if !self.observed.hear(report, at) {
             return;
@@ -222,6 +260,7 @@ impl Controller {
         self.observed.wall = WallTime::now();
         let record = self.consensus.record();
         self.observed.revision = record.revision;
+        self.policy.lease = crate::lease::times(&record);
         for cluster in record.clusters.values() {
             let due = self.wake.get(&cluster.id).is_some_and(|at| *at <= now);
             if due || self.decided.get(&cluster.id) != Some(&cluster.revision) {

@@ -143,6 +143,7 @@ pub fn init(config: &NodeConfig) -> anyhow::Result<PathBuf> {
             admin_token_sha256: pki::sha256_hex(admin.expose().as_bytes()),
             port_first: config.ports.first,
             port_last: config.ports.last,
+            lease_ms: config.timing.lease_ms,
         },
     };
     let server = format!("https://{}", peers::authority(&config.host, config.port));

@@ -1,15 +1,18 @@
 //! The nodes' own routes, for connections that showed a node's certificate: Raft's messages and reports.
 
 use crate::controller::{Arrived, ControllerHandle};
+use crate::granting::{self, GRANT_TIME_MAX};
 use crate::instances::Instances;
+use crate::lease::Asks;
 use crate::server::Connection;
-use axum::extract::{Path, Request, State};
+use axum::extract::{Path, Query, Request, State};
 use axum::http::StatusCode;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use axum::{Extension, Json, Router};
 use pgstead_consensus::{Consensus, RaftRpc, TokioRuntime};
+use pgstead_types::lease::RefusalRequest;
 use pgstead_types::record::{Command, NodeRecord};
 use pgstead_types::report::NodeReport;
 use pgstead_types::{MemberId, Tick, WallTime};
@@ -17,21 +20,31 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+/// The leader that asks does not wait longer.
+const REFUSAL_TIME_MAX: Duration = Duration::from_millis(1200);
+
 #[derive(Clone)]
 struct Internal {
     consensus: Consensus<TokioRuntime>,
     controller: ControllerHandle,
     instances: Instances,
+    asks: Asks,
 }
 
-pub fn router(consensus: Consensus<TokioRuntime>, controller: ControllerHandle, instances: Instances) -> Router {
+pub fn router(
+    consensus: Consensus<TokioRuntime>,
+    controller: ControllerHandle,
+    instances: Instances,
+    asks: Asks,
+) -> Router {
     Router::new()
         .route("/internal/raft", post(raft))
         .route("/internal/report", post(report))
         .route("/internal/node", post(node))
         .route("/internal/members/{member}/sessions", post(sessions))
+        .route("/internal/refusal", post(refusal))
         .route_layer(axum::middleware::from_fn_with_state(consensus.clone(), nodes_only))
-        .with_state(Internal { consensus, controller, instances })
+        .with_state(Internal { consensus, controller, instances, asks })
 }
 
 /// Refuses before a byte of the body is read: who shows no node's certificate, and nodes that were removed. A node that the
@@ -66,9 +79,18 @@ async fn raft(
     Json(internal.consensus.handle(rpc).await).into_response()
 }
 
+/// What a report may ask for.
+#[derive(serde::Deserialize)]
+struct ReportQuery {
+    /// The answer is to bring a lease.
+    #[serde(default)]
+    lease: bool,
+}
+
 async fn report(
     State(internal): State<Internal>,
     Extension(connection): Extension<Arc<Connection>>,
+    Query(query): Query<ReportQuery>,
     Json(report): Json<NodeReport>,
 ) -> Response {
     if !is_from(&connection, report.node) {
@@ -78,8 +100,36 @@ async fn report(
         return (StatusCode::MISDIRECTED_REQUEST, "this node is not the controller").into_response();
     }
     connection.reports.store(true, Ordering::Relaxed);
-    internal.controller.arrived(Arrived { report, at: Tick::now(), connection: connection.id });
-    StatusCode::NO_CONTENT.into_response()
+    let arrived = Arrived { report, at: Tick::now(), connection: connection.id, grant: None };
+    if !query.lease {
+        internal.controller.arrived(arrived);
+        return StatusCode::NO_CONTENT.into_response();
+    }
+    let (grant, answer) = granting::asking();
+    internal.controller.arrived(Arrived { grant, ..arrived });
+    match granting::granted(answer, GRANT_TIME_MAX).await {
+        Some(grant) => Json(grant).into_response(),
+        // The report has arrived; only the quorum did not answer in time.
+        None => StatusCode::NO_CONTENT.into_response(),
+    }
+}
+
+/// A leader that hears no controller asks a member of this node to obey no election for a while.
+async fn refusal(
+    State(internal): State<Internal>,
+    Extension(connection): Extension<Arc<Connection>>,
+    Json(request): Json<RefusalRequest>,
+) -> Response {
+    let record = internal.consensus.record();
+    let asks_for_itself = record
+        .clusters
+        .get(&request.cluster)
+        .and_then(|cluster| cluster.members.get(&request.leader.member))
+        .is_some_and(|leader| connection.peer == Some(leader.node));
+    if !asks_for_itself {
+        return forbidden();
+    }
+    Json(internal.asks.ask(request, REFUSAL_TIME_MAX).await).into_response()
 }
 
 /// What the clients of a member of this node are at.

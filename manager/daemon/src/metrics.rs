@@ -45,9 +45,16 @@ pub fn render(node: NodeId, record: &Record, raft: Leadership, view: Option<&Vie
     family("pgstead_cluster_findings", "Findings about the cluster.", findings);
     let mut streaming = Vec::new();
     let mut lag = Vec::new();
+    let (mut lease, mut refusing) = (Vec::new(), Vec::new());
     for cluster in clusters() {
         for (name, report) in reports(cluster, view) {
             let labels = format!("{},member=\"{name}\"", label(cluster));
+            if let Some(seen) = report.lease {
+                lease.push((labels.clone(), seen.remaining_ms as f64 / 1000.0));
+            }
+            if let Some(seen) = report.refusing {
+                refusing.push((labels.clone(), seen.remaining_ms as f64 / 1000.0));
+            }
             match &report.postgres {
                 PostgresSeen::Standby(standby) => {
                     let on = standby.receiver.is_some_and(|receiver| receiver.streaming);
@@ -67,6 +74,16 @@ pub fn render(node: NodeId, record: &Record, raft: Leadership, view: Option<&Vie
     }
     family("pgstead_member_streaming", "Whether the standby streams.", streaming);
     family("pgstead_member_lag_bytes", "WAL that the leader has on disk and the standby has not.", lag);
+    family(
+        "pgstead_member_lease_seconds",
+        "What was left of the lease that the guard counts, by the last report.",
+        lease,
+    );
+    family(
+        "pgstead_member_refusing_seconds",
+        "For how long the member obeys no election, by the last report.",
+        refusing,
+    );
     text
 }
 

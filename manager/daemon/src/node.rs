@@ -8,6 +8,7 @@ use crate::files::{self, FolderLock, Layout};
 use crate::founding::{self, Founding, NodeIdentity};
 use crate::gateway_process::{GatewayFeed, GatewayHealth};
 use crate::instances::Instances;
+use crate::lease::{Asks, Leases};
 use crate::member::{NodeContext, supervise};
 use crate::peers::Peers;
 use crate::raft_transport::RaftTransport;
@@ -73,6 +74,7 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
     let controller = controller::start(consensus.clone(), policy, closed, ended, stop.clone());
 
     let instances = Instances::default();
+    let (leases, asks) = (Leases::new(), Asks::default());
     let (revision_sender, revision) = watch::channel(0);
     tokio::spawn(publish_revision(consensus.clone(), revision_sender));
     let backend = NodeBackend {
@@ -87,6 +89,7 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
         consensus.clone(),
         controller.clone(),
         instances.clone(),
+        asks.clone(),
     ));
     let tls = tls::server(&identity.ca_pem, &identity.pair())?;
     let serving = tokio::spawn(server::serve(listener, tls, router, ends, stop.clone()));
@@ -108,6 +111,9 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
         run_as,
         instances,
         binary: command::own_binary().context("cannot find this binary's path")?,
+        peers: peers.clone(),
+        leases: leases.clone(),
+        asks,
     };
     let members = tokio::spawn(supervise(Arc::new(context), reports.clone(), stop.clone()));
     let reporter = Reporter {
@@ -118,6 +124,7 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
         gateway: gateway.clone(),
         heartbeat: config.timing.heartbeat(),
         session: u64::from_str_radix(&pki::random_secret().expose()[..16], 16).context("sixteen hexadecimal digits")?,
+        leases,
     };
     tokio::spawn(reporter.run(stop.clone()));
     let feed = GatewayFeed {

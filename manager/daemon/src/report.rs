@@ -2,8 +2,13 @@
 
 use crate::controller::{Arrived, ControllerHandle};
 use crate::gateway_process::GatewayHealth;
+use crate::granting;
+use crate::lease::{Held, Leases};
 use crate::peers::{Lane, PeerAddress, Peers};
+use pgstead_agent::lease::leads_under_lease;
 use pgstead_consensus::{Consensus, TokioRuntime};
+use pgstead_types::lease::LeaseGrant;
+use pgstead_types::record::Record;
 use pgstead_types::report::{MemberReport, NodeReport, PostgresSeen};
 use pgstead_types::{MemberId, Tick};
 use std::collections::BTreeMap;
@@ -20,6 +25,8 @@ const RETRY: Duration = Duration::from_millis(100);
 pub struct Reports {
     members: Arc<Mutex<BTreeMap<MemberId, MemberReport>>>,
     changed: Arc<Notify>,
+    /// Wakes a member's task for another look.
+    looks: Arc<Mutex<BTreeMap<MemberId, Arc<Notify>>>>,
 }
 
 impl Reports {
@@ -38,6 +45,17 @@ impl Reports {
         if let Some(working) = members.get_mut(&member).and_then(|report| report.working.as_mut()) {
             working.percent = Some(percent);
         }
+    }
+    /// The latest of a member.
+    pub fn get(&self, member: MemberId) -> Option<MemberReport> {
+        self.members.lock().expect("nothing panics while it holds the reports").get(&member).cloned()
+    }
+    /// Something about the member changed beside its task.
+    pub fn look_again(&self, member: MemberId) {
+        self.look_of(member).notify_one();
+    }
+    pub fn look_of(&self, member: MemberId) -> Arc<Notify> {
+        self.looks.lock().expect("nothing panics while it holds the looks").entry(member).or_default().clone()
     }
     pub fn remove(&self, member: MemberId) {
         self.members.lock().expect("nothing panics while it holds the reports").remove(&member);
@@ -61,6 +79,12 @@ fn timeless(report: &MemberReport) -> MemberReport {
     }
     // It only ever grows, and matters to those who are away: the next heartbeat is early enough.
     report.oldest_log = None;
+    if let Some(lease) = &mut report.lease {
+        lease.remaining_ms = 0;
+    }
+    if let Some(refusing) = &mut report.refusing {
+        refusing.remaining_ms = 0;
+    }
     report
 }
 
@@ -73,6 +97,7 @@ pub struct Reporter {
     pub heartbeat: Duration,
     /// Random per start of the daemon.
     pub session: u64,
+    pub leases: Leases,
 }
 
 impl Reporter {
@@ -103,8 +128,17 @@ impl Reporter {
             members: self.reports.all(),
             findings: self.gateway.findings(),
         };
+        let sent = Tick::now();
+        let asks = leads_any(&record, report.node) && self.leases.is_due(sent, crate::lease::times(&record));
         if leader == self.consensus.node() {
-            self.controller.arrived(Arrived { report, at: Tick::now(), connection: 0 });
+            let arrived = Arrived { report, at: sent, connection: 0, grant: None };
+            if asks {
+                let (controller, leases) = (self.controller.clone(), self.leases.clone());
+                let grant = async move { granting::of_own_node(&controller, arrived).await };
+                tokio::spawn(async move { take(&leases, sent, grant.await) });
+            } else {
+                self.controller.arrived(arrived);
+            }
             return true;
         }
         let Some(node) = record.nodes.get(&leader) else { return false };
@@ -116,6 +150,21 @@ impl Reporter {
                 return false;
             }
         };
+        if asks {
+            // A grant waits for a quorum; the next report does not wait for the grant.
+            let (peers, leases, reports) = (self.peers.clone(), self.leases.clone(), self.reports.clone());
+            tokio::spawn(async move {
+                let limit = granting::GRANT_TIME_MAX + SEND_TIMEOUT;
+                let answer = peers.post_json(&to, Lane::Report, "/internal/report?lease=true", body, limit).await;
+                let answer = answer.ok().filter(|answer| answer.status().is_success());
+                if answer.is_none() {
+                    tokio::time::sleep(RETRY).await;
+                    reports.changed.notify_one();
+                }
+                take(&leases, sent, answer.and_then(|answer| serde_json::from_slice(answer.body()).ok()));
+            });
+            return true;
+        }
         match self.peers.post_json(&to, Lane::Report, "/internal/report", body, SEND_TIMEOUT).await {
             Ok(answer) => answer.status().is_success(),
             Err(error) => {
@@ -123,5 +172,21 @@ impl Reporter {
                 false
             }
         }
+    }
+}
+
+/// Only nodes that lead something need a lease.
+fn leads_any(record: &Record, node: pgstead_types::NodeId) -> bool {
+    record.clusters_on(node).any(|(cluster, member)| leads_under_lease(cluster, member.id).is_some())
+}
+
+/// Counted from when the report was sent.
+fn take(leases: &Leases, sent: Tick, grant: Option<LeaseGrant>) {
+    match grant {
+        Some(grant) => {
+            let end = sent + Duration::from_millis(grant.lease_ms);
+            leases.granted(Held { end, revision: grant.revision });
+        }
+        None => leases.was_not_granted(),
     }
 }

@@ -20,11 +20,17 @@ pub fn routes(record: &Record, here: &NodeRecord) -> Routes {
 fn route(record: &Record, cluster: &ClusterRecord, here: &NodeRecord) -> ClusterRoute {
     let leader = published(cluster).and_then(|member| endpoint(record, cluster, member));
     // Members of the sync set follow the leader closely; others may be catching up or being made.
-    let counted = cluster.config().map(|config| &config.sync_set.members);
+    let config = cluster.config();
     let replicas = cluster
         .members
         .values()
-        .filter(|member| counted.is_some_and(|set| set.contains(&member.current())))
+        .filter(|member| {
+            // In an asynchronous cluster nobody is counted, and everyone but the leader may be read from.
+            config.is_some_and(|config| match config.asynchronous {
+                true => config.leader.member != member.id,
+                false => config.sync_set.members.contains(&member.current()),
+            })
+        })
         .filter_map(|member| endpoint(record, cluster, member))
         .collect();
     ClusterRoute {

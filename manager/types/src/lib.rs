@@ -3,6 +3,7 @@
 
 pub mod finding;
 pub mod ids;
+pub mod lease;
 pub mod position;
 pub mod record;
 pub mod report;

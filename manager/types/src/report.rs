@@ -45,6 +45,12 @@ pub struct MemberReport {
     /// The switchover for which the leader has written a checkpoint.
     #[serde(default)]
     pub checkpointed: Option<OperationId>,
+    /// The lease that the member's guard counts: at its end it stops Postgres. `None` where it counts none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease: Option<LeaseSeen>,
+    /// The member obeys no election for a while.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refusing: Option<RefusalSeen>,
     /// The step in flight, or the one that failed last and waits to be tried again.
     pub working: Option<Working>,
     /// Where the oldest log kept here begins; `None` while that is not known. Who needs older log cannot stream from here.
@@ -55,6 +61,19 @@ pub struct MemberReport {
     pub troubles: Vec<Trouble>,
     #[serde(default)]
     pub findings: Vec<Finding>,
+}
+
+/// What is left of a lease, when the report was made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct LeaseSeen {
+    pub remaining_ms: u64,
+}
+
+/// A durable refusal: until it ends, this member promises no epoch newer than `epoch`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct RefusalSeen {
+    pub epoch: Epoch,
+    pub remaining_ms: u64,
 }
 
 /// The data folder on the volume.
@@ -102,7 +121,7 @@ pub enum PostgresSeen {
         /// Set when the control file says that it was shut down cleanly.
         clean: Option<CleanStop>,
     },
-    /// The postmaster runs and does not accept yet (recovery before consistency).
+    /// A standby start whose postmaster does not accept yet (recovery before consistency).
     Starting,
     /// Processes are there or may be, and nothing answers. Neither alive nor dead.
     Unresponsive {

@@ -167,6 +167,12 @@ impl ClusterSpec {
         }
     }
 
+    /// A leader of several members that acknowledges alone. A cluster of one acknowledges alone too, and has nobody to
+    /// fail over to.
+    pub fn is_asynchronous(&self) -> bool {
+        self.durability == Durability::Asynchronous && self.members > 1
+    }
+
     /// Everything that can be said without knowing the nodes.
     pub fn check(&self) -> Result<(), SpecError> {
         check_name("cluster name", &self.name)?;
@@ -184,10 +190,10 @@ impl ClusterSpec {
             (Durability::Strict | Durability::Available, _) if standbys > 0 && self.needed() == 0 => {
                 return Err(SpecError::NoSyncReplicas { members: self.members, durability: self.durability });
             }
-            (Durability::Asynchronous | Durability::Available, _) => {
+            (Durability::Available, _) => {
                 return Err(SpecError::NotOffered { durability: self.durability });
             }
-            (Durability::Strict, _) => {}
+            (Durability::Strict | Durability::Asynchronous, _) => {}
         }
         check_identifier(&self.database)?;
         check_identifier(&self.owner)?;
@@ -331,7 +337,9 @@ mod tests {
         assert_eq!(spec.durability, Durability::Strict);
         let spec: ClusterSpec = serde_json::from_str(r#"{"name":"app","durability":"asynchronous"}"#).unwrap();
         assert_eq!((spec.durability, spec.needed()), (Durability::Asynchronous, 0));
-        assert_eq!(spec.check(), Err(SpecError::NotOffered { durability: Durability::Asynchronous }));
+        assert_eq!((spec.check(), spec.is_asynchronous()), (Ok(()), true));
+        let both = ClusterSpec { sync_replicas: Some(1), ..spec };
+        assert_eq!(both.check(), Err(SpecError::AsynchronousWithReplicas { asked: 1 }));
     }
 
     #[test]

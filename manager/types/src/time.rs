@@ -16,6 +16,21 @@ impl Tick {
         let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
         Self(now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64)
     }
+    /// How far the wall clock is ahead of this one. It changes only when the wall clock is set or disciplined.
+    pub fn wall_ahead() -> Duration {
+        let of = |clock| {
+            let now = rustix::time::clock_gettime(clock);
+            Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
+        };
+        of(rustix::time::ClockId::Realtime).saturating_sub(of(rustix::time::ClockId::Boottime))
+    }
+    /// For what passes between a daemon and its guards, which share the clock.
+    pub const fn from_nanos(nanos: u64) -> Self {
+        Self(nanos)
+    }
+    pub const fn as_nanos(self) -> u64 {
+        self.0
+    }
     /// For simulated time.
     pub const fn from_millis(ms: u64) -> Self {
         Self(ms * 1_000_000)

@@ -1,7 +1,7 @@
 //! The daemon's side of a guard: finding it, starting it, asking it, hearing from it.
 
 use super::GuardPaths;
-use super::protocol::{GuardEvent, GuardStatus, Reply, ReplyLine, Request, RequestLine, StopMode, VERSION};
+use super::protocol::{GuardEvent, GuardStatus, Reply, ReplyLine, Request, RequestLine, StopMode};
 use crate::proc::ProcessId;
 use crate::run;
 use crate::user::RunAs;
@@ -9,7 +9,7 @@ use pgstead_types::Tick;
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
@@ -46,6 +46,8 @@ pub enum GuardError {
     Lost,
     #[error("the guard refused to {request}: {why}")]
     Refused { request: &'static str, why: String },
+    #[error("the guard speaks version {version} of its protocol, and version {needed} is needed to {request}")]
+    TooOld { request: &'static str, version: u32, needed: u32 },
     #[error("the guard answered {request} with something else: {reply}")]
     Confused { request: &'static str, reply: String },
 }
@@ -71,6 +73,8 @@ struct Shared {
     /// `None` once the connection has closed.
     waiting: Mutex<Option<BTreeMap<u64, oneshot::Sender<Reply>>>>,
     next: AtomicU64,
+    /// The newest that the guard speaks.
+    version: AtomicU32,
 }
 
 impl GuardClient {
@@ -92,6 +96,7 @@ impl GuardClient {
             writer: tokio::sync::Mutex::new(writer),
             waiting: Mutex::new(Some(BTreeMap::new())),
             next: AtomicU64::new(1),
+            version: AtomicU32::new(1),
         });
         let listener = Arc::clone(&shared);
         tokio::spawn(async move {
@@ -114,7 +119,9 @@ impl GuardClient {
         });
         let client = Self { guard, shared };
         match client.ask("say hello", Request::Hello, ANSWER_TIME_MAX).await? {
-            Reply::Hello { guard: named, .. } if named == guard => {}
+            Reply::Hello { guard: named, version } if named == guard => {
+                client.shared.version.store(version, Ordering::Relaxed);
+            }
             other => return Err(confused("say hello", &other)),
         }
         match client.ask("subscribe", Request::Subscribe, ANSWER_TIME_MAX).await? {
@@ -189,6 +196,15 @@ impl GuardClient {
             other => Err(confused("tell its status", &other)),
         }
     }
+    /// Has the guard end every process at `end` (`None`: not any more), and a jump of the wall clock too where it is
+    /// `strict`.
+    pub async fn count_lease(&self, end: Option<Tick>, strict: bool) -> Result<(), GuardError> {
+        let request = Request::Lease { end_boottime_ns: end.map(Tick::as_nanos), strict };
+        match self.ask("count a lease", request, ANSWER_TIME_MAX).await? {
+            Reply::LeaseCounted => Ok(()),
+            other => Err(confused("count a lease", &other)),
+        }
+    }
     /// Ends the guard; refused while it has processes.
     pub async fn quit(&self) -> Result<(), GuardError> {
         match self.ask("quit", Request::Quit, ANSWER_TIME_MAX).await? {
@@ -198,13 +214,17 @@ impl GuardClient {
     }
 
     async fn ask(&self, what: &'static str, request: Request, deadline: Duration) -> Result<Reply, GuardError> {
+        let (needed, version) = (request.version(), self.shared.version.load(Ordering::Relaxed));
+        if version < needed {
+            return Err(GuardError::TooOld { request: what, version, needed });
+        }
         let id = self.shared.next.fetch_add(1, Ordering::Relaxed);
         let (asker, answer) = oneshot::channel();
         match self.shared.waiting.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
             Some(waiting) => waiting.insert(id, asker),
             None => return Err(GuardError::Lost),
         };
-        let mut line = serde_json::to_vec(&RequestLine { v: VERSION, id, request }).expect("requests are plain data");
+        let mut line = serde_json::to_vec(&RequestLine { v: needed, id, request }).expect("requests are plain data");
         line.push(b'\n');
         let exchange = async {
             self.shared.writer.lock().await.write_all(&line).await.map_err(|_| GuardError::Lost)?;

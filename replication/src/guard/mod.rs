@@ -1,10 +1,11 @@
 //! The guard: one small process per member, the parent of its postmaster. It outlives the daemon, tells of the
 //! postmaster's end at once, and knows for certain when no process of it is left.
 //!
-//! `protocol` is what the two say to each other, `server` the guard itself, `tree` its processes, `log` the server log,
-//! `client` the daemon's side.
+//! `protocol` is what the two say to each other, `server` the guard itself, `tree` its processes, `lease` the time for which
+//! they may run, `log` the server log, `client` the daemon's side.
 
 mod client;
+mod lease;
 mod log;
 pub(crate) mod protocol;
 mod server;

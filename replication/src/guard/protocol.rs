@@ -7,8 +7,8 @@ use crate::proc::ProcessId;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
-/// The version spoken here.
-pub const VERSION: u32 = 1;
+/// The newest version spoken here. 2 has leases.
+pub const VERSION: u32 = 2;
 /// No line is longer; a peer that sends a longer one is cut off.
 pub const LINE_BYTES_MAX: usize = 256 * 1024;
 
@@ -37,10 +37,33 @@ pub enum Request {
     /// SIGKILL to every process; answered when none is left.
     Fence,
     Status,
+    /// Version 2. End every process at that point of `CLOCK_BOOTTIME`, unless a later one is given before; `None`: not any
+    /// more. Refused where no process runs, or the point has passed.
+    Lease {
+        end_boottime_ns: Option<u64>,
+        /// A jump of the wall clock ends them too.
+        strict: bool,
+    },
     /// Events on this connection from now on.
     Subscribe,
     /// End the guard. Refused while any process is left.
     Quit,
+}
+
+impl Request {
+    /// The version that a guard must know for it. Everything else is asked in the first one, so that older guards answer.
+    pub fn version(&self) -> u32 {
+        match self {
+            Request::Lease { .. } => 2,
+            Request::Hello
+            | Request::Start { .. }
+            | Request::Stop { .. }
+            | Request::Fence
+            | Request::Status
+            | Request::Subscribe
+            | Request::Quit => 1,
+        }
+    }
 }
 
 /// How a postmaster is told to stop.
@@ -77,6 +100,7 @@ pub enum Reply {
     /// No process is left.
     Fenced,
     Status(GuardStatus),
+    LeaseCounted,
     Subscribed,
     Quitting,
     Refused {
@@ -94,6 +118,9 @@ pub struct GuardStatus {
     pub tree_empty: bool,
     /// How the last postmaster of this guard ended.
     pub last_exit: Option<ExitSeen>,
+    /// Where on `CLOCK_BOOTTIME` the lease ends that it counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease_end_boottime_ns: Option<u64>,
 }
 
 /// A postmaster's end.
@@ -114,6 +141,8 @@ pub enum GuardEvent {
     Exited { exit: ExitSeen, tree_empty: bool },
     /// No process is left, after there were some when the postmaster ended or a fence began.
     Emptied,
+    /// The guard ends Postgres by itself.
+    LeaseOver { why: String },
     /// Made by the client, never sent: the guard's connection closed, and Postgres ends with the guard.
     GuardLost,
 }

@@ -4,12 +4,14 @@
 //! postmaster is bound to the thread that spawned it.
 
 use super::GuardPaths;
+use super::lease::LeaseTimer;
 use super::log::ServerLog;
 use super::protocol::{
     ExitSeen, GuardEvent, GuardStatus, LINE_BYTES_MAX, Reply, ReplyLine, Request, RequestLine, VERSION,
 };
 use super::tree::Tree;
 use crate::proc::ProcessId;
+use pgstead_types::Tick;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FlockOperation, flock};
 use std::fs::{self, File, OpenOptions};
@@ -67,6 +69,7 @@ struct Guard {
     paths: GuardPaths,
     tree: Tree,
     log: ServerLog,
+    lease: LeaseTimer,
     listener: UnixListener,
     clients: Vec<Client>,
     /// Who waits for the tree to be empty.
@@ -126,6 +129,7 @@ impl Guard {
             log: ServerLog::at(&paths.server_log),
             paths,
             tree,
+            lease: LeaseTimer::new().map_err(cannot("make a timer"))?,
             listener,
             clients: Vec::new(),
             fencing: Vec::new(),
@@ -163,6 +167,7 @@ impl Guard {
         if let Some(exit) = self.tree.reap()? {
             self.tell_exit(exit);
         }
+        self.look_after_lease()?;
         if self.killing && !self.tree.is_empty() {
             self.tree.kill_all()?;
             if let Some(exit) = self.tree.reap()? {
@@ -180,6 +185,21 @@ impl Guard {
         }
         if let Err(error) = self.log.rotate_if_large() {
             eprintln!("pgstead guard: cannot rotate the server log: {error}");
+        }
+        Ok(())
+    }
+
+    /// Nobody is asked: the daemon may be frozen or dead.
+    fn look_after_lease(&mut self) -> io::Result<()> {
+        if self.tree.is_empty() {
+            return self.lease.forget();
+        }
+        if let Some(why) = self.lease.over(Tick::now())? {
+            self.lease.forget()?;
+            self.tree.look_for_strays()?;
+            self.killing = true;
+            eprintln!("pgstead guard: ending Postgres: {why}");
+            self.publish(GuardEvent::LeaseOver { why: why.to_string() });
         }
         Ok(())
     }
@@ -203,6 +223,7 @@ impl Guard {
         if let Some(postmaster) = self.tree.postmaster_fd() {
             fds.push(PollFd::from_borrowed_fd(postmaster, PollFlags::IN));
         }
+        fds.extend(self.lease.fds().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
         for client in &self.clients {
             let writable = if client.unsent.is_empty() { PollFlags::empty() } else { PollFlags::OUT };
             fds.push(PollFd::from_borrowed_fd(client.stream.as_fd(), PollFlags::IN | writable));
@@ -244,7 +265,25 @@ impl Guard {
                 postmaster: self.tree.postmaster(),
                 tree_empty: self.tree.is_empty(),
                 last_exit: self.tree.last_exit.clone(),
+                lease_end_boottime_ns: self.lease.end().map(Tick::as_nanos),
             })),
+            Request::Lease { end_boottime_ns, strict } => match end_boottime_ns.map(Tick::from_nanos) {
+                None if matches!(self.lease.over(Tick::now()), Ok(Some(_))) => refused("its lease is over".to_string()),
+                Some(end) if end <= Tick::now() => refused("that lease is over".to_string()),
+                Some(_) if self.killing => refused("its processes are being ended".to_string()),
+                Some(_) if self.tree.postmaster().is_none() => refused("no postmaster runs".to_string()),
+                end => {
+                    let done = match end {
+                        Some(end) => self.lease.try_count(end, *strict, Tick::now()),
+                        None => self.lease.forget().map(|()| true),
+                    };
+                    match done {
+                        Ok(true) => Some(Reply::LeaseCounted),
+                        Ok(false) => refused("the lease before it is over".to_string()),
+                        Err(error) => refused(format!("cannot set a timer: {error}")),
+                    }
+                }
+            },
             Request::Start { program, args } => {
                 if let Err(error) = self.tree.look_for_strays() {
                     return refused(format!("cannot look for processes of an earlier Postgres: {error}"));

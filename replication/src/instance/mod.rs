@@ -18,6 +18,7 @@ mod follow;
 mod hba;
 mod health;
 mod init;
+mod lease;
 mod position;
 mod probe;
 mod promote;
@@ -35,6 +36,7 @@ pub use cut::{CutHook, CutStep};
 pub use error::InstanceError;
 pub use health::RecoveryMark;
 pub use init::Bootstrap;
+pub use lease::LeaseCount;
 pub use promote::{Promoted, Promotion};
 pub use rewind::Divergence;
 pub use safety_copy::SafetyCopy;
@@ -47,6 +49,7 @@ use applied::{Applied, Shape};
 use pgstead_types::{Incarnation, Secret};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::broadcast;
 
@@ -121,6 +124,8 @@ pub struct Instance {
     probing: tokio::sync::Mutex<Option<sql::Sql>>,
     control: control::ControlCache,
     local_users: tokio::sync::OnceCell<Vec<String>>,
+    /// Nanoseconds of the boot clock at which the lease ends that the guard counts; 0 where it counts none.
+    lease: AtomicU64,
 }
 
 impl Instance {
@@ -145,8 +150,10 @@ impl Instance {
             probing: tokio::sync::Mutex::new(None),
             control: control::ControlCache::default(),
             local_users: tokio::sync::OnceCell::new(),
+            lease: AtomicU64::new(0),
         };
-        instance.guard_if_any().await;
+        // Its word on the lease that it counts, too.
+        let _ = instance.guard_status().await;
         Ok(instance)
     }
 
@@ -190,10 +197,17 @@ impl Instance {
         // Twice: a guard that was lost since the last question is not an answer, whether there is another one is.
         for _ in 0..2 {
             match self.guard_if_any().await {
-                None => return Ok(None),
+                None => {
+                    self.note_lease(None);
+                    return Ok(None);
+                }
                 Some(guard) => match guard.status().await {
                     Err(GuardError::Lost) => {}
-                    answer => return Ok(Some(answer?)),
+                    answer => {
+                        let status = answer?;
+                        self.note_lease(Some(&status));
+                        return Ok(Some(status));
+                    }
                 },
             }
         }

@@ -106,9 +106,18 @@ impl Instance {
                 Ok(seen)
             }
             // A postmaster that has not opened its socket yet is starting as well.
-            Err(NoConnection::NotYet | NoConnection::Refused) => Ok(PostgresSeen::Starting),
+            Err(NoConnection::NotYet | NoConnection::Refused) if self.is_standby_start() => Ok(PostgresSeen::Starting),
+            Err(NoConnection::NotYet | NoConnection::Refused) => Ok(PostgresSeen::Unresponsive {
+                why: "a primary that takes no connections: it is being shut down, or was not started as a standby"
+                    .into(),
+            }),
             Err(NoConnection::Other(error)) => Err(error),
         }
+    }
+
+    /// Every start is a standby start, and a promotion takes the sign of it away before anything is written as a primary.
+    fn is_standby_start(&self) -> bool {
+        self.config().data_dir.join("standby.signal").exists()
     }
 
     async fn ask(&self, sql: &Sql, postmaster: ProcessId) -> Result<PostgresSeen, InstanceError> {

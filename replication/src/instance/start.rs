@@ -131,11 +131,12 @@ impl Instance {
     }
 
     /// Postgres is down and has the log up to timeline `own`: the histories of later ones go, so that the next start follows
-    /// whoever leads then. Nothing happens unless the control file says that a standby was shut down cleanly, on none of them.
+    /// whoever leads then. Nothing happens unless the control file says that a standby ended there, cleanly or not, and on none of them.
     pub async fn forget_timelines_after(&self, own: Timeline) -> Result<(), InstanceError> {
         self.must_be_down().await?;
         let control = self.control_data().await?;
-        if control.state != "shut down in recovery" || control.timeline.max(control.recovered_timeline) > own {
+        let recovering = ["shut down in recovery", "in archive recovery"].contains(&control.state.as_str());
+        if !recovering || control.timeline.max(control.recovered_timeline) > own {
             return Ok(());
         }
         let pg_wal = self.config().pg_wal();

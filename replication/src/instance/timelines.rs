@@ -50,10 +50,17 @@ pub fn histories(pg_wal: &Path) -> io::Result<BTreeSet<Timeline>> {
 
 /// The timelines with a WAL segment.
 fn with_segments(pg_wal: &Path) -> io::Result<BTreeSet<Timeline>> {
-    names(pg_wal, |name| {
-        let digits = name.strip_suffix(".partial").unwrap_or(name);
-        (digits.len() == 24 && digits.bytes().all(|digit| digit.is_ascii_hexdigit())).then(|| &digits[..8])
-    })
+    names(pg_wal, digits_of_segment)
+}
+
+/// The eight digits of the timeline in a segment's name.
+fn digits_of_segment(name: &str) -> Option<&str> {
+    let digits = name.strip_suffix(".partial").unwrap_or(name);
+    (digits.len() == 24 && digits.bytes().all(|digit| digit.is_ascii_hexdigit())).then(|| &digits[..8])
+}
+
+fn timeline_of_segment(name: &str) -> Option<Timeline> {
+    u32::from_str_radix(digits_of_segment(name)?, 16).ok().map(Timeline)
 }
 
 /// Where the oldest whole segment begins. The names beyond the log's end, which Postgres keeps for later, are no matter.
@@ -109,8 +116,16 @@ pub fn expected_after(pg_wal: &Path, own: Timeline) -> io::Result<Option<Timelin
     Ok(None)
 }
 
-/// Removes the histories of all timelines beyond `own`. Returns what was removed.
+/// Removes the histories of all timelines beyond `own`, and their segments, which hold nothing but what `own` has as well: an
+/// upstream sends a segment from its beginning. Without its history, one would pass for the log's timeline. Returns
+/// whose histories were removed.
 pub fn remove_after(pg_wal: &Path, own: Timeline) -> io::Result<Vec<Timeline>> {
+    for entry in fs::read_dir(pg_wal)? {
+        let entry = entry?;
+        if entry.file_name().to_str().and_then(timeline_of_segment).is_some_and(|timeline| timeline > own) {
+            fs::remove_file(entry.path())?;
+        }
+    }
     let mut removed = Vec::new();
     for timeline in histories(pg_wal)?.into_iter().rev().take_while(|timeline| *timeline > own) {
         fs::remove_file(pg_wal.join(history_name(timeline)))?;
@@ -179,11 +194,13 @@ mod tests {
     fn a_history_that_came_without_its_log_is_expected_and_can_be_removed() {
         let burned = burned_history(Timeline(1));
         let fork = "1\t0/100\treason\n";
-        let dir = pg_wal(&[1], &[(2, &burned), (3, &burned), (4, fork), (5, &burned)]);
+        let dir = pg_wal(&[1, 4], &[(2, &burned), (3, &burned), (4, fork), (5, &burned)]);
+        assert_eq!(timeline_at(dir.path(), Lsn(0x100)).unwrap(), Timeline(1), "it was sent what came before the fork");
         assert_eq!(expected_after(dir.path(), Timeline(1)).unwrap(), Some(Timeline(4)));
         assert_eq!(expected_after(dir.path(), Timeline(4)).unwrap(), None);
         assert_eq!(remove_after(dir.path(), Timeline(1)).unwrap(), [5, 4, 3, 2].map(Timeline));
         assert_eq!(expected_after(dir.path(), Timeline(1)).unwrap(), None);
+        assert_eq!(timeline_at(dir.path(), Lsn(0x100)).unwrap(), Timeline(1));
     }
 
     #[test]

@@ -42,8 +42,10 @@ impl World {
         self.clients.push(Client { home, target, waiting: None, acknowledged: BTreeSet::new(), to_write });
         self.after(Duration::from_millis(1), Event::Client { client, what: Turn::Write });
     }
+    /// But for those that a recorded change of leader has left behind.
     pub fn acknowledged_rows(&self) -> impl Iterator<Item = u64> + '_ {
-        self.clients.iter().flat_map(|client| client.acknowledged.iter().copied())
+        let all = self.clients.iter().flat_map(|client| client.acknowledged.iter().copied());
+        all.filter(|row| !self.given_up.contains(row))
     }
 
     fn client_reaches(&self, client: usize, member: usize) -> bool {

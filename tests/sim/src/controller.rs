@@ -1,6 +1,7 @@
 //! The shell around `pgstead-core`: on the node that leads the consensus it keeps what it hears, decides once per
 //! change, and proposes. One proposal at a time: the next decision is made on its outcome.
 
+use crate::lease::Granting;
 use crate::raft::Outcome;
 use crate::world::{CLUSTER, Event, World, node_id};
 use pgstead_core::{Memory, Observed};
@@ -16,6 +17,7 @@ pub struct Controller {
     in_flight: Option<u64>,
     woken_at: Option<Tick>,
     findings: BTreeSet<String>,
+    pub granting: Granting,
 }
 
 impl World {
@@ -33,11 +35,12 @@ impl World {
         }
         daemon.controller = term.map(|term| Controller {
             term,
-            observed: Observed { now, since: now, ..Observed::default() },
+            observed: Observed { now, since: now, elected: now, ..Observed::default() },
             memory: Memory::default(),
             in_flight: None,
             woken_at: None,
             findings: BTreeSet::new(),
+            granting: Granting::default(),
         });
         if term.is_some() {
             self.count("controllers");

@@ -7,7 +7,9 @@ use crate::wal::{Wal, What};
 use crate::world::{CLUSTER, Event, World, member_id};
 use pgstead_agent::Action;
 use pgstead_types::record::{ClusterRecord, SyncSet};
-use pgstead_types::report::{ClientAccess, MemberReport, NodeReport, PostgresSeen, PromiseAnswer, Upstream, Working};
+use pgstead_types::report::{
+    ClientAccess, LeaseSeen, MemberReport, NodeReport, PostgresSeen, PromiseAnswer, Upstream, Working,
+};
 use pgstead_types::{Epoch, Incarnation, MemberId, Step};
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -47,8 +49,19 @@ impl World {
             work: None,
             failed: None,
             controller: None,
+            held: None,
+            asked_at: None,
+            refusals: Default::default(),
+            asked_to_refuse: None,
+            refusing: None,
             findings: BTreeSet::new(),
         });
+        // How much of it has passed while the daemon was away, nobody knows: it counts anew.
+        let own = self.own(n);
+        let noted = self.machines[n].disk.notes.refusing.map(|(epoch, time)| (epoch, own + time));
+        if let Some(daemon) = self.machines[n].daemon.as_mut() {
+            daemon.refusing = noted;
+        }
         self.raft.start(n);
         self.after_own(n, HEARTBEAT, Event::Heartbeat { node: n, session });
         self.touch(n);
@@ -76,7 +89,7 @@ impl World {
         }
     }
 
-    fn member_report(&self, n: usize, cluster: &ClusterRecord) -> MemberReport {
+    pub(crate) fn member_report(&self, n: usize, cluster: &ClusterRecord) -> MemberReport {
         let machine = &self.machines[n];
         let notes = &machine.disk.notes;
         let working = machine.daemon.as_ref().and_then(|daemon| {
@@ -99,6 +112,14 @@ impl World {
             postgres: machine.postgres_seen(self.own(n)),
             restarts: notes.restarts,
             checkpointed: notes.checkpointed,
+            // How much is left is not told, so that a report is not news by that alone.
+            lease: machine
+                .run
+                .as_ref()
+                .and_then(|run| run.lease)
+                .filter(|end| *end > self.own(n))
+                .map(|_| LeaseSeen { remaining_ms: 1 }),
+            refusing: self.refusing(n),
             working,
             oldest_log: machine.data().map(|data| data.wal.lsn(data.removed)),
             troubles: machine.troubles(),
@@ -111,6 +132,7 @@ impl World {
             if let Some(daemon) = self.machines[n].daemon.as_mut() {
                 daemon.last_sent = None;
             }
+            self.tend_lease(n);
             self.look(n);
             self.after_own(n, HEARTBEAT, Event::Heartbeat { node: n, session });
         }
@@ -127,7 +149,11 @@ impl World {
 
     /// One look: decide from it, and report it.
     fn look(&mut self, n: usize) {
-        let record = self.shown.get(&n).cloned().unwrap_or_else(|| self.raft.record(n));
+        let record = self.record_of(n);
+        self.end_refusal(n);
+        if n < self.members {
+            self.keep_lease(n);
+        }
         let seen = record.clusters.get(&CLUSTER).filter(|_| n < self.members).map(|cluster| {
             let seen = self.member_report(n, cluster);
             let next = pgstead_agent::decide(cluster, member_id(n), &seen);

@@ -7,6 +7,7 @@ pub mod controller;
 pub mod daemon;
 pub mod faults;
 pub mod invariants;
+pub mod lease;
 pub mod machine;
 pub mod operator;
 pub mod postgres;

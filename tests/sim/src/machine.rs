@@ -10,8 +10,9 @@ use pgstead_types::report::{
     CleanStop, ClientAccess, DataIdentity, DataSeen, NodeReport, PostgresSeen, PrimarySeen, PromiseAnswer,
     ReceiverSeen, SenderSeen, StandbySeen, Upstream, Working,
 };
-use pgstead_types::{Epoch, Incarnation, Lsn, NodeId, OperationId, Tick, Trouble};
+use pgstead_types::{Epoch, Incarnation, Lsn, MemberId, NodeId, OperationId, Tick, Trouble};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
 
 pub const SYSTEM: &str = "7000000000000000001";
 
@@ -47,7 +48,23 @@ pub struct Daemon {
     /// The step that failed last, and when to try again.
     pub failed: Option<(Working, Tick)>,
     pub controller: Option<Controller>,
+    /// The lease that the node was granted.
+    pub held: Option<Held>,
+    /// When it asked for one last.
+    pub asked_at: Option<Tick>,
+    /// Members that obey no election, until then, and when they were asked last.
+    pub refusals: BTreeMap<MemberId, Tick>,
+    pub asked_to_refuse: Option<Tick>,
+    /// Its own word to a leader.
+    pub refusing: Option<(Epoch, Tick)>,
     pub findings: BTreeSet<String>,
+}
+
+/// A grant, by the node's own clock, and the revision of the record that it is good for.
+#[derive(Clone, Copy)]
+pub struct Held {
+    pub end: Tick,
+    pub revision: u64,
 }
 
 /// An action under way.
@@ -79,6 +96,8 @@ pub struct Notes {
     pub held: Option<Incarnation>,
     pub restarts: u32,
     pub checkpointed: Option<OperationId>,
+    /// A word to a leader, with how long it holds in full.
+    pub refusing: Option<(Epoch, Duration)>,
 }
 
 #[derive(Clone)]
@@ -137,6 +156,8 @@ pub struct Run {
     pub promoting: bool,
     /// A flush is under way and covers so many records.
     pub flushing: Option<usize>,
+    /// Until when its guard lets it run, by the node's own clock.
+    pub lease: Option<Tick>,
     // As a standby.
     pub upstream: Option<Upstream>,
     pub receiver: Option<Receiver>,

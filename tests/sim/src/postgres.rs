@@ -88,6 +88,7 @@ impl World {
             stopping: false,
             promoting: false,
             flushing: None,
+            lease: None,
             upstream: None,
             receiver: None,
             replayed: 0,
@@ -140,8 +141,8 @@ impl World {
     /// What a hung Postgres would do waits; only its end does not.
     pub(crate) fn hold_if_hung(&mut self, event: Event) -> Option<Event> {
         let node = match &event {
-            // Senders go on beside backends that hang.
-            Event::Postgres { what: Inner::Fenced | Inner::KeepAlive, .. } => return Some(event),
+            // Senders go on beside backends that hang, and so does the guard.
+            Event::Postgres { what: Inner::Fenced | Inner::LeaseOver | Inner::KeepAlive, .. } => return Some(event),
             Event::Postgres { node, .. } => *node,
             Event::Wire { to, .. } | Event::ToPostgres { to, .. } => *to,
             _ => return Some(event),
@@ -253,6 +254,7 @@ impl World {
             Inner::PromotionEnds => self.end_promotion(n),
             Inner::StopTick => self.go_on_stopping(n),
             Inner::Fenced => self.end_processes(n),
+            Inner::LeaseOver => self.on_lease_over(n),
         }
     }
 

@@ -27,6 +27,8 @@ pub type Outcome = Result<Result<Applied, Refusal>, ProposeError>;
 const DEPLOYMENT: DeploymentId = DeploymentId::from_u128(9);
 /// How long a controller waits for its proposal.
 const PROPOSAL_LIMIT: Duration = Duration::from_secs(3);
+/// How long it waits for a quorum to confirm that it leads.
+const ROUND_LIMIT: Duration = Duration::from_secs(2);
 /// Slower than the daemon's, because idle heartbeats are most of what a seed costs.
 const TIMING: Timing = Timing {
     heartbeat: Duration::from_millis(400),
@@ -57,6 +59,10 @@ struct Shared {
     changed: bool,
     waker: Option<Waker>,
     outcomes: Vec<(u64, Outcome)>,
+    /// Rounds that have ended, and whether a quorum has confirmed.
+    confirmed: Vec<(u64, bool)>,
+    /// Nobody hears anybody, though daemons and Postgres do.
+    silent: bool,
 }
 
 #[derive(Clone, Default)]
@@ -124,7 +130,7 @@ impl Transport for Plug {
                 }
                 let shared = wire.lock();
                 let sender_lives = shared.peers.get(&from).is_some_and(|(held, _)| *held == life);
-                if sender_lives && !shared.cut.contains(&(a, b)) { Ok(twice) } else { Err(lost()) }
+                if sender_lives && !shared.silent && !shared.cut.contains(&(a, b)) { Ok(twice) } else { Err(lost()) }
             };
             let twice = pass(from, to).await?;
             let peer = wire.lock().peers.get(&to).map(|(_, peer)| peer.clone()).ok_or_else(lost)?;
@@ -265,6 +271,25 @@ impl Raft {
             }
             tick()
         })
+    }
+    /// The consensus has no quorum, and everything else goes on.
+    pub fn silence(&mut self, silent: bool) {
+        self.wire.lock().silent = silent;
+    }
+    pub fn take_confirmed(&mut self) -> Vec<(u64, bool)> {
+        std::mem::take(&mut self.wire.lock().confirmed)
+    }
+    /// Has a quorum confirm that the node leads, in a round that begins now.
+    pub fn confirm(&mut self, n: usize, ticket: u64) {
+        let Some(node) = self.nodes[n].clone() else { return };
+        let wire = self.wire.clone();
+        self.runtime.block_on(async move {
+            drop(SimRuntime::spawn(async move {
+                let confirmed = node.confirm_leadership(ROUND_LIMIT).await.is_ok();
+                wire.lock().confirmed.push((ticket, confirmed));
+                wire.note_change();
+            }));
+        });
     }
     /// Whether anything changed since the last call.
     pub fn take_changed(&mut self) -> bool {

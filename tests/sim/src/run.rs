@@ -5,6 +5,7 @@ use crate::invariants::{final_state, unsettled};
 use crate::operator;
 use crate::rng::Rng;
 use crate::world::{Event, World};
+use pgstead_types::spec::{ClusterSpec, Durability};
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
@@ -35,11 +36,23 @@ pub fn shape(seed: u64) -> (usize, Option<u8>) {
     }
 }
 
+/// A share of the seeds whose leader acknowledges alone.
+fn is_asynchronous(seed: u64, members: usize) -> bool {
+    members > 1 && Rng::new(seed ^ 0xA5).below(10) < 2
+}
+
 pub fn run_seed(seed: u64) -> Course {
     let (members, needed) = shape(seed);
+    let mut spec = ClusterSpec { members: members as u8, sync_replicas: needed, ..ClusterSpec::named("app") };
+    if is_asynchronous(seed, members) {
+        (spec.sync_replicas, spec.durability) = (None, Durability::Asynchronous);
+    }
     let forced = operator::is_forced(seed);
-    let mut world = if forced { operator::world(seed) } else { World::new(seed, members, needed, members.max(3)) };
+    let mut world = if forced { operator::world(seed) } else { World::of(seed, spec, members.max(3)) };
     let members = world.members;
+    if world.asynchronous {
+        world.count("asynchronous clusters");
+    }
     let run =
         |world: &mut World| if forced { operator::course(world).and_then(|()| heal(world)) } else { course(world) };
     let failure = match catch_unwind(AssertUnwindSafe(|| run(&mut world))) {

@@ -5,6 +5,7 @@ use crate::faults::{Fault, Phase};
 use crate::invariants::{lost_rows, unsettled};
 use crate::world::{World, member_id};
 use pgstead_types::record::{ClusterChange, EpochReason};
+use pgstead_types::spec::{ClusterSpec, Durability};
 use std::time::Duration;
 
 /// A scenario as written.
@@ -59,6 +60,10 @@ pub fn play(script: &Script) -> Played {
         ["cluster", "app", "members", members, "nodes", nodes] => {
             members.parse().ok().zip(nodes.parse().ok()).map(|(members, nodes)| World::new(1, members, None, nodes))
         }
+        ["cluster", "app", "members", members, "asynchronous"] => members.parse().ok().map(|members: u8| {
+            let durability = Durability::Asynchronous;
+            World::of(1, ClusterSpec { members, durability, ..ClusterSpec::named("app") }, usize::from(members).max(3))
+        }),
         ["cluster", "app", "members", members, "sync", needed] => members
             .parse()
             .ok()
@@ -67,8 +72,9 @@ pub fn play(script: &Script) -> Played {
         _ => None,
     };
     let Some(mut world) = world else {
-        let failures =
-            vec![format!("the first command must be `cluster app members N [sync K | nodes M]`, not {first:?}")];
+        let failures = vec![format!(
+            "the first command must be `cluster app members N [sync K | nodes M | asynchronous]`, not {first:?}"
+        )];
         return Played { transcript: String::new(), failures };
     };
     world.say(format!("> {first}"));
@@ -193,6 +199,23 @@ fn run(world: &mut World, command: &str) -> Result<(), String> {
         }
         ["remove", "old", "log", "of", member] => fault(world, member, Fault::RemoveLog),
         ["corrupt", "data", "of", member] => fault(world, member, Fault::Corrupt),
+        ["lose", "the", "quorum"] => {
+            world.inflict(Fault::LoseQuorum);
+            Ok(())
+        }
+        ["regain", "the", "quorum"] => {
+            world.inflict(Fault::RegainQuorum);
+            Ok(())
+        }
+        // From every other node, or from the daemons alone: its standbys still stream.
+        ["cut", "off", node] => fault(world, node, Fault::CutOff),
+        ["cut", "daemon", "of", node, "from", "the", "controller"] => {
+            let node = who(world, node)?;
+            let controller = world.controller().ok_or("no node is the controller now")?;
+            world.inflict(Fault::Cut(node, controller));
+            world.inflict(Fault::Cut(controller, node));
+            Ok(())
+        }
         ["lose", "data", "of", member] => fault(world, member, Fault::LoseData),
         ["kill", "controller", "in", name] => {
             world.inflict(Fault::KillControllerIn(phase(name)?));
@@ -291,6 +314,20 @@ fn expect(world: &World, key: &str, value: &str) -> Result<(), String> {
             _ => "none".to_string(),
         },
         "epoch" => world.cluster().map_or(0, |cluster| cluster.epoch.0).to_string(),
+        // Acknowledged rows that a change of leader has left behind and says so, or whose loss a person has accepted.
+        "given-up" => {
+            let left = |row: &u64| world.given_up.contains(row) || world.checks.forgiven.contains(row);
+            world.clients.iter().flat_map(|client| &client.acknowledged).filter(|row| left(row)).count().to_string()
+        }
+        "writes" => {
+            // Whether the member that leads still acknowledges.
+            let open = |n: usize| {
+                world.machines[n].run.as_ref().is_some_and(|run| {
+                    run.is_primary() && run.postmaster && run.access == pgstead_types::report::ClientAccess::Open
+                })
+            };
+            if world.leader().is_some_and(open) { "yes" } else { "no" }.to_string()
+        }
         // On the leader; where nobody leads, on the disk that holds most.
         "lost" => {
             let leads = |n: &usize| world.machines[*n].run.as_ref().is_some_and(|run| run.is_primary());
@@ -299,8 +336,6 @@ fn expect(world: &World, key: &str, value: &str) -> Result<(), String> {
                 None => (0..world.members).map(|n| lost_rows(world, n).len()).min().unwrap_or(0).to_string(),
             }
         }
-        // Acknowledged rows whose loss a person has accepted.
-        "given-up" => world.checks.forgiven.len().to_string(),
         "settled" => if unsettled(world).is_none() { "yes" } else { "no" }.to_string(),
         "finding" => {
             let known = world.findings.iter().any(|finding| finding.starts_with(&format!("{value}:")));

@@ -74,6 +74,17 @@ pub enum Event {
         to: usize,
         row: u64,
     },
+    /// Between two daemons, about leases.
+    Lease {
+        from: usize,
+        to: usize,
+        message: crate::lease::Message,
+    },
+    /// A quorum round, for a controller that was frozen when it ended.
+    Confirmed {
+        ticket: u64,
+        confirmed: bool,
+    },
     ToClient {
         client: usize,
         from: usize,
@@ -88,14 +99,20 @@ pub enum Inner {
     Consistent,
     Recovered,
     StartReceiver,
-    EndReceiver { connection: u64 },
-    Flushed { upto: usize },
+    EndReceiver {
+        connection: u64,
+    },
+    Flushed {
+        upto: usize,
+    },
     Replay,
     KeepAlive,
     PromotionBegins,
     PromotionEnds,
     StopTick,
     Fenced,
+    /// The guard's timer.
+    LeaseOver,
 }
 
 impl Event {
@@ -109,9 +126,10 @@ impl Event {
             | Event::Postgres { node, .. } => Some(*node),
             Event::Report { to, .. }
             | Event::ConnectionClosed { to, .. }
+            | Event::Lease { to, .. }
             | Event::Wire { to, .. }
             | Event::ToPostgres { to, .. } => Some(*to),
-            Event::Client { .. } | Event::ToClient { .. } | Event::Fault(_) => None,
+            Event::Client { .. } | Event::ToClient { .. } | Event::Confirmed { .. } | Event::Fault(_) => None,
         }
     }
 }
@@ -148,6 +166,10 @@ pub struct World {
     pub tickets: BTreeMap<u64, (usize, u64)>,
     pub serial: u64,
     pub row: u64,
+    /// Rows that were left behind by changes of leader that say so.
+    pub given_up: BTreeSet<u64>,
+    /// The cluster's leader acknowledges alone.
+    pub asynchronous: bool,
     pub operation: u128,
     pub checks: Checks,
     pub traps: Traps,
@@ -173,6 +195,13 @@ pub fn node_id(n: usize) -> NodeId {
 impl World {
     /// Nodes that have agreed to be a deployment, and a cluster of `members` that is asked for now.
     pub fn new(seed: u64, members: usize, needed: Option<u8>, nodes: usize) -> Self {
+        let spec = ClusterSpec { members: members as u8, sync_replicas: needed, ..ClusterSpec::named("app") };
+        Self::of(seed, spec, nodes)
+    }
+
+    /// The same for a spec named `app`.
+    pub fn of(seed: u64, spec: ClusterSpec, nodes: usize) -> Self {
+        let members = usize::from(spec.members);
         let raft = Raft::found(seed, nodes);
         let mut world = Self {
             now: Tick::default(),
@@ -197,6 +226,8 @@ impl World {
             tickets: BTreeMap::new(),
             serial: 0,
             row: 0,
+            given_up: BTreeSet::new(),
+            asynchronous: spec.is_asynchronous(),
             operation: 1,
             checks: Checks::default(),
             traps: Traps::default(),
@@ -208,7 +239,7 @@ impl World {
         };
         world.now = world.raft.advance(Tick::default());
         world.began = world.now;
-        for command in founding(nodes, members, needed) {
+        for command in founding(nodes, members, spec) {
             world.serial += 1;
             world.tickets.insert(world.serial, (usize::MAX, 0));
             world.raft.propose(0, world.serial, command);
@@ -321,6 +352,8 @@ impl World {
             }
             Event::Wire { from, to, connection, message } => self.on_wire(from, to, connection, message),
             Event::Postgres { node, run, what } => self.on_postgres(node, run, what),
+            Event::Lease { from, to, message } => self.on_lease_message(from, to, message),
+            Event::Confirmed { ticket, confirmed } => self.on_confirmed(ticket, confirmed),
             Event::Client { client, what } => self.on_client(client, what),
             Event::ToPostgres { client, to, row } => self.on_write(client, to, row),
             Event::ToClient { client, from, row, answer } => self.on_answer(client, from, row, answer),
@@ -345,6 +378,9 @@ impl World {
         }
         self.note_epoch();
         self.tell_events();
+        for (ticket, confirmed) in self.raft.take_confirmed() {
+            self.on_confirmed(ticket, confirmed);
+        }
         for (ticket, outcome) in self.raft.take_outcomes() {
             self.on_outcome(ticket, outcome);
         }
@@ -401,6 +437,7 @@ impl World {
         }
         self.machines[n].frozen = false;
         self.raft.thaw(n);
+        self.end_what_outlived_its_lease(n);
         for event in std::mem::take(&mut self.machines[n].deferred) {
             self.at(self.now, event);
         }
@@ -414,7 +451,7 @@ impl World {
     }
 }
 
-fn founding(nodes: usize, members: usize, needed: Option<u8>) -> Vec<Command> {
+fn founding(nodes: usize, members: usize, spec: ClusterSpec) -> Vec<Command> {
     let at = WallTime(0);
     let node = |n: usize| NodeRecord {
         id: node_id(n),
@@ -435,6 +472,7 @@ fn founding(nodes: usize, members: usize, needed: Option<u8>) -> Vec<Command> {
         admin_token_sha256: String::new(),
         port_first: 6000,
         port_last: 6999,
+        lease_ms: 10_000,
     };
     let mut commands = vec![Command::Found { at, deployment, node: node(0) }];
     for n in 1..nodes {
@@ -456,7 +494,6 @@ fn founding(nodes: usize, members: usize, needed: Option<u8>) -> Vec<Command> {
         server_hosts: BTreeSet::new(),
         owner_password: Secret::default(),
     };
-    let spec = ClusterSpec { members: members as u8, sync_replicas: needed, ..ClusterSpec::named("app") };
     let member = |n: usize| MemberRecord {
         id: member_id(n),
         name: World::member_name(n),

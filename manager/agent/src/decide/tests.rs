@@ -5,17 +5,18 @@ use pgstead_types::record::{
     ClusterPorts, ClusterSecrets, EpochConfig, EpochReason, HistoryEntry, MemberRecord, Switchover, SyncSet,
 };
 use pgstead_types::report::{
-    CleanStop, ClientAccess, DataIdentity, PrimarySeen, PromiseAnswer, ReceiverSeen, StandbySeen, Upstream, Working,
+    CleanStop, ClientAccess, DataIdentity, LeaseSeen, PrimarySeen, PromiseAnswer, ReceiverSeen, RefusalSeen,
+    SenderSeen, StandbySeen, Upstream, Working,
 };
-use pgstead_types::spec::ClusterSpec;
+use pgstead_types::spec::{ClusterSpec, Durability};
 use pgstead_types::{
     ClusterId, Incarnation, Lsn, NodeId, OperationId, Position, Secret, Step, Timeline, VolumeId, WallTime,
 };
 use std::collections::BTreeSet;
 
-const A: MemberId = MemberId::from_u128(1);
-const B: MemberId = MemberId::from_u128(2);
-const C: MemberId = MemberId::from_u128(3);
+pub(crate) const A: MemberId = MemberId::from_u128(1);
+pub(crate) const B: MemberId = MemberId::from_u128(2);
+pub(crate) const C: MemberId = MemberId::from_u128(3);
 const FORK: u64 = 500;
 
 fn life(member: MemberId, number: u32) -> Incarnation {
@@ -29,7 +30,7 @@ fn others(all: &[MemberId]) -> BTreeSet<Incarnation> {
 }
 
 /// A confirmed cluster in epoch 2: A leads on timeline 3, which left timeline 2 at 500; B and C are its set.
-fn record() -> ClusterRecord {
+pub(crate) fn record() -> ClusterRecord {
     let member = |id: MemberId, n: u128| MemberRecord {
         id,
         name: format!("app-{n}"),
@@ -64,6 +65,8 @@ fn record() -> ClusterRecord {
             timeline: Timeline(3),
             start: at(2, FORK),
             sync_set: SyncSet { members: others(&[B, C]), needed: 1 },
+            asynchronous: false,
+            possible_loss: None,
         }],
         history: vec![HistoryEntry {
             epoch: Epoch(2),
@@ -72,6 +75,7 @@ fn record() -> ClusterRecord {
             fork_lsn: Lsn(FORK),
             end_of_recovery: Lsn(FORK + 100),
             leader: A,
+            possible_loss: None,
         }],
         last_timeline: Timeline(3),
         switchover: None,
@@ -95,6 +99,8 @@ fn chosen() -> ClusterRecord {
         timeline: Timeline(4),
         start: at(3, 900),
         sync_set: SyncSet { members: others(&[C]), needed: 1 },
+        asynchronous: false,
+        possible_loss: None,
     });
     record
 }
@@ -111,6 +117,8 @@ fn seen(member: MemberId, promised: u64, postgres: PostgresSeen) -> MemberReport
         postgres,
         restarts: 0,
         checkpointed: None,
+        lease: None,
+        refusing: None,
         working: None,
         oldest_log: None,
         troubles: Vec::new(),
@@ -140,6 +148,29 @@ fn primary_seen() -> PrimarySeen {
         slots: others(&[B, C]),
         senders: vec![],
     }
+}
+/// A's primary, to which these stream.
+pub(crate) fn leads(streaming: &[MemberId]) -> MemberReport {
+    let sender = |member: &MemberId| SenderSeen {
+        name: life(*member, 1).to_string(),
+        incarnation: Some(life(*member, 1)),
+        streaming: true,
+        flushed: Some(Lsn(900)),
+        replayed: Some(Lsn(900)),
+    };
+    let senders = streaming.iter().map(sender).collect();
+    seen(A, 2, PostgresSeen::Primary(PrimarySeen { senders, ..primary_seen() }))
+}
+pub(crate) fn streams_from_a() -> MemberReport {
+    seen(B, 2, standby(Some((A, 2)), Some(at(3, 900))))
+}
+/// The same cluster as `record`, where A acknowledges alone.
+pub(crate) fn alone() -> ClusterRecord {
+    let mut record = record();
+    record.spec.durability = Durability::Asynchronous;
+    record.configs[0].asynchronous = true;
+    record.configs[0].sync_set = SyncSet::default();
+    record
 }
 const DOWN: PostgresSeen = PostgresSeen::Down { clean: None };
 fn down_cleanly() -> PostgresSeen {
@@ -175,6 +206,35 @@ fn a_record_older_than_the_promise_is_no_order() {
     for postgres in [standby(None, Some(at(3, 900))), DOWN, PostgresSeen::Primary(primary_seen())] {
         let seen = seen(B, 3, postgres);
         assert_eq!((step(&record(), &seen), codes(&record(), &seen)), (None, vec!["stale_order".to_string()]));
+    }
+}
+
+#[test]
+fn a_member_that_has_given_its_word_to_a_leader_obeys_no_election() {
+    let mut seen = streams_from_a();
+    seen.refusing = Some(RefusalSeen { epoch: Epoch(2), remaining_ms: 700 });
+    let open = electing(EpochReason::NodeLost);
+    assert_eq!((step(&open, &seen), codes(&open, &seen)), (None, vec!["refusing_elections".to_string()]));
+    assert_eq!(decide(&record(), B, &seen), Next::default());
+    seen.refusing = None;
+    assert_eq!(step(&open, &seen), Some(Step::SavePromise));
+}
+
+#[test]
+fn a_leader_that_acknowledges_alone_lets_clients_in_only_under_a_lease() {
+    let mut seen = leads(&[]);
+    if let PostgresSeen::Primary(primary) = &mut seen.postgres {
+        primary.access = ClientAccess::Holding;
+        primary.sync_set = Some(SyncSet::default());
+    }
+    // Asynchronous, or left alone by a person's word.
+    let mut left_alone = alone();
+    left_alone.configs[0].asynchronous = false;
+    for record in [alone(), left_alone] {
+        seen.lease = None;
+        assert_eq!((step(&record, &seen), codes(&record, &seen)), (None, vec!["no_lease".to_string()]));
+        seen.lease = Some(LeaseSeen { remaining_ms: 9000 });
+        assert_eq!(step(&record, &seen), Some(Step::OpenClients));
     }
 }
 
@@ -239,6 +299,9 @@ fn an_old_leader_ends_before_it_promises() {
     let hangs = |member| seen(member, 3, PostgresSeen::Unresponsive { why: "it hangs".into() });
     assert_eq!(step(&electing(EpochReason::NodeSilent), &hangs(A)), Some(Step::Fence));
     assert_eq!(step(&electing(EpochReason::NodeSilent), &hangs(B)), None);
+    let mut for_long = hangs(B);
+    for_long.troubles = [Trouble::Hung { why: "it hangs".into() }].into();
+    assert_eq!(step(&electing(EpochReason::NodeSilent), &for_long), Some(Step::Fence), "its promise may be needed");
     assert_eq!(step(&electing(EpochReason::NodeSilent), &seen(A, 3, DOWN)), Some(Step::StartStandby));
 }
 

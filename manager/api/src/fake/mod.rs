@@ -248,6 +248,7 @@ pub fn record() -> Record {
         admin_token_sha256: "hash".into(),
         port_first: 6000,
         port_last: 6999,
+        lease_ms: 10_000,
     };
     let host = |n: u128| NodeRecord {
         id: node(n),
@@ -342,6 +343,8 @@ pub fn observations(record: &Record) -> Observations {
         postgres,
         restarts: 0,
         checkpointed: None,
+        lease: None,
+        refusing: None,
         working: None,
         oldest_log: None,
         troubles: Vec::new(),

@@ -146,6 +146,8 @@ pub enum RpoState {
     WritesWait,
     /// Everything that is acknowledged is on one disk only.
     SingleCopy,
+    /// What no standby has received yet would be lost: commits wait for none.
+    Asynchronous,
     Unknown,
 }
 
@@ -162,6 +164,10 @@ pub struct HistoryView {
     pub fork_lsn: Lsn,
     /// Its name, or its id when it has left the cluster.
     pub leader: String,
+    /// What it may have lost, for people; `null` where it lost nothing.
+    pub possible_loss: Option<String>,
+    /// The same in bytes of log, at least; `null` also where that is not known.
+    pub possible_loss_bytes: Option<u64>,
 }
 
 /// A cluster as asked for. Unknown keys are refused. (Shows `pgstead_types::spec::ClusterSpec` to readers.)
@@ -324,6 +330,13 @@ impl RpoView {
             );
         };
         let needed = u32::from(config.sync_set.needed);
+        if config.asynchronous {
+            return of(
+                RpoState::Asynchronous,
+                "what the standbys have not received yet, if the leader is lost: commits wait for no standby"
+                    .to_string(),
+            );
+        }
         if needed == 0 && cluster.members.len() > 1 {
             return of(
                 RpoState::SingleCopy,
@@ -369,6 +382,8 @@ impl HistoryView {
             parent: entry.parent,
             fork_lsn: entry.fork_lsn,
             leader: member_name(cluster, entry.leader),
+            possible_loss: entry.possible_loss.map(|loss| loss.to_string()),
+            possible_loss_bytes: entry.possible_loss.and_then(|loss| loss.bytes),
         }
     }
 }
@@ -398,6 +413,7 @@ fn judge(world: &World<'_>, cluster: &ClusterRecord, members: &[MemberView]) -> 
     if world.observed.is_none() {
         return (Health::Unknown, "the controller could not be asked".to_string());
     }
+    let alone = cluster.config().is_some_and(|config| config.asynchronous);
     let Some(primary) = world.leading(cluster) else {
         return (Health::NoLeader, format!("{leader} leads by the record and is not seen to run as the primary"));
     };
@@ -416,7 +432,7 @@ fn judge(world: &World<'_>, cluster: &ClusterRecord, members: &[MemberView]) -> 
     if !ill.is_empty() {
         return (Health::Degraded, format!("{leader} leads; not well: {}", ill.join(", ")));
     }
-    if set.members.len() + 1 < members.len() {
+    if set.members.len() + 1 < members.len() && !alone {
         let total = members.len() - 1;
         return (Health::Degraded, format!("{} of {total} standbys count in the sync set", set.members.len()));
     }

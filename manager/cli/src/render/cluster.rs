@@ -32,6 +32,7 @@ fn rpo_word(state: RpoState) -> &'static str {
     match state {
         RpoState::Zero | RpoState::WritesWait => "nothing",
         RpoState::SingleCopy => "one copy",
+        RpoState::Asynchronous => "last commits",
         RpoState::Unknown => "?",
     }
 }

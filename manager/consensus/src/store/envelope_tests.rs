@@ -37,6 +37,7 @@ fn one_of_each() -> Vec<Command> {
         admin_token_sha256: "00".into(),
         port_first: 6000,
         port_last: 6999,
+        lease_ms: 10_000,
     };
     let token = JoinToken { id: TokenId::from_u128(5), secret_sha256: "11".into(), expires_at: at, used_by: None };
     let cluster = NewCluster {

@@ -119,6 +119,7 @@ pub fn found() -> Command {
         admin_token_sha256: String::new(),
         port_first: 6000,
         port_last: 6999,
+        lease_ms: 10_000,
     };
     let node = NodeRecord {
         id: id(1),

@@ -192,6 +192,20 @@ fn a_leader_that_answers_nobody_is_replaced_though_its_senders_go_on() {
 }
 
 #[test]
+fn a_hung_leader_whom_nobody_could_follow_is_looked_at_when_there_is_news_and_not_all_the_time() {
+    let hung = |report: &mut pgstead_types::report::MemberReport| {
+        report.postgres = PostgresSeen::Unresponsive { why: "no answer within 3s".into() };
+    };
+    let mut world = three().report("a", hung).gone("b").gone("c");
+    world.decide();
+    let patience = world.policy.hung_patience;
+    let mut world = world.later(patience * 2);
+    let plan = world.decide();
+    assert_eq!(plan.change, None);
+    assert!(plan.wake_at.is_none_or(|at| at > world.observed.now), "{:?} at {:?}", plan.wake_at, world.observed.now);
+}
+
+#[test]
 fn an_idle_receivers_silence_is_no_witness() {
     // The longest that an idle stream is silent, and the age of the report that says so.
     let mut world = two_idle().silent("b", Duration::from_millis(500)).gone("a");

@@ -10,7 +10,7 @@ use pgstead_types::record::{
 use pgstead_types::report::{
     CleanStop, ClientAccess, DataIdentity, DataSeen, PostgresSeen, PrimarySeen, PromiseAnswer, ReceiverSeen, SenderSeen,
 };
-use pgstead_types::spec::ClusterSpec;
+use pgstead_types::spec::{ClusterSpec, Durability};
 use pgstead_types::{ClusterId, Epoch, Incarnation, Lsn, OperationId, Position, Secret, Timeline, VolumeId, WallTime};
 
 use std::collections::BTreeSet;
@@ -81,7 +81,7 @@ pub(crate) fn world() -> World {
         recovered: None,
     };
     let now = Tick::from_millis(100_000);
-    let observed = Observed { now, revision: 1, since: Tick::from_millis(0), ..Observed::default() };
+    let observed = Observed { now, revision: 1, ..Observed::default() };
     World { record, observed, policy: Policy::default(), memory: Memory::default() }
 }
 
@@ -109,6 +109,8 @@ impl World {
             postgres,
             restarts: 0,
             checkpointed: None,
+            lease: None,
+            refusing: None,
             working: None,
             oldest_log: None,
             troubles: Vec::new(),
@@ -148,6 +150,8 @@ impl World {
             timeline: Timeline(2),
             start: at(1, FORK),
             sync_set: SyncSet::default(),
+            asynchronous: false,
+            possible_loss: None,
         });
         self.record.history.push(HistoryEntry {
             epoch: Epoch(1),
@@ -156,7 +160,25 @@ impl World {
             fork_lsn: Lsn(FORK),
             end_of_recovery: Lsn(FORK + 100),
             leader: member(name),
+            possible_loss: None,
         });
+        self
+    }
+
+    /// Its leader acknowledges alone, and nobody counts.
+    pub fn asynchronous(mut self) -> Self {
+        self.record.spec.sync_replicas = None;
+        self.record.spec.durability = Durability::Asynchronous;
+        let config = self.record.configs.last_mut().expect("the test has made a leader");
+        config.asynchronous = true;
+        config.sync_set = SyncSet::default();
+        self
+    }
+    /// The controller has granted this node a lease so long ago.
+    pub fn granted(mut self, name: &str, ago: Duration) -> Self {
+        let at = Tick::from_millis(self.observed.now.as_millis() - ago.as_millis() as u64);
+        let lease = self.policy.lease;
+        self.observed.grant(node(name), at, lease);
         self
     }
 
@@ -280,7 +302,16 @@ impl World {
         self.record.last_timeline = Timeline(3);
         let start = at(2, END);
         let leader = life(name, 1);
-        self.record.configs.push(EpochConfig { epoch: Epoch(2), leader, timeline: Timeline(3), start, sync_set: set });
+        let asynchronous = self.record.spec.is_asynchronous();
+        self.record.configs.push(EpochConfig {
+            epoch: Epoch(2),
+            leader,
+            timeline: Timeline(3),
+            start,
+            sync_set: set,
+            asynchronous,
+            possible_loss: None,
+        });
         self
     }
     /// It runs as the primary of epoch 2, by its report.
@@ -310,6 +341,7 @@ impl World {
             fork_lsn: Lsn(END),
             end_of_recovery: Lsn(END + 100),
             leader: member(name),
+            possible_loss: None,
         });
         self
     }

@@ -11,21 +11,23 @@ mod supervise;
 mod troubles;
 mod watch_pid;
 
+pub use notes::Notes;
 pub use supervise::{NodeContext, supervise};
 
+use crate::lease::{self, Ask, Refusing};
 use crate::report::Reports;
 use execute::Executor;
-use notes::Notes;
 use observe::Observer;
 use pgstead_agent::{Action, Next, decide};
 use pgstead_replication::{GuardEvent, Instance};
+use pgstead_types::lease::RefusalAnswer;
 use pgstead_types::record::{ClusterRecord, Lifecycle};
-use pgstead_types::report::{MemberReport, PostgresSeen, Working};
+use pgstead_types::report::{MemberReport, PostgresSeen, RefusalSeen, Working};
 use pgstead_types::{ClusterId, MemberId, Step, Tick};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{broadcast, watch};
+use tokio::sync::{broadcast, mpsc, watch};
 
 /// Between two looks while something is on its way: short against a failover, long against a probe's cost.
 const BUSY_PROBE: Duration = Duration::from_millis(20);
@@ -55,6 +57,10 @@ pub struct MemberTask {
     /// A reload that failed is tried again after this.
     reload_after: Option<Tick>,
     watch: troubles::Watch,
+    /// Leaders that ask this member to obey no election for a while.
+    asks: mpsc::Receiver<Ask>,
+    /// Its word to one of them.
+    refusing: Option<Refusing>,
 }
 
 impl MemberTask {
@@ -62,6 +68,7 @@ impl MemberTask {
     async fn run(mut self, mut stop: watch::Receiver<bool>) {
         let mut record = self.context.consensus.watch_record();
         let mut events = self.instance.guard_events();
+        let look = self.reports.look_of(self.member);
         loop {
             let now = record.get();
             let Some(cluster) = now.clusters.get(&self.cluster).filter(|c| c.members.contains_key(&self.member)) else {
@@ -80,7 +87,8 @@ impl MemberTask {
             if acted {
                 continue;
             }
-            let wait = self.wait_time(cluster);
+            let refusing = self.refusing.map_or(Duration::MAX, |refusing| refusing.left(Tick::now()));
+            let wait = self.wait_time(cluster).min(refusing);
             let revision = cluster.revision;
             let (id, receiver) = (self.cluster, self.observer.receiver_pid());
             tokio::select! {
@@ -90,7 +98,9 @@ impl MemberTask {
                         return;
                     }
                 }
-                event = events.recv() => Self::note_event(&cluster.spec.name, event),
+                Some(ask) = self.asks.recv() => self.on_ask(cluster, ask).await,
+                () = look.notified() => {}
+                event = events.recv() => self.note_event(&cluster.spec.name, event),
                 () = watch_pid::ended(receiver) => self.observer.receiver_ended(),
                 () = tokio::time::sleep(wait) => {}
             }
@@ -126,10 +136,15 @@ impl MemberTask {
         setup::refresh(&self.context, &self.instance, cluster, self.member, self.volume.as_deref())
     }
 
-    fn note_event(cluster: &str, event: Result<GuardEvent, broadcast::error::RecvError>) {
+    fn note_event(&mut self, cluster: &str, event: Result<GuardEvent, broadcast::error::RecvError>) {
         match event {
             Ok(GuardEvent::Exited { exit, tree_empty }) => {
                 tracing::info!(cluster, ?exit, tree_empty, "the postmaster ended");
+            }
+            Ok(GuardEvent::LeaseOver { why }) => {
+                tracing::warn!(cluster, %why, "the guard ends Postgres");
+                // No crash: nothing is wrong with this Postgres.
+                self.watch.note_ordered_end();
             }
             Ok(GuardEvent::GuardLost) => tracing::warn!(cluster, "the guard is gone, and its Postgres with it"),
             Ok(GuardEvent::Emptied) | Err(_) => {}
@@ -141,6 +156,7 @@ impl MemberTask {
         let mut seen = self.observer.observe(&self.instance, cluster, &mut self.notes, self.volume.is_some()).await;
         seen.working = self.failed.as_ref().map(Failed::working);
         seen.troubles = self.watch.look(&self.instance, &seen, &mut self.notes).await;
+        seen.refusing = self.refusing();
         let Next { action, findings } = decide(cluster, self.member, &seen);
         seen.findings.extend(findings);
         if let Some(member) = cluster.members.get(&self.member) {
@@ -165,6 +181,38 @@ impl MemberTask {
         }
         self.act(cluster, seen, action).await;
         true
+    }
+
+    /// The member's word that is still good. One that is over is forgotten on disk as well, so that no restart counts it anew.
+    fn refusing(&mut self) -> Option<RefusalSeen> {
+        let now = Tick::now();
+        let refusing = self.refusing?;
+        if !refusing.left(now).is_zero() {
+            return Some(refusing.seen(now));
+        }
+        self.refusing = None;
+        if let Err(error) = self.notes.change(|noted| noted.refusing = None) {
+            tracing::warn!(%error, member = %self.member, "cannot note that a refusal is over");
+        }
+        None
+    }
+
+    /// Between two steps: nothing is under way that could make the answer untrue.
+    async fn on_ask(&mut self, cluster: &ClusterRecord, ask: Ask) {
+        let seen = self.observer.observe(&self.instance, cluster, &mut self.notes, self.volume.is_some()).await;
+        let record = self.context.consensus.record();
+        let answer = match pgstead_agent::lease::may_refuse(record.clusters.get(&self.cluster), &seen, &ask.request) {
+            Err(why) => RefusalAnswer::DoesNot { why },
+            Ok(()) => match Refusing::begin(&mut self.notes, &ask.request, lease::times(&record)) {
+                Ok(refusing) => {
+                    self.refusing = Some(refusing);
+                    RefusalAnswer::Refuses
+                }
+                Err(error) => RefusalAnswer::DoesNot { why: format!("it cannot note it: {error}") },
+            },
+        };
+        // A leader that has stopped waiting does not go on by it.
+        let _ = ask.answer.send(answer);
     }
 
     /// Data that was kept for a copy or a rewind goes when the member streams in a confirmed epoch: all that was acknowledged is

@@ -1,6 +1,7 @@
 //! What a node must not forget of a member, on its own disk and outside every volume: the promise above all.
 
 use crate::files;
+use crate::lease::NotedRefusal;
 use pgstead_types::report::PromiseAnswer;
 use pgstead_types::{Epoch, Incarnation, MemberId, OperationId};
 use serde::{Deserialize, Serialize};
@@ -25,6 +26,9 @@ pub struct Noted {
     /// The incarnation in whose data pages with wrong checksums were found, and how many reads found them.
     #[serde(default)]
     pub corrupted: Option<(Incarnation, u64)>,
+    /// A word given to a leader, which holds in full after a restart.
+    #[serde(default)]
+    pub refusing: Option<NotedRefusal>,
 }
 
 /// The notes of one member; every change is on disk before it counts.

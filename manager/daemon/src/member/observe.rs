@@ -3,9 +3,9 @@
 use super::at_rest;
 use super::notes::Notes;
 use pgstead_replication::Instance;
-use pgstead_types::MemberId;
 use pgstead_types::record::ClusterRecord;
-use pgstead_types::report::{DataSeen, MemberReport, PostgresSeen};
+use pgstead_types::report::{DataSeen, LeaseSeen, MemberReport, PostgresSeen};
+use pgstead_types::{MemberId, Tick};
 
 pub struct Observer {
     member: MemberId,
@@ -50,6 +50,10 @@ impl Observer {
             postgres,
             restarts: noted.restarts,
             checkpointed: noted.checkpointed,
+            lease: instance.lease_end().map(|end| LeaseSeen {
+                remaining_ms: u64::try_from(end.since(Tick::now()).as_millis()).unwrap_or(u64::MAX),
+            }),
+            refusing: None,
             working: None,
             oldest_log,
             troubles: Vec::new(),

@@ -6,12 +6,14 @@ use super::{MemberTask, setup};
 use crate::config::NodeConfig;
 use crate::files::Layout;
 use crate::instances::Instances;
+use crate::lease::{Asks, Keeper, Leases, Refusing};
+use crate::peers::Peers;
 use crate::report::Reports;
 use anyhow::Context as _;
 use pgstead_consensus::{Consensus, TokioRuntime};
 use pgstead_replication::{Instance, RunAs};
 use pgstead_types::record::{ClusterRecord, MemberRecord};
-use pgstead_types::{DeploymentId, MemberId};
+use pgstead_types::{DeploymentId, MemberId, Tick};
 use pgstead_volumes::VolumeDriver;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -37,6 +39,9 @@ pub struct NodeContext {
     pub instances: Instances,
     /// This binary.
     pub binary: PathBuf,
+    pub peers: Peers,
+    pub leases: Leases,
+    pub asks: Asks,
 }
 
 /// Runs until `stop`. Guards and Postgres go on without it.
@@ -54,6 +59,16 @@ pub async fn supervise(context: Arc<NodeContext>, reports: Reports, mut stop: wa
             }
             match task(&context, &reports, cluster, member).await {
                 Ok(task) => {
+                    let keeper = Keeper {
+                        cluster: cluster.id,
+                        member: member.id,
+                        consensus: context.consensus.clone(),
+                        instance: task.instance.clone(),
+                        reports: reports.clone(),
+                        peers: context.peers.clone(),
+                        leases: context.leases.clone(),
+                    };
+                    tokio::spawn(keeper.run(stop.clone()));
                     tasks.insert(member.id, tokio::spawn(task.run(stop.clone())));
                 }
                 Err(error) => {
@@ -90,11 +105,13 @@ async fn task(
         context: context.clone(),
         instance,
         volume,
-        notes,
         observer: Observer::new(member.id),
         reports: reports.clone(),
         failed: None,
         reload_after: None,
         watch: Default::default(),
+        asks: context.asks.of(member.id),
+        refusing: Refusing::found(&notes, Tick::now()),
+        notes,
     })
 }

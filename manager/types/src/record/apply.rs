@@ -152,7 +152,9 @@ impl Record {
             return Err(conflict(format!("port {port} belongs to another cluster")));
         }
         let Some(first) = new.members.first() else { return Err(conflict("a cluster needs a member")) };
-        let standbys = new.members.iter().skip(1).map(super::MemberRecord::current).collect();
+        let asynchronous = new.spec.is_asynchronous();
+        let counted = new.members.iter().skip(1).filter(|_| !asynchronous);
+        let standbys = counted.map(super::MemberRecord::current).collect();
         let epoch = Epoch(1);
         // Timeline 1 is initdb's own; the first promotion makes timeline 2.
         let timeline = Timeline(2);
@@ -162,6 +164,8 @@ impl Record {
             timeline,
             start: Position::default(),
             sync_set: SyncSet { members: standbys, needed: new.spec.needed() },
+            asynchronous,
+            possible_loss: None,
         };
         let record = ClusterRecord {
             id: new.id,
@@ -301,13 +305,15 @@ impl ClusterRecord {
             ClusterChange::BeginEpoch { epoch, reason, preferred } => {
                 self.begin_epoch(*epoch, *reason, *preferred, outcome)
             }
-            ClusterChange::Choose { epoch, leader, timeline, start, sync_set, rebuild } => {
+            ClusterChange::Choose { epoch, leader, timeline, start, sync_set, rebuild, possible_loss } => {
                 let config = EpochConfig {
                     epoch: *epoch,
                     leader: *leader,
                     timeline: *timeline,
                     start: *start,
                     sync_set: sync_set.clone(),
+                    asynchronous: self.spec.is_asynchronous(),
+                    possible_loss: *possible_loss,
                 };
                 self.choose(config, rebuild, outcome)
             }
@@ -328,6 +334,7 @@ impl ClusterRecord {
                         )));
                     }
                 }
+                let possible_loss = self.config().and_then(|config| config.possible_loss);
                 self.history.push(HistoryEntry {
                     epoch: *epoch,
                     timeline: *timeline,
@@ -335,6 +342,7 @@ impl ClusterRecord {
                     fork_lsn: *fork_lsn,
                     end_of_recovery: *end_of_recovery,
                     leader,
+                    possible_loss,
                 });
                 self.leadership = Leadership::Promoted { leader };
                 let name = self.member_name(leader);
@@ -546,7 +554,8 @@ impl ClusterRecord {
             return Err(conflict(format!("{stranger} is not a present incarnation of a member")));
         }
         if config.sync_set.members.len() < usize::from(config.sync_set.needed)
-            || (config.sync_set.needed == 0 && self.members.len() > 1 && !may_be_alone)
+            || (config.sync_set.needed == 0 && self.members.len() > 1 && !may_be_alone && !config.asynchronous)
+            || (config.asynchronous && !config.sync_set.members.is_empty())
         {
             return Err(conflict("the sync set is smaller than the acknowledgements that it must give"));
         }
@@ -559,6 +568,10 @@ impl ClusterRecord {
             config.start,
             config.timeline
         );
+        if let Some(loss) = config.possible_loss {
+            let name = self.member_name(leader.member);
+            outcome.event("may_have_lost", format!("{name} was chosen without {loss}"));
+        }
         self.configs.push(config);
         outcome.event("leader_chosen", message);
         if forced {
@@ -581,6 +594,7 @@ impl ClusterRecord {
             fork_lsn: config.start.lsn,
             end_of_recovery: config.start.lsn,
             leader: config.leader.member,
+            possible_loss: config.possible_loss,
         });
     }
 

@@ -177,7 +177,7 @@ impl EpochReason {
 /// Standbys whose acknowledgement counts, and how many of them are needed. The leader is not counted.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct SyncSet {
-    /// `S`; `n` is its length. Empty only for a cluster of one member.
+    /// `S`; `n` is its length. Empty only for a cluster of one member and for an asynchronous one.
     pub members: BTreeSet<Incarnation>,
     /// `k`.
     pub needed: u8,
@@ -201,6 +201,44 @@ pub struct EpochConfig {
     /// Where the leader stood when it was chosen; its promotion forks at or after this. Zero for the first epoch.
     pub start: Position,
     pub sync_set: SyncSet,
+    /// Its leader acknowledges alone, under a lease, though the cluster has other members. The sync set is empty.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub asynchronous: bool,
+    /// The choice may have left acknowledged commits behind.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub possible_loss: Option<PossibleLoss>,
+}
+
+impl EpochConfig {
+    /// What its leader writes is acknowledged whether or not anybody else has it: an asynchronous leader, one to whom a person
+    /// has left too few copies, the only member.
+    pub fn acknowledges_alone(&self) -> bool {
+        self.sync_set.needed == 0
+    }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes fields by reference")]
+fn is_false(value: &bool) -> bool {
+    !*value
+}
+
+/// Commits that an asynchronous leader may have acknowledged and that no chosen member has.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PossibleLoss {
+    /// From where the new leader stood to where the old one was last known to have flushed; more may have been written after
+    /// that. `None` when its last position is not known.
+    pub bytes: Option<u64>,
+}
+
+impl std::fmt::Display for PossibleLoss {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.bytes {
+            Some(bytes) => {
+                write!(f, "at least {} of log that the old leader had, by its last report", crate::Bytes(bytes))
+            }
+            None => f.write_str("an unknown part of the old leader's log"),
+        }
+    }
 }
 
 /// One promotion that happened.
@@ -215,6 +253,9 @@ pub struct HistoryEntry {
     /// Flushed past this by `k` of the set, the epoch is confirmed.
     pub end_of_recovery: Lsn,
     pub leader: MemberId,
+    /// What this change of leader may have lost; nothing, where this is absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub possible_loss: Option<PossibleLoss>,
 }
 
 /// A planned change of leader.

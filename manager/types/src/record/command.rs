@@ -1,7 +1,7 @@
 //! The entries of the replicated log. Each is stored as `{version, kind, body}` with named fields; a voter that meets a
 //! kind it does not know stops rather than skips it.
 
-use super::cluster::{ClusterPorts, ClusterSecrets, EpochReason, SyncSet};
+use super::cluster::{ClusterPorts, ClusterSecrets, EpochReason, PossibleLoss, SyncSet};
 use super::operator::{ForcedLoss, ScheduledSwitchover};
 use super::{Deployment, JoinToken, MemberRecord, NodeRecord};
 use crate::ids::{ClusterId, Incarnation, MemberId, NodeId, OperationId, RecoveryId, TokenId};
@@ -100,6 +100,9 @@ pub enum ClusterChange {
         start: Position,
         sync_set: SyncSet,
         rebuild: Vec<MemberId>,
+        /// Acknowledged commits may be left behind by it. Only from an asynchronous leader.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        possible_loss: Option<PossibleLoss>,
     },
     /// The chosen one runs on its timeline.
     NotePromotion {

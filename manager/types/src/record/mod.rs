@@ -12,7 +12,7 @@ mod recovery;
 pub use apply::{Applied, Refusal};
 pub use cluster::{
     ClusterPorts, ClusterRecord, ClusterSecrets, EpochConfig, EpochReason, HistoryEntry, Leadership, Lifecycle,
-    MemberRecord, Restart, Switchover, SyncSet,
+    MemberRecord, PossibleLoss, Restart, Switchover, SyncSet,
 };
 pub use command::{ClusterChange, Command, NewCluster};
 pub use operator::{ASKED_BY_MAX, ForcedEpoch, ForcedLoss, PastSwitchover, Planned, ScheduledSwitchover};
@@ -69,6 +69,15 @@ pub struct Deployment {
     pub port_first: u16,
     /// Last port of that range.
     pub port_last: u16,
+    /// How long a node may run primaries after its report without another answer, in milliseconds. The same for every
+    /// controller: a new one waits so long for what its predecessors have granted.
+    #[serde(default = "lease_ms")]
+    pub lease_ms: u64,
+}
+
+/// Of deployments that were founded before there were leases.
+fn lease_ms() -> u64 {
+    crate::lease::LEASE_MS_DEFAULT
 }
 
 /// A host.

@@ -81,6 +81,7 @@ fn choice(epoch: u64, leader: u128, standbys: &[u128], timeline: u32) -> Cluster
         start: Position { timeline: Timeline(timeline - 1), lsn: Lsn(500) },
         sync_set: SyncSet { members: standbys.iter().map(|n| first_life(*n)).collect(), needed: 1 },
         rebuild: vec![],
+        possible_loss: None,
     }
 }
 /// In epoch 1, under member 1.
@@ -244,6 +245,7 @@ fn a_forced_epoch_is_kept_with_who_asked_and_what_was_declared_lost() {
         start: Position { timeline: Timeline(2), lsn: Lsn(900) },
         sync_set: SyncSet::default(),
         rebuild,
+        possible_loss: None,
     };
     change(&mut record, alone(vec![member(1), member(3)])).unwrap();
     let cluster = &record.clusters[&APP];
@@ -268,6 +270,7 @@ fn nobody_is_chosen_to_acknowledge_alone_without_a_persons_word() {
         start: Position { timeline: Timeline(2), lsn: Lsn(900) },
         sync_set: SyncSet::default(),
         rebuild: vec![],
+        possible_loss: None,
     };
     assert!(change(&mut record, alone).is_err());
 }
@@ -311,6 +314,7 @@ fn a_newer_life_is_adopted_only_in_the_election_of_a_recovered_record() {
         start: Position { timeline: Timeline(2), lsn: Lsn(500) },
         sync_set: SyncSet { members: [Incarnation { member: member(2), number: 3 }].into(), needed: 1 },
         rebuild: vec![],
+        possible_loss: None,
     };
     change(&mut record, set).unwrap();
     assert!(change(&mut record, adopt(2, 4)).is_err(), "somebody is chosen");

@@ -9,6 +9,7 @@ mod failover;
 mod faults;
 mod https;
 mod kill_points;
+mod leases;
 mod operator;
 mod planned;
 mod support;

@@ -83,7 +83,9 @@ impl Bed {
 
     /// `nodes` nodes and cluster `app` with a member on each.
     pub async fn with_cluster(nodes: usize) -> anyhow::Result<Self> {
-        let bed = Self::start(nodes).await?;
+        // A daemon that takes long to come back on a busy machine costs no leader its lease.
+        let config = "[timing]\nlease_ms = 60000".to_string();
+        let bed = Self::start_with(Setup { nodes, config, ..Setup::default() }).await?;
         let members = u8::try_from(nodes).context("too many nodes")?;
         bed.create_cluster(&ClusterSpec { members, ..ClusterSpec::named("app") }).await?;
         Ok(bed)

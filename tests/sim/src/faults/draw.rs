@@ -25,6 +25,8 @@ enum Draw {
     Clocks,
     Reports,
     Raft,
+    /// For as long as a lease lasts, or a few.
+    Quorum,
     Data,
     /// A page of one member turns bad.
     Corruption,
@@ -61,6 +63,7 @@ const WEIGHTS: &[(u64, Draw)] = &[
     (5, Draw::Clocks),
     (4, Draw::Reports),
     (4, Draw::Raft),
+    (5, Draw::Quorum),
     (6, Draw::Data),
     (5, Draw::Corruption),
     (5, Draw::Log),
@@ -215,6 +218,14 @@ impl World {
             }
             Draw::Reports => self.both(span, Fault::BadReports, Fault::GoodReports),
             Draw::Raft => self.both(span, Fault::BadRaft, Fault::GoodRaft),
+            Draw::Quorum => {
+                let until = span.at + self.rng.ms(3000, 40_000);
+                self.both(Span { until, ..span }, Fault::LoseQuorum, Fault::RegainQuorum);
+                // And what that finds.
+                if self.rng.chance(30) {
+                    self.at(span.until, Event::Fault(Fault::KillPostmaster(leader)));
+                }
+            }
             Draw::ControllerInPhase => {
                 let phase = Phase::ALL[self.rng.below(4) as usize];
                 self.at(span.at, Event::Fault(Fault::KillControllerIn(phase)));

@@ -56,6 +56,7 @@ kinds! {
     DataCorrupted = "data corrupted",
     ReportsBad = "reports lost, doubled and late",
     RaftBad = "raft messages lost, doubled and late",
+    QuorumLost = "quorum of the consensus lost",
     ControllerKilledInPhase = "controller killed in a phase",
     LeaderKilledInPhase = "leader's node killed in a phase",
     RewindFails = "rewind fails",
@@ -119,6 +120,9 @@ pub enum Fault {
     GoodReports,
     BadRaft,
     GoodRaft,
+    /// The consensus hears nothing, and everything else does.
+    LoseQuorum,
+    RegainQuorum,
     /// The daemon that next takes this step dies inside it; `power`: its node's power goes.
     KillInStep {
         step: Step,
@@ -178,6 +182,7 @@ impl Fault {
             Fault::Corrupt(_) => FaultKind::DataCorrupted,
             Fault::BadReports => FaultKind::ReportsBad,
             Fault::BadRaft => FaultKind::RaftBad,
+            Fault::LoseQuorum => FaultKind::QuorumLost,
             Fault::Switchover(_) => FaultKind::SwitchoverRequested,
             Fault::Restart => FaultKind::RestartRequested,
             Fault::StartDaemon(_)
@@ -193,6 +198,7 @@ impl Fault {
             | Fault::TrueClock(_)
             | Fault::GoodReports
             | Fault::GoodRaft
+            | Fault::RegainQuorum
             | Fault::KillControllerIn(_)
             | Fault::KillLeaderIn(_)
             | Fault::KillInStep { .. }
@@ -217,6 +223,7 @@ impl Fault {
             Fault::TrueClock(_) => "clock true",
             Fault::GoodReports => "reports good",
             Fault::GoodRaft => "raft messages good",
+            Fault::RegainQuorum => "quorum of the consensus back",
             Fault::KillControllerIn(_) => "controller to be killed in a phase",
             Fault::KillLeaderIn(_) => "leader's node to be killed in a phase",
             Fault::KillInStep { power: false, .. } => "daemon to be killed inside",
@@ -260,6 +267,8 @@ impl Fault {
             | Fault::GoodReports
             | Fault::BadRaft
             | Fault::GoodRaft
+            | Fault::LoseQuorum
+            | Fault::RegainQuorum
             | Fault::LosePowerAtPromise
             | Fault::Restart => String::new(),
         };
@@ -352,6 +361,8 @@ impl World {
                 self.touch(n);
             }
             Fault::DriftClock { node, per_mille } => {
+                // Where time is what keeps two leaders apart, clocks are as wrong as the margins allow.
+                let per_mille = if self.asynchronous { 950 + per_mille % 100 } else { per_mille };
                 let now = self.now;
                 self.machines[node].clock.set_rate(now, per_mille);
             }
@@ -407,6 +418,8 @@ impl World {
             Fault::GoodReports => (self.report_loss, self.report_late_ms) = (0, 0),
             Fault::BadRaft => self.raft.set_weather(20, 60),
             Fault::GoodRaft => self.raft.set_weather(0, 0),
+            Fault::LoseQuorum => self.raft.silence(true),
+            Fault::RegainQuorum => self.raft.silence(false),
             Fault::KillControllerIn(phase) => self.traps.controller = Some(phase),
             Fault::KillLeaderIn(phase) => self.traps.leader = Some((phase, self.cluster().map(|c| c.epoch))),
             Fault::KillInStep { step, power } => self.traps.step = Some((step, power)),
@@ -443,6 +456,7 @@ impl World {
         self.shown.clear();
         self.inflict_quietly(Fault::GoodReports);
         self.inflict_quietly(Fault::GoodRaft);
+        self.inflict_quietly(Fault::RegainQuorum);
         for (a, b) in self.cut.clone() {
             self.inflict_quietly(Fault::Join(a, b));
         }

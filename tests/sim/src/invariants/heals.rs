@@ -25,7 +25,7 @@ pub fn unsettled(world: &World) -> Option<String> {
     let Some(config) = cluster.config() else { return Some("no configuration".into()) };
     let loaded = match &run.sync {
         SyncNames::Set(set) => set == &config.sync_set,
-        SyncNames::Alone => world.members == 1,
+        SyncNames::Alone => world.members == 1 || config.asynchronous,
         SyncNames::Nobody => false,
     };
     if !loaded || run.sync_before.is_some() {
@@ -33,7 +33,7 @@ pub fn unsettled(world: &World) -> Option<String> {
     }
     for n in (0..world.members).filter(|n| *n != leader) {
         let Some(member) = cluster.members.get(&member_id(n)) else { return Some("a member is missing".into()) };
-        if !config.sync_set.members.contains(&member.current()) {
+        if !config.asynchronous && !config.sync_set.members.contains(&member.current()) {
             return Some(format!("app-{} does not count in the sync set", n + 1));
         }
         // By both ends: a sender whose other end lost its power goes on until its timeout.

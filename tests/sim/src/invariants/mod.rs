@@ -2,6 +2,7 @@
 
 mod acknowledged_once_confirmed;
 mod heals;
+mod lease_before_replacement;
 mod never_streams_older;
 mod no_row_lost;
 mod one_leader_per_epoch;
@@ -46,6 +47,7 @@ pub fn check(world: &mut World) -> Result<(), String> {
         world.checks.revision = world.record.revision;
         one_leader_per_epoch::check(world)?;
         no_row_lost::check(world)?;
+        lease_before_replacement::check(world)?;
         world.spring_traps();
     }
     never_streams_older::check(world)?;

@@ -1,5 +1,6 @@
-//! No acknowledged row is ever lost: when an epoch is confirmed, its leader has every row acknowledged before. But for
-//! what a person has given up by a forced epoch: that is counted, and loss without one is a failure.
+//! No acknowledged row is ever lost: when an epoch is confirmed, its leader has every row acknowledged before. But for what a
+//! person has given up by a forced epoch, and what the choice after an asynchronous leader leaves behind and says so: loss
+//! without one of them is a failure.
 
 use crate::world::World;
 use pgstead_types::Epoch;
@@ -23,6 +24,11 @@ pub fn check(world: &mut World) -> Result<(), String> {
         }
         world.checks.forgiven.extend(lost);
     }
+    let possible_loss =
+        world.cluster().and_then(|cluster| cluster.config()).is_some_and(|config| config.possible_loss.is_some());
+    if possible_loss {
+        give_up(world, leader);
+    }
     match lost_rows(world, leader).as_slice() {
         [] => Ok(()),
         rows => Err(format!("epoch {epoch} is confirmed and app-{} lacks the acknowledged rows {rows:?}", leader + 1)),
@@ -34,12 +40,29 @@ fn cluster_forced(world: &World, before: Epoch, epoch: Epoch) -> bool {
     forced.iter().any(|one| one.epoch > before && one.epoch <= epoch && !one.retired.is_empty())
 }
 
-/// Acknowledged rows that a member does not have on its disk.
-pub fn lost_rows(world: &World, member: usize) -> Vec<u64> {
+/// What the new leader lacks is gone by a loss that is recorded, whether its client has heard of it yet or not.
+fn give_up(world: &mut World, leader: usize) {
+    let has = rows_of(world, leader);
+    let lost = (0..=world.row).filter(|row| !has[*row as usize]);
+    let before = world.given_up.len();
+    let given_up: Vec<u64> = lost.collect();
+    world.given_up.extend(given_up);
+    if world.given_up.len() > before {
+        world.count("changes of leader that may have lost rows");
+    }
+}
+
+fn rows_of(world: &World, member: usize) -> Vec<bool> {
     let mut has = vec![false; world.row as usize + 1];
     if let Some(data) = world.machines[member].data() {
         data.wal.rows(data.flushed).for_each(|row| has[row as usize] = true);
     }
+    has
+}
+
+/// Acknowledged rows that a member does not have on its disk.
+pub fn lost_rows(world: &World, member: usize) -> Vec<u64> {
+    let has = rows_of(world, member);
     let forgiven = &world.checks.forgiven;
     world.acknowledged_rows().filter(|row| !has[*row as usize] && !forgiven.contains(row)).collect()
 }

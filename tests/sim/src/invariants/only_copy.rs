@@ -1,4 +1,5 @@
-//! There is always a complete data folder with every acknowledged row, in place or kept aside.
+//! There is always a complete data folder with every acknowledged row, in place or kept aside. Not where a leader acknowledges
+//! alone.
 
 use crate::world::World;
 use pgstead_types::record::Lifecycle;
@@ -6,6 +7,9 @@ use pgstead_types::record::Lifecycle;
 pub fn check(world: &mut World) -> Result<(), String> {
     if world.cluster().is_none_or(|cluster| cluster.lifecycle != Lifecycle::Active) {
         return Ok(()); // Nobody wants it any more.
+    }
+    if world.asynchronous {
+        return Ok(()); // What a leader acknowledges alone is on one disk, and its loss is the spec's choice.
     }
     let mut wanted = vec![false; world.row as usize + 1];
     let mut count = 0;

@@ -1,0 +1,160 @@
+//! A leader's lease on its own node: whether its Postgres needs one, whom to ask to obey no election when the controller
+//! cannot be heard, and whether to do so when asked. The daemon and the simulation carry it out.
+//!
+//! A leader whose lease runs out goes on only while so many have refused that nobody could be elected: `k` of the standbys
+//! that stream to it (fewer than `n - k + 1` are left to promise), or, where it acknowledges alone, every other member.
+
+use pgstead_types::lease::{LeaseTimes, RefusalRequest};
+use pgstead_types::record::{ClusterRecord, Leadership, Lifecycle};
+use pgstead_types::report::{MemberReport, PostgresSeen, Upstream};
+use pgstead_types::{Epoch, Incarnation, MemberId, Tick};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The epoch in which `member` is to lead, if its Postgres must run under a lease then. A member alone needs none: only it
+/// can follow itself.
+pub fn leads_under_lease(cluster: &ClusterRecord, member: MemberId) -> Option<Epoch> {
+    let leads = cluster.lifecycle == Lifecycle::Active && cluster.leadership.leader() == Some(member);
+    (leads && cluster.members.len() > 1).then_some(cluster.epoch)
+}
+
+/// Whose refusals a leader needs.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Refusals {
+    pub epoch: Epoch,
+    pub leader: Incarnation,
+    /// Whom to ask.
+    pub ask: BTreeSet<MemberId>,
+    /// So many of them must refuse.
+    pub enough: usize,
+}
+
+/// Whom to ask when the lease runs out, by what is seen of the leader's own Postgres. `None` where it may not go on
+/// whoever refuses: it does not run as the primary of a confirmed epoch, or too few stream to it.
+pub fn refusals_needed(cluster: &ClusterRecord, seen: &MemberReport) -> Option<Refusals> {
+    let epoch = leads_under_lease(cluster, seen.member)?;
+    let config = cluster.config()?;
+    let PostgresSeen::Primary(primary) = &seen.postgres else { return None };
+    if !cluster.is_confirmed() || primary.epoch != Some(epoch) || seen.promised != epoch {
+        return None;
+    }
+    let (ask, enough): (BTreeSet<MemberId>, usize) = if config.asynchronous {
+        let others: BTreeSet<MemberId> = cluster.members.keys().copied().filter(|id| *id != seen.member).collect();
+        let all = others.len();
+        (others, all)
+    } else {
+        let streams = |life: &&Incarnation| {
+            primary.senders.iter().any(|sender| sender.incarnation == Some(**life) && sender.streaming)
+        };
+        let counted = config.sync_set.members.iter().filter(streams).map(|life| life.member).collect();
+        (counted, usize::from(config.sync_set.needed))
+    };
+    (enough > 0 && ask.len() >= enough).then_some(Refusals { epoch, leader: config.leader, ask, enough })
+}
+
+impl Refusals {
+    pub fn request(&self, cluster: &ClusterRecord, member: MemberId, lease: LeaseTimes) -> RefusalRequest {
+        RefusalRequest {
+            cluster: cluster.id,
+            member,
+            leader: self.leader,
+            epoch: self.epoch,
+            revision: cluster.revision,
+            members: cluster.members.keys().copied().collect(),
+            for_ms: u64::try_from(lease.refusal().as_millis()).unwrap_or(u64::MAX),
+        }
+    }
+
+    /// Until when the leader may go on: enough of those who were asked refuse for so long. `until` counts each from the
+    /// moment at which it was asked.
+    pub fn extended(&self, until: &BTreeMap<MemberId, Tick>) -> Option<Tick> {
+        let mut ends: Vec<Tick> =
+            until.iter().filter(|(member, _)| self.ask.contains(member)).map(|(_, end)| *end).collect();
+        ends.sort_unstable();
+        ends.len().checked_sub(self.enough).and_then(|at| ends.get(at).copied())
+    }
+}
+
+/// Whether this member may refuse elections for a leader that asks; else why not. `seen` is fresh, and nothing is done to
+/// the member until the refusal is durable.
+pub fn may_refuse(cluster: Option<&ClusterRecord>, seen: &MemberReport, asked: &RefusalRequest) -> Result<(), String> {
+    let Some(cluster) = cluster else { return Err("it knows no such cluster".to_string()) };
+    if cluster.lifecycle != Lifecycle::Active {
+        return Err("the cluster is being deleted".to_string());
+    }
+    let confirmed = matches!(cluster.leadership, Leadership::Confirmed { leader } if leader == asked.leader.member);
+    if cluster.epoch != asked.epoch || !confirmed {
+        return Err(format!("it knows of epoch {}, and not of that leader in it", cluster.epoch));
+    }
+    if seen.promised != asked.epoch {
+        return Err(format!("it has promised epoch {}", seen.promised));
+    }
+    // One that the leader does not know of could be elected behind its back.
+    if cluster.members.keys().any(|member| !asked.members.contains(member)) {
+        return Err(format!("it knows revision {} of the cluster, with more members", cluster.revision));
+    }
+    let told = Upstream { leader: asked.leader.member, epoch: asked.epoch };
+    match &seen.postgres {
+        PostgresSeen::Standby(standby) if standby.upstream == Some(told) => match standby.receiver {
+            Some(receiver) if receiver.streaming => Ok(()),
+            _ => Err("it does not stream from that leader".to_string()),
+        },
+        _ => Err("its Postgres is no standby of that leader".to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decide::tests::{A, B, C, alone, leads, record, streams_from_a};
+
+    #[test]
+    fn a_synchronous_leader_asks_those_of_its_set_that_stream() {
+        let needed = refusals_needed(&record(), &leads(&[B, C])).unwrap();
+        assert_eq!((needed.ask, needed.enough), ([B, C].into(), 1));
+        assert_eq!(refusals_needed(&record(), &leads(&[C])).unwrap().ask, [C].into());
+        assert_eq!(refusals_needed(&record(), &leads(&[])), None);
+    }
+
+    #[test]
+    fn an_asynchronous_leader_needs_every_member() {
+        let needed = refusals_needed(&alone(), &leads(&[])).unwrap();
+        assert_eq!((needed.ask.clone(), needed.enough), ([B, C].into(), 2));
+        let until = |all: &[(MemberId, u64)]| all.iter().map(|(m, at)| (*m, Tick::from_millis(*at))).collect();
+        assert_eq!(needed.extended(&until(&[(B, 5)])), None);
+        assert_eq!(needed.extended(&until(&[(B, 5), (C, 9)])), Some(Tick::from_millis(5)));
+    }
+
+    #[test]
+    fn enough_is_the_best_of_those_who_refuse() {
+        let needed = refusals_needed(&record(), &leads(&[B, C])).unwrap();
+        let until = [(B, Tick::from_millis(5)), (C, Tick::from_millis(9))].into();
+        assert_eq!(needed.extended(&until), Some(Tick::from_millis(9)));
+        // Whoever was not asked does not count.
+        assert_eq!(needed.extended(&[(A, Tick::from_millis(50))].into()), None);
+    }
+
+    #[test]
+    fn a_member_refuses_only_for_the_leader_that_it_streams_from() {
+        let record = record();
+        let asked = refusals_needed(&record, &leads(&[B])).unwrap().request(&record, B, LeaseTimes::default());
+        assert_eq!(may_refuse(Some(&record), &streams_from_a(), &asked), Ok(()));
+        let mut newer = streams_from_a();
+        newer.promised = newer.promised.next();
+        assert!(may_refuse(Some(&record), &newer, &asked).unwrap_err().contains("promised"));
+        let open = ClusterRecord { epoch: Epoch(3), ..record.clone() };
+        assert!(may_refuse(Some(&open), &streams_from_a(), &asked).is_err());
+        let mut stranger = asked.clone();
+        stranger.members.remove(&C);
+        assert!(may_refuse(Some(&record), &streams_from_a(), &stranger).unwrap_err().contains("more members"));
+        assert!(may_refuse(Some(&record), &leads(&[]), &asked).is_err());
+    }
+
+    #[test]
+    fn a_member_alone_needs_no_lease() {
+        let mut record = record();
+        assert_eq!(leads_under_lease(&record, A), Some(Epoch(2)));
+        assert_eq!(leads_under_lease(&record, B), None);
+        record.members.retain(|id, _| *id == A);
+        assert_eq!(leads_under_lease(&record, A), None);
+    }
+}
