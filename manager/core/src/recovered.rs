@@ -156,6 +156,17 @@ mod tests {
     }
 
     #[test]
+    fn a_forced_choice_waits_for_the_lease_of_a_leader_that_the_record_may_not_know() {
+        let mut world = recovered(three(), &["b", "c"]);
+        world.record.leadership = Leadership::Electing { reason: EpochReason::Forced, preferred: Some(member("a")) };
+        let second = std::time::Duration::from_secs(1);
+        world.observed.elected = world.observed.now;
+        assert_eq!((chosen(&mut world), world.findings()), (None, vec!["lease_runs".to_string()]));
+        let mut world = world.later(12 * second);
+        assert_eq!(chosen(&mut world), Some(life("a", 1)));
+    }
+
+    #[test]
     fn the_longest_log_leads_though_the_known_set_would_pass_it_over() {
         let world = recovered(three(), &[]);
         let epoch = world.record.epoch.0;

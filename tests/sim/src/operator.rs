@@ -3,7 +3,7 @@
 
 use crate::faults::Fault;
 use crate::rng::Rng;
-use crate::world::{Event, World, member_id, node_id};
+use crate::world::{CLUSTER, Event, World, member_id, node_id};
 use pgstead_core::{ForcedCheck, check_forced, check_switchover};
 use pgstead_types::record::{ClusterChange, Command, ScheduledSwitchover};
 use pgstead_types::{RecoveryId, WallTime};
@@ -20,9 +20,9 @@ pub fn is_forced(seed: u64) -> bool {
 impl World {
     /// What forcing a leader would mean, by what the controller knows.
     pub fn check_forced(&mut self, to: usize) -> Result<ForcedCheck, String> {
-        let n = self.controller().ok_or("no node is the controller now")?;
+        let n = self.newest_controller().ok_or("no node is the controller now")?;
         let record = self.raft.record(n);
-        let cluster = record.clusters.get(&crate::world::CLUSTER).ok_or("there is no cluster")?;
+        let cluster = record.clusters.get(&CLUSTER).ok_or("there is no cluster")?;
         let (now, policy) = (self.now, self.policy);
         let controller = self.machines[n].daemon.as_mut().and_then(|daemon| daemon.controller.as_mut());
         let controller = controller.ok_or("no node is the controller now")?;
@@ -41,23 +41,35 @@ impl World {
         let at = WallTime(self.now.as_millis() as i64);
         let to = member_id(to);
         self.count("fault: failover forced");
-        match self.request(ClusterChange::ForceEpoch { at, epoch, operation, to, by: "a person".into(), loss }) {
-            true => Ok(()),
-            false => Err("no node is the controller now".into()),
-        }
+        let change = ClusterChange::ForceEpoch { at, epoch, operation, to, by: "a person".into(), loss };
+        let n = self.newest_controller().ok_or("no node is the controller now")?;
+        let revision = self.raft.record(n).clusters.get(&CLUSTER).map(|cluster| cluster.revision);
+        let revision = revision.ok_or("there is no cluster")?;
+        self.propose_by_hand(n, Command::ChangeCluster { at, cluster: CLUSTER, revision, change });
+        Ok(())
+    }
+
+    /// One that was cut off may still believe that it is the controller; a person finds out that it decides nothing.
+    fn newest_controller(&self) -> Option<usize> {
+        let thawed =
+            (0..self.machines.len()).filter(|n| !self.machines[*n].frozen && self.machines[*n].daemon.is_some());
+        thawed.filter_map(|n| Some((self.raft.leads(n)?, n))).max().map(|(_, n)| n)
+    }
+
+    fn propose_by_hand(&mut self, n: usize, command: Command) {
+        self.serial += 1;
+        self.tickets.insert(self.serial, (usize::MAX, 0));
+        self.raft.propose(n, self.serial, command);
     }
 
     /// What the recovery of the record from a survivor's copy does to it, with these nodes given up as lost. The consensus itself
     /// goes on: that the last entries are missing is not modelled.
     pub fn recover_record(&mut self, lost: &[usize]) -> Result<(), String> {
-        let n = self.controller().ok_or("no node is the controller now")?;
+        let n = self.newest_controller().ok_or("no node is the controller now")?;
         let at = WallTime(self.now.as_millis() as i64);
         let recovery = RecoveryId::from_u128(u128::from(self.serial) + 1);
         let lost = lost.iter().map(|node| node_id(*node)).collect();
-        self.serial += 1;
-        self.tickets.insert(self.serial, (usize::MAX, 0));
-        let command = Command::RecoverQuorum { at, recovery, node: node_id(n), by: "a person".into(), lost };
-        self.raft.propose(n, self.serial, command);
+        self.propose_by_hand(n, Command::RecoverQuorum { at, recovery, node: node_id(n), by: "a person".into(), lost });
         Ok(())
     }
 
@@ -140,7 +152,8 @@ pub fn course(world: &mut World) -> Result<(), String> {
         }
     }
     if world.rng.chance(30) {
-        let pause = world.rng.ms(10, 3000);
+        // Until those who are left have a controller.
+        let pause = world.rng.ms(3000, 9000);
         world.run_for(pause)?;
         let lost = if world.rng.chance(50) { vec![leader, other] } else { vec![other] };
         let _ = world.recover_record(&lost);
@@ -167,5 +180,15 @@ pub fn course(world: &mut World) -> Result<(), String> {
     }
     let pause = world.rng.ms(500, 15_000);
     world.run_for(pause)?;
+    // Without a person it stays without a leader, also when everything is back: the data of the lost is not the cluster's.
+    if world.cluster().is_some_and(|cluster| cluster.recovering().is_some()) {
+        world.calm();
+        for _ in 0..20 {
+            world.run_for(Duration::from_secs(3))?;
+            if world.cluster().is_none_or(|cluster| cluster.recovering().is_none()) || world.force(survivor).is_ok() {
+                break;
+            }
+        }
+    }
     Ok(())
 }
