@@ -12,8 +12,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::Duration;
 
-/// What must stay free on the file system beside a copy, in hundredths of it: Postgres goes on writing meanwhile.
+/// What must stay free on the file system beside a copy, since Postgres goes on writing meanwhile: so many hundredths of it, and
+/// never more than that many bytes.
 const FREE_PERCENT: u64 = 10;
+const FREE_BYTES_MAX: u64 = 4 << 30;
 
 /// Whether there is a copy now.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -158,9 +160,12 @@ impl Copy<'_> {
 
     fn no_room(&self, from: &Path) -> io::Result<Option<SafetyCopy>> {
         let StatVfs { f_frsize, f_bavail, f_blocks, .. } = statvfs(from)?;
-        let free = (f_bavail * f_frsize).saturating_sub(f_blocks * f_frsize / 100 * FREE_PERCENT);
+        Ok(self.no_room_in(f_bavail * f_frsize, f_blocks * f_frsize))
+    }
+    fn no_room_in(&self, available: u64, all: u64) -> Option<SafetyCopy> {
+        let free = available.saturating_sub((all / 100 * FREE_PERCENT).min(FREE_BYTES_MAX));
         let needed = self.bytes;
-        Ok((!self.shares && needed > free).then_some(SafetyCopy::NoRoom { needed, free }))
+        (!self.shares && needed > free).then_some(SafetyCopy::NoRoom { needed, free })
     }
 
     /// Everything is on disk when it returns.
@@ -233,7 +238,6 @@ mod tests {
         fs::create_dir(&to).unwrap();
         let copy = Copy::of(&from).unwrap();
         assert!(copy.bytes >= 20_000);
-        assert_eq!(copy.no_room(&from).unwrap(), None);
         copy.run(&from, &to).unwrap();
         assert_eq!(fs::read(to.join("base/5/16384")).unwrap(), vec![7; 20_000]);
         assert_eq!(fs::metadata(to.join("secret")).unwrap().mode() & 0o777, 0o600);
@@ -244,10 +248,18 @@ mod tests {
     #[test]
     fn a_copy_that_does_not_fit_is_not_begun() {
         let place = tempfile::tempdir().unwrap();
-        let huge = Copy { bytes: u64::MAX / 4, ..Copy::of(place.path()).unwrap() };
+        let of = |bytes, shares| Copy { bytes, shares, ..Copy::of(place.path()).unwrap() };
+        let gib = 1 << 30;
+        assert_eq!(of(2 * gib, false).no_room_in(12 * gib, 90 * gib), None);
+        let refused = Some(SafetyCopy::NoRoom { needed: 9 * gib, free: 8 * gib });
+        assert_eq!(of(9 * gib, false).no_room_in(12 * gib, 90 * gib), refused);
+        assert_eq!(of(9 * gib, true).no_room_in(12 * gib, 90 * gib), None, "it takes no room");
+        assert_eq!(
+            of(gib, false).no_room_in(gib, 8 * gib),
+            Some(SafetyCopy::NoRoom { needed: gib, free: gib - 8 * gib / 100 * 10 })
+        );
+        let huge = of(u64::MAX / 4, false);
         assert!(matches!(huge.no_room(place.path()).unwrap(), Some(SafetyCopy::NoRoom { .. })));
-        let shared = Copy { bytes: u64::MAX / 4, shares: true, ..Copy::of(place.path()).unwrap() };
-        assert_eq!(shared.no_room(place.path()).unwrap(), None);
     }
 
     #[test]

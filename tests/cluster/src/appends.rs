@@ -80,7 +80,7 @@ impl Appends {
     fn with<T>(&self, look: impl FnOnce(&Notes) -> T) -> T {
         look(&self.notes.lock().expect("nothing panics while it holds the notes"))
     }
-    /// Appends that were begun so far.
+    /// Operations that were begun so far, those included that did not get as far as a connection.
     pub fn tried(&self) -> usize {
         self.with(|notes| notes.tried)
     }
@@ -135,6 +135,7 @@ impl One {
             turn += 1;
             // Each client goes through the keys by another stride, so that any two of them meet.
             let key = (turn.wrapping_mul(2 * self.number as u64 + 1) % KEYS.unsigned_abs() as u64) as i32;
+            self.note(|notes| notes.tried += 1);
             let work = async {
                 if turn.is_multiple_of(READ_EVERY) {
                     self.read(&mut session, key).await
@@ -177,7 +178,6 @@ impl One {
         let mut place = 0;
         self.note(|notes| {
             place = notes.history.appends.len();
-            notes.tried += 1;
             notes.history.appends.push(Append { key, value, client: self.number, begun, outcome: Outcome::Unknown });
         });
         let row = session.client.query_one(&session.append, &[&key, &value]).await?;
