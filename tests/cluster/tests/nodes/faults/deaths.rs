@@ -1,6 +1,8 @@
 //! Nodes and postmasters end, one after the other, together, or for a while.
 
-use super::{Clients, Course, Together, another_leads, in_lab, is_drill, leader_and_raft, let_it_last, rounds};
+use super::{
+    Clients, Course, Together, all_know, another_leads, in_lab, is_drill, leader_and_raft, let_it_last, rounds,
+};
 use crate::support::{Bed, LATER, SOON, session};
 use anyhow::ensure;
 use pgstead_cluster_tests::Target;
@@ -109,6 +111,7 @@ fn a_leaders_node_that_was_frozen_wakes_and_acknowledges_nothing_of_its_own() ->
                     let_it_last(LONG).await;
                 }
                 bed.thaw_node(leader);
+                all_know(bed, &others).await?;
                 bed.wait_healthy("app", LATER).await?;
                 beside.was_told_nothing(bed, &mut clients).await?;
             }

@@ -209,8 +209,13 @@ async fn another_leads(bed: &Bed, old: usize, asked: &[usize]) -> anyhow::Result
 /// Lets everything pass again, and waits until nobody is behind what `well` know: a node that was cut off may still say what
 /// it knew then.
 async fn heal(bed: &Bed, well: &[usize]) -> anyhow::Result<()> {
-    let epoch = bed.client_of_any(well)?.cluster("app").await?.epoch;
     bed.lab()?.heal()?;
+    all_know(bed, well).await
+}
+
+/// Waits until nobody is behind what `well` know now.
+async fn all_know(bed: &Bed, well: &[usize]) -> anyhow::Result<()> {
+    let epoch = bed.client_of_any(well)?.cluster("app").await?.epoch;
     for node in bed.nodes() {
         let client = bed.client_of_any(&[node.number])?;
         let knows = async || {
@@ -247,7 +252,13 @@ async fn lead_from(bed: &Bed, node: usize) -> anyhow::Result<()> {
         return Ok(());
     }
     let name = bed.member_on("app", node).await?.name;
-    bed.pgstead(&["cluster", "switchover", "app", "--to", &name]).await?.output().context("moving the leader")?;
+    // Blocked, and nothing done, where something has happened since it was seen healthy.
+    let moves = async || {
+        let said = bed.pgstead(&["cluster", "switchover", "app", "--to", &name]).await;
+        let said = said.map_err(|error| error.to_string())?;
+        if said.code == Some(4) { Err(said.stderr) } else { Ok(said) }
+    };
+    bed.wait_for("nothing blocks the switchover", LATER, moves).await?.output().context("moving the leader")?;
     let view = bed.wait_healthy("app", LATER).await?;
     ensure!(leader_of(bed, &view) == Some(node), "the switchover went to {:?}", view.leader);
     Ok(())
