@@ -161,7 +161,8 @@ pub struct CreateArgs {
     /// Standbys that must have a commit on disk before it is acknowledged [default: 1, or 0 for one member]
     #[arg(long, value_name = "K")]
     pub sync_replicas: Option<u8>,
-    /// What happens when fewer standbys than that are there: commits wait, go on with fewer, or never wait at all
+    /// strict: commits wait while fewer standbys than that are there. asynchronous: they never wait, and a failover may lose
+    /// what no standby had yet, and says how much [default: strict]
     #[arg(long, value_name = "HOW", value_parser = durability)]
     pub durability: Option<Durability>,
     /// A Postgres setting; may be repeated
@@ -180,7 +181,7 @@ pub struct CreateArgs {
 fn durability(text: &str) -> Result<Durability, String> {
     let all = [Durability::Strict, Durability::Available, Durability::Asynchronous];
     let found = all.into_iter().find(|durability| durability.as_str() == text);
-    found.ok_or_else(|| "expected strict, available or asynchronous".to_string())
+    found.ok_or_else(|| "expected strict or asynchronous".to_string())
 }
 
 fn setting(text: &str) -> Result<(String, String), String> {

@@ -48,7 +48,8 @@ pub(crate) fn lacks_log(
 pub(crate) fn only_corrupted(cluster: &ClusterRecord, member: MemberId) -> Finding {
     let name = cluster.members.get(&member).map_or("?", |member| member.name.as_str());
     let text = format!(
-        "only {name} can be elected now and pages of it have wrong checksums: no election from it; bring another member back"
+        "only {name} can be elected now and pages of it have wrong checksums: nobody is elected; bring another member back, or, if \
+         none will come back, stop the daemon and Postgres of {name}'s node and force a failover to one that is well"
     );
     Finding::error("data_corruption", text).on_cluster(cluster.id).on_member(member)
 }

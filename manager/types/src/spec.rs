@@ -32,7 +32,7 @@ pub enum SpecError {
         "durability = asynchronous needs no standby, and sync_replicas = {asked} asks for some; leave one of them out"
     )]
     AsynchronousWithReplicas { asked: u8 },
-    #[error("durability = {durability} is not offered by this version; expected strict")]
+    #[error("durability = {durability} is not offered by this version; expected strict or asynchronous")]
     NotOffered { durability: Durability },
     #[error("the setting {name} belongs to pgstead ({why}); remove it from settings")]
     OwnedSetting { name: String, why: &'static str },
