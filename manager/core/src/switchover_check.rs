@@ -25,13 +25,34 @@ pub struct SwitchoverCheck {
 impl SwitchoverCheck {
     /// Whether it can begin now. `overrule` passes over what is only a warning.
     pub fn is_clear(&self, overrule: Overrule) -> bool {
+        self.blockers(overrule).next().is_none()
+    }
+
+    /// Whether all that blocks it may be over in a moment, so that asking again soon is worth it.
+    pub fn may_pass(&self, overrule: Overrule) -> bool {
+        self.blockers(overrule).all(|finding| PASSES.contains(&finding.code.as_str()))
+    }
+
+    fn blockers(&self, overrule: Overrule) -> impl Iterator<Item = &Finding> {
         let gravest = match overrule {
             Overrule::Nothing => Severity::Warning,
             Overrule::Warnings => Severity::Error,
         };
-        self.findings.iter().all(|finding| finding.severity < gravest)
+        self.findings.iter().filter(move |finding| finding.severity >= gravest)
     }
 }
+
+/// What a member that has just begun to follow, or a report under way, mends within seconds.
+const PASSES: [&str; 8] = [
+    "leader_not_seen",
+    "no_spare",
+    "no_target",
+    "target_busy",
+    "target_does_not_count",
+    "target_lags",
+    "target_not_streaming",
+    "too_few_members",
+];
 
 /// What the asker passes over.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -215,7 +236,7 @@ mod tests {
         let world = world.recorded(|record| record.configs[0].sync_set = set(&["c"], 1));
         let check = check_switchover(&world.record, &world.observed, &world.policy, Some(member("b")));
         assert_eq!(codes(&check), ["other_operation", "target_away"]);
-        assert!(!check.is_clear(Overrule::Warnings));
+        assert!(!check.is_clear(Overrule::Warnings) && !check.may_pass(Overrule::Warnings));
     }
 
     #[test]
@@ -230,6 +251,7 @@ mod tests {
         let world = world.with_primary(|primary| primary.senders[1].streaming = false);
         let silent = check_switchover(&world.record, &world.observed, &world.policy, Some(member("c")));
         assert_eq!(codes(&silent), ["target_not_streaming"]);
+        assert!(silent.may_pass(Overrule::Nothing), "it may have begun to follow just now");
     }
 
     #[test]

@@ -13,6 +13,10 @@ use uuid::Uuid;
 
 /// For the leader's node to say what its clients are at.
 const SESSIONS_TIMEOUT: Duration = Duration::from_secs(4);
+/// For what blocks a switchover and passes by itself: a standby that has just begun to stream, a report under way. Well
+/// below what a caller waits for an answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 impl NodeBackend {
     /// The controller's view as it is now.
@@ -23,14 +27,31 @@ impl NodeBackend {
         Ok(observed)
     }
 
-    /// Everything that blocks a switchover of this cluster, with what the leader's clients are at.
-    async fn check_planned(&self, cluster: &ClusterRecord, to: Option<MemberId>) -> Result<SwitchoverCheck, Rejected> {
-        let mut check = check_switchover(cluster, &self.observed_now()?, &self.policy, to);
+    /// Adds what the leader's clients are at.
+    async fn with_sessions(&self, cluster: &ClusterRecord, mut check: SwitchoverCheck) -> SwitchoverCheck {
         if let Some(leader) = check.from.and_then(|leader| cluster.members.get(&leader)) {
             let seen = self.sessions_on(leader).await;
             check.findings.extend(said_of_sessions(seen).into_iter().map(|finding| finding.on_cluster(cluster.id)));
         }
-        Ok(check)
+        check
+    }
+
+    /// Looks again for a while where what blocks it may pass.
+    async fn check_patiently(
+        &self,
+        cluster: ClusterId,
+        to: Option<MemberId>,
+        overrule: Overrule,
+    ) -> Result<SwitchoverCheck, Rejected> {
+        let until = Tick::now() + PATIENCE;
+        loop {
+            let record = self.cluster(cluster)?;
+            let check = check_switchover(&record, &self.observed_now()?, &self.policy, to);
+            if check.is_clear(overrule) || !check.may_pass(overrule) || Tick::now() >= until {
+                return Ok(self.with_sessions(&record, check).await);
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
     }
 
     async fn sessions_on(&self, leader: &MemberRecord) -> Result<SessionsSeen, String> {
@@ -54,7 +75,9 @@ impl NodeBackend {
         cluster: ClusterId,
         to: Option<MemberId>,
     ) -> Result<SwitchoverChecked, Rejected> {
-        let SwitchoverCheck { from, to, lag, findings } = self.check_planned(&self.cluster(cluster)?, to).await?;
+        let record = self.cluster(cluster)?;
+        let check = check_switchover(&record, &self.observed_now()?, &self.policy, to);
+        let SwitchoverCheck { from, to, lag, findings } = self.with_sessions(&record, check).await;
         Ok(SwitchoverChecked { from, to, lag, findings })
     }
 
@@ -70,8 +93,8 @@ impl NodeBackend {
             self.change(cluster, revision, ClusterChange::ScheduleSwitchover { scheduled }).await?;
             return Ok(Accepted { operation, cluster });
         }
-        let check = self.check_planned(&self.cluster(cluster)?, asked.to).await?;
         let overrule = if asked.overrule { Overrule::Warnings } else { Overrule::Nothing };
+        let check = self.check_patiently(cluster, asked.to, overrule).await?;
         let (true, Some(to)) = (check.is_clear(overrule), check.to) else {
             return Err(Rejected::Conflict { why: blocked(&check.findings) });
         };

@@ -4,7 +4,7 @@ use super::world::{FRESH_MS, cluster_ref};
 use super::{ClusterRef, FindingView, NodeRef, World};
 use crate::backend::MemberSeen;
 use pgstead_types::record::{ClusterRecord, MemberRecord};
-use pgstead_types::report::{ClientAccess, DataSeen, PostgresSeen, StandbySeen, Working};
+use pgstead_types::report::{ClientAccess, DataSeen, PostgresSeen, SenderSeen, StandbySeen, Working};
 use pgstead_types::{Epoch, Lsn, MemberId, Timeline, VolumeId};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -188,7 +188,7 @@ impl MemberObserved {
                 flushed_lsn = standby.position.map(|position| position.lsn);
                 replayed_lsn = Some(standby.replayed);
                 access = Some(standby.access);
-                if streams(cluster, standby) { MemberState::Streaming } else { MemberState::Waiting }
+                if streams(world, cluster, member, standby) { MemberState::Streaming } else { MemberState::Waiting }
             }
         };
         if let DataSeen::Foreign { why: reason } = &report.data {
@@ -225,11 +225,16 @@ impl MemberObserved {
     }
 }
 
-fn streams(cluster: &ClusterRecord, standby: &StandbySeen) -> bool {
-    standby.receiver.is_some_and(|receiver| receiver.streaming)
+/// By its own report, and by the leader's where that is seen: whoever judges a switchover goes by the latter.
+fn streams(world: &World<'_>, cluster: &ClusterRecord, member: &MemberRecord, standby: &StandbySeen) -> bool {
+    let receives = standby.receiver.is_some_and(|receiver| receiver.streaming)
         && standby
             .upstream
-            .is_some_and(|up| up.epoch == cluster.epoch && cluster.leadership.leader() == Some(up.leader))
+            .is_some_and(|up| up.epoch == cluster.epoch && cluster.leadership.leader() == Some(up.leader));
+    let sends = |sender: &SenderSeen| {
+        sender.incarnation == Some(member.current()) && sender.streaming && sender.flushed.is_some()
+    };
+    receives && world.leading(cluster).is_none_or(|primary| primary.senders.iter().any(sends))
 }
 
 #[derive(Default)]

@@ -63,6 +63,19 @@ fn too_few_streaming_standbys_make_writes_wait() {
 }
 
 #[test]
+fn a_standby_that_its_leader_does_not_see_is_not_called_streaming() {
+    let record = record();
+    let mut observed = observations(&record);
+    let PostgresSeen::Primary(primary) = &mut observed.members.get_mut(&member(1)).unwrap().report.postgres else {
+        panic!("member 1 leads")
+    };
+    primary.senders.retain(|sender| sender.incarnation.unwrap().member != member(2));
+    let view = cluster(&record, Some(&observed));
+    assert_eq!(view.members[1].observed.as_ref().unwrap().state, MemberState::Waiting);
+    assert_eq!(view.health, Health::Degraded, "a switchover to it would be refused");
+}
+
+#[test]
 fn a_sender_that_is_not_in_the_sync_set_does_not_count() {
     let record = record();
     let mut observed = observations(&record);
