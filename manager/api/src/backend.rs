@@ -92,6 +92,8 @@ pub struct MemberSeen {
     pub report: MemberReport,
     /// Time since it arrived at the controller.
     pub age_ms: u64,
+    /// Its node is, as the controller judges.
+    pub reachable: bool,
 }
 
 /// A switchover as asked for.

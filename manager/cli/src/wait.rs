@@ -4,6 +4,7 @@ use crate::exit::{Exit, Failure};
 use crate::render::describe_steps;
 use crate::screen::Screen;
 use indicatif::{ProgressBar, ProgressStyle};
+use pgstead_api::Code;
 use pgstead_api::client::{Client, ClientError};
 use pgstead_api::view::{OperationStateView, OperationView};
 use pgstead_types::{OperationId, Tick};
@@ -13,6 +14,9 @@ use std::time::Duration;
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// An election or a restarted daemon is over by then; longer, and the watcher should know.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
+/// By then every node that can be asked has applied what the controller has recorded.
+const NEWS_PATIENCE: Duration = Duration::from_secs(3);
+const NEWS_AGAIN: Duration = Duration::from_millis(200);
 
 /// The operation's end. Work that failed is a failure, work that goes on at the end of `timeout` another one.
 pub async fn for_end(
@@ -64,6 +68,12 @@ async fn watch(
                 let joint = if steps.is_empty() { "" } else { "; " };
                 progress.say(&format!("{said}{joint}{steps}"))?;
             }
+            // Accepted a moment ago, and answered by a node that has not heard of it.
+            Err(ClientError::Problem(problem))
+                if problem.code == Code::NotFound && Tick::now().since(began) < NEWS_PATIENCE.min(timeout) =>
+            {
+                tokio::time::sleep(NEWS_AGAIN).await;
+            }
             Err(error) if is_passing(&error) && Tick::now().since(heard) < SILENCE_MAX => {
                 progress.say("no server answers now; trying on")?;
                 tokio::time::sleep(LOOK_EVERY.min(left)).await;
@@ -89,7 +99,6 @@ async fn watch(
 }
 
 fn is_passing(error: &ClientError) -> bool {
-    use pgstead_api::Code;
     match error {
         ClientError::Unreachable { .. } | ClientError::Lost { .. } => true,
         ClientError::Problem(problem) => {

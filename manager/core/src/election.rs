@@ -6,7 +6,7 @@ use crate::decide::Plan;
 use crate::forced;
 use crate::health;
 use crate::lease;
-use crate::observed::{Memory, Observed, Policy};
+use crate::observed::{Memory, Observed, Policy, Presence};
 use crate::quorum::Missing;
 use crate::recovered;
 use pgstead_types::record::{ClusterChange, ClusterRecord, EpochReason};
@@ -113,7 +113,8 @@ pub(crate) fn plan(
         return Plan::wait(health::only_corrupted(cluster, chosen.incarnation.member));
     }
     let since = *memory.electable.get_or_insert(observed.now);
-    if let Some(until) = worth_waiting(cluster, observed, policy, &promises, reason, preferred, since) {
+    let awaited = Awaited { reason, preferred, chosen: chosen.incarnation };
+    if let Some(until) = worth_waiting(cluster, observed, policy, &promises, &awaited, since) {
         let text = "enough members have promised; waiting a moment for the others that are here";
         return Plan::wait(Finding::info("promises_arriving", text).on_cluster(cluster.id)).until(until);
     }
@@ -131,33 +132,54 @@ fn arriving(cluster: &ClusterRecord) -> Finding {
     Finding::info("promises_arriving", text).on_cluster(cluster.id)
 }
 
+/// What an election that could end now is about.
+struct Awaited {
+    reason: EpochReason,
+    preferred: Option<MemberId>,
+    /// Who would be chosen.
+    chosen: Incarnation,
+}
+
 /// Until when to wait for promises beyond the necessary ones: the preferred leader's, or a standby's that streams and is
 /// about to answer anyway, so that the new set starts larger. The old leader's is waited for only in a planned change,
-/// where it is well, and only if the set would be too small without it: it has to be started first, and clients wait.
+/// where it is well, and only if the set would be too small without it: it has to be started first, and clients wait. Where
+/// only the leader that has just been lost could be chosen, a standby that would do instead gets longer.
 fn worth_waiting(
     cluster: &ClusterRecord,
     observed: &Observed,
     policy: &Policy,
     promises: &Promises,
-    reason: EpochReason,
-    preferred: Option<MemberId>,
+    about: &Awaited,
     since: Tick,
 ) -> Option<Tick> {
+    let Awaited { reason, preferred, chosen } = *about;
     let suspect = cluster.configs.last().map(|config| config.leader.member);
     let here = could_promise(cluster, observed, policy);
     let others = promises.keys().filter(|life| Some(life.member) != suspect).count();
     let suspect_counts = reason.is_planned() && others <= usize::from(cluster.spec.needed());
-    let awaited = |life: &&Incarnation| {
+    let awaited = |life: &Incarnation| {
         (Some(life.member) != suspect || suspect_counts)
-            && !promises.contains_key(*life)
+            && !promises.contains_key(life)
             && observed.last(cluster, life.member).is_some_and(|report| {
                 matches!(report.postgres, PostgresSeen::Standby(_)) || (suspect_counts && Some(life.member) == suspect)
             })
     };
-    let preferred_missing = here.iter().any(|life| Some(life.member) == preferred && !promises.contains_key(life));
-    let until = if preferred_missing {
+    let is_preferred = |life: &Incarnation| Some(life.member) == preferred && !promises.contains_key(life);
+    let same_again = Some(chosen.member) == suspect
+        && !reason.is_planned()
+        && preferred != suspect
+        && !cluster.configs.first().is_some_and(|config| config.asynchronous);
+    // Whoever is waited for by name may also be one whose node has not been heard for a moment.
+    let named = |life: &Incarnation| is_preferred(life) || (same_again && Some(life.member) != suspect);
+    let doubtful = cluster.members.values().filter_map(|member| match observed.presence(member.node, policy) {
+        Presence::Doubtful { until } if named(&member.current()) => Some(until),
+        _ => None,
+    });
+    let until = if here.iter().any(|life| is_preferred(life) || (same_again && awaited(life))) {
         since + policy.preferred_patience
-    } else if here.iter().any(|life| awaited(&life)) {
+    } else if let Some(until) = doubtful.min() {
+        until.min(since + policy.preferred_patience)
+    } else if here.iter().any(awaited) {
         since + policy.promise_patience
     } else {
         return None;

@@ -32,6 +32,8 @@ pub struct Policy {
     /// Parts of a switchover: the checkpoint, and then the clean stop with the target catching up.
     pub checkpoint_deadline: Duration,
     pub drain_deadline: Duration,
+    /// A new leader that was asked for gets so long to let clients in before the switchover is called over.
+    pub open_patience: Duration,
     /// One standby's restart.
     pub restart_deadline: Duration,
     /// A leader whose Postgres accepts connections and answers nothing is left for so long, though its standbys hear its
@@ -61,6 +63,7 @@ impl Default for Policy {
             promotion_deadline: Duration::from_secs(30),
             checkpoint_deadline: Duration::from_secs(120),
             drain_deadline: Duration::from_secs(10),
+            open_patience: Duration::from_secs(10),
             restart_deadline: Duration::from_secs(120),
             hung_patience: Duration::from_secs(10),
             rebuild_pause: Duration::from_secs(60),

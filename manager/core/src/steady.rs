@@ -9,7 +9,7 @@ use crate::lease;
 use crate::observed::{Memory, Observed, Policy};
 use crate::{change_leader, recovered, restart, schedule, switchover};
 use pgstead_types::record::{ClusterChange, ClusterRecord, EpochConfig, EpochReason, MemberRecord};
-use pgstead_types::report::PrimarySeen;
+use pgstead_types::report::{ClientAccess, PrimarySeen};
 use pgstead_types::{Bytes, Finding, Incarnation, MemberId};
 use std::collections::BTreeMap;
 
@@ -23,9 +23,12 @@ pub(crate) fn plan(
     memory: &mut Memory,
     leader: MemberId,
 ) -> Plan {
-    // A switchover that has let go of the leader goes on without it; one that has ended says so first.
+    // A switchover that has let go of the leader goes on without it; one that has ended otherwise says so first.
     if let Some(switchover) = &cluster.switchover
-        && (switchover.draining || switchover.epoch != cluster.epoch)
+        && match switchover.epoch == cluster.epoch {
+            true => switchover.draining,
+            false => switchover.to != leader,
+        }
     {
         return switchover::plan(cluster, observed, policy, memory, switchover, leader, None);
     }
@@ -64,7 +67,8 @@ pub(crate) fn plan(
     }
     let everyone_streams =
         cluster.members.values().filter(|member| member.id != leader).all(|member| streams(primary, member));
-    if let (Some(operation), true) = (cluster.creating, everyone_streams) {
+    let serves = everyone_streams && primary.access == ClientAccess::Open;
+    if let (Some(operation), true) = (cluster.creating, serves) {
         plan.ended = Some((operation, None));
         return plan;
     }

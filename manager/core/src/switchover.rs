@@ -3,10 +3,10 @@
 
 use crate::decide::Plan;
 use crate::election;
-use crate::observed::{Memory, Observed, Policy};
+use crate::observed::{Memory, Observed, Policy, Presence};
 use crate::steady::streams;
 use pgstead_types::record::{ClusterChange, ClusterRecord, EpochReason, Switchover};
-use pgstead_types::report::{PostgresSeen, PrimarySeen};
+use pgstead_types::report::{ClientAccess, PostgresSeen, PrimarySeen};
 use pgstead_types::{Bytes, Finding, MemberId};
 
 /// Further behind than this, the target would keep clients waiting: it may catch up first.
@@ -22,13 +22,20 @@ pub(crate) fn plan(
     primary: Option<&PrimarySeen>,
 ) -> Plan {
     let name = |id: MemberId| cluster.members.get(&id).map_or("?", |member| member.name.as_str());
+    let began = memory.phase_began(cluster, observed.now);
     if cluster.epoch != switchover.epoch {
         // It had its election, or another one came between. If the old leader leads on, asking again is a person's choice.
         let failure =
             (leader != switchover.to).then(|| format!("{} leads instead of {}", name(leader), name(switchover.to)));
+        // It is over when clients can go on: whoever asked may connect to the new leader next.
+        let until = began + policy.open_patience;
+        let opens = failure.is_none() && primary.is_some_and(|primary| primary.access != ClientAccess::Open);
+        if opens && observed.now < until {
+            let text = format!("{} leads and lets clients in", name(leader));
+            return Plan::wait(Finding::info("switchover_opens", text).on_cluster(cluster.id)).until(until);
+        }
         return Plan::change(ClusterChange::EndSwitchover { failure });
     }
-    let began = memory.phase_began(cluster, observed.now);
     if switchover.draining {
         return drain(cluster, observed, policy, switchover, began + policy.drain_deadline);
     }
@@ -80,9 +87,10 @@ fn drain(
         .fresh(cluster, switchover.to, policy)
         .and_then(|report| report.as_standby())
         .and_then(|standby| standby.position);
-    let leader_here = observed.fresh(cluster, switchover.from, policy).is_some();
+    let node = cluster.members.get(&switchover.from).map(|member| member.node);
+    let presence = node.map_or(Presence::Gone, |node| observed.presence(node, policy));
     let ready = match (stopped, received) {
-        _ if !leader_here => true,
+        _ if matches!(presence, Presence::Gone | Presence::Silent { .. }) => true,
         // Beyond the start of the shutdown checkpoint means that the record itself has arrived.
         (Some(PostgresSeen::Down { clean: Some(clean) }), Some(position)) => position.lsn > clean.checkpoint,
         // It ended otherwise: there is nothing more to wait for.
@@ -94,5 +102,9 @@ fn drain(
         return election::begin(cluster, observed, policy, reason, Some(switchover.to));
     }
     let text = "the leader stops cleanly and sends the rest of its log";
-    Plan::wait(Finding::info("switchover_drains", text).on_cluster(cluster.id)).until(deadline)
+    let plan = Plan::wait(Finding::info("switchover_drains", text).on_cluster(cluster.id)).until(deadline);
+    match presence {
+        Presence::Doubtful { until } => plan.until(until),
+        _ => plan,
+    }
 }

@@ -43,10 +43,13 @@ impl SwitchoverCheck {
 }
 
 /// What a member that has just begun to follow, or a report under way, mends within seconds.
-const PASSES: [&str; 8] = [
+const PASSES: [&str; 11] = [
     "leader_not_seen",
+    "no_leader",
     "no_spare",
     "no_target",
+    "sessions_unknown",
+    "target_away",
     "target_busy",
     "target_does_not_count",
     "target_lags",

@@ -29,6 +29,9 @@ use uuid::Uuid;
 
 const PROPOSE_TIMEOUT: Duration = Duration::from_secs(5);
 const FORWARD_TIMEOUT: Duration = Duration::from_secs(65);
+/// For nodes of the record to be heard, where too few are for a new cluster.
+const NODES_PATIENCE: Duration = Duration::from_secs(5);
+const NODES_AGAIN: Duration = Duration::from_millis(100);
 /// A token that lives longer is a password.
 const TOKEN_TTL_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
 
@@ -96,6 +99,21 @@ impl NodeBackend {
             seen.connection == Connection::Open && now.since(seen.heard) < self.policy.suspicion
         };
         view.observed.nodes.iter().filter(|(_, seen)| here(seen)).map(|(node, _)| *node).collect()
+    }
+
+    /// A controller that has just begun, or a busy host: the reports of nodes that would do are on their way.
+    async fn await_nodes(&self, members: u8) {
+        let until = Tick::now() + NODES_PATIENCE;
+        loop {
+            let record = self.consensus.record();
+            let known: BTreeSet<NodeId> = record.nodes.keys().copied().collect();
+            let may_come =
+                place(&record, &known, members).is_ok() && place(&record, &self.reachable(), members).is_err();
+            if !may_come || Tick::now() >= until {
+                return;
+            }
+            tokio::time::sleep(NODES_AGAIN).await;
+        }
     }
 
     fn new_cluster(&self, spec: ClusterSpec) -> Result<NewCluster, Rejected> {
@@ -206,7 +224,7 @@ impl Backend for NodeBackend {
             let age_ms = u64::try_from(silent.as_millis()).unwrap_or(u64::MAX);
             observations.nodes.insert(*node, NodeSeen { reachable, silent_ms: Some(age_ms) });
             for report in &seen.report.members {
-                observations.members.insert(report.member, MemberSeen { report: report.clone(), age_ms });
+                observations.members.insert(report.member, MemberSeen { report: report.clone(), age_ms, reachable });
             }
             observations.findings.extend(seen.report.findings.iter().cloned());
         }
@@ -224,6 +242,7 @@ impl Backend for NodeBackend {
     }
 
     async fn create_cluster(&self, spec: ClusterSpec) -> Result<Accepted, Rejected> {
+        self.await_nodes(spec.members).await;
         let new = self.new_cluster(spec)?;
         let accepted = Accepted { operation: new.operation, cluster: new.id };
         self.propose(Command::CreateCluster { at: WallTime::now(), cluster: Box::new(new) }).await?;

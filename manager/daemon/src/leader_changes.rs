@@ -46,9 +46,13 @@ impl NodeBackend {
         let until = Tick::now() + PATIENCE;
         loop {
             let record = self.cluster(cluster)?;
-            let check = check_switchover(&record, &self.observed_now()?, &self.policy, to);
-            if check.is_clear(overrule) || !check.may_pass(overrule) || Tick::now() >= until {
-                return Ok(self.with_sessions(&record, check).await);
+            let mut check = check_switchover(&record, &self.observed_now()?, &self.policy, to);
+            let is_last = Tick::now() >= until;
+            if check.is_clear(overrule) || !check.may_pass(overrule) || is_last {
+                check = self.with_sessions(&record, check).await;
+                if check.is_clear(overrule) || !check.may_pass(overrule) || is_last {
+                    return Ok(check);
+                }
             }
             tokio::time::sleep(LOOK_AGAIN).await;
         }
@@ -75,9 +79,8 @@ impl NodeBackend {
         cluster: ClusterId,
         to: Option<MemberId>,
     ) -> Result<SwitchoverChecked, Rejected> {
-        let record = self.cluster(cluster)?;
-        let check = check_switchover(&record, &self.observed_now()?, &self.policy, to);
-        let SwitchoverCheck { from, to, lag, findings } = self.with_sessions(&record, check).await;
+        let check = self.check_patiently(cluster, to, Overrule::Nothing).await?;
+        let SwitchoverCheck { from, to, lag, findings } = check;
         Ok(SwitchoverChecked { from, to, lag, findings })
     }
 

@@ -24,7 +24,7 @@ use http::{Method, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http1::SendRequest;
 use pgstead_types::spec::ClusterSpec;
-use pgstead_types::{OperationId, Secret};
+use pgstead_types::{OperationId, Secret, Tick};
 use rustls::ClientConfig;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -34,6 +34,10 @@ use tokio::sync::Mutex;
 
 /// What a node needs for an answer that it does not hold back on purpose, a forward included.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
+/// While every node says that there is no controller, and so that nothing was done: an election of Raft is over in a second,
+/// on a busy host in a few.
+const ELECTION_PATIENCE: Duration = Duration::from_secs(8);
+const ASK_AGAIN: Duration = Duration::from_millis(250);
 /// A thousand clusters' worth of text many times over; more is not one of our answers.
 const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
 
@@ -249,6 +253,22 @@ impl Client {
     }
 
     async fn answer(&self, ask: Ask<'_>) -> Result<Answer, ClientError> {
+        let begun = Tick::now();
+        loop {
+            match self.answer_once(&ask).await {
+                // Nothing was done, and the nodes are electing or have not heard of the outcome.
+                Err(ClientError::Problem(problem))
+                    if matches!(problem.code, Code::NoController | Code::ControllerUnreachable)
+                        && Tick::now().since(begun) < ELECTION_PATIENCE =>
+                {
+                    tokio::time::sleep(ASK_AGAIN).await;
+                }
+                other => return other,
+            }
+        }
+    }
+
+    async fn answer_once(&self, ask: &Ask<'_>) -> Result<Answer, ClientError> {
         let mut tried = Vec::new();
         let mut refused = None;
         let kept = self.kept.lock().await.take();
@@ -270,13 +290,13 @@ impl Client {
                     }
                 },
             };
-            let mut result = self.send(server, &mut sender, &ask).await;
+            let mut result = self.send(server, &mut sender, ask).await;
             if reused && result.is_err() {
                 // Only reads get here: once more on a new connection.
                 match https::connect(server, &self.tls).await {
                     Ok(fresh) => {
                         sender = fresh;
-                        result = self.send(server, &mut sender, &ask).await;
+                        result = self.send(server, &mut sender, ask).await;
                     }
                     Err(error) => {
                         tried.push((server.to_string(), error.to_string()));

@@ -383,7 +383,10 @@ pub fn observations(record: &Record) -> Observations {
     Observations {
         at: WallTime(1_700_000_100_000),
         nodes: (1..=3).map(|n| (node(n), NodeSeen { reachable: true, silent_ms: Some(120) })).collect(),
-        members: members.into_iter().map(|report| (report.member, MemberSeen { report, age_ms: 120 })).collect(),
+        members: members
+            .into_iter()
+            .map(|report| (report.member, MemberSeen { report, age_ms: 120, reachable: true }))
+            .collect(),
         findings: vec![],
     }
 }

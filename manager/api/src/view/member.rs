@@ -1,6 +1,6 @@
 //! A member as the API shows it: what the record wants of it and what its Postgres does.
 
-use super::world::{FRESH_MS, cluster_ref};
+use super::world::{cluster_ref, is_fresh};
 use super::{ClusterRef, FindingView, NodeRef, World};
 use crate::backend::MemberSeen;
 use pgstead_types::record::{ClusterRecord, MemberRecord};
@@ -194,7 +194,7 @@ impl MemberObserved {
         if let DataSeen::Foreign { why: reason } = &report.data {
             why = Some(reason.clone());
         }
-        let stale = seen.age_ms > FRESH_MS;
+        let stale = !is_fresh(seen);
         let lag =
             if stale { Lag::default() } else { Lag::of(world, cluster, member, state, flushed_lsn, replayed_lsn) };
         Self {

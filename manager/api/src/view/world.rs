@@ -28,7 +28,7 @@ impl<'a> World<'a> {
 
     /// The member's last report while it is fresh.
     pub(super) fn fresh(&self, member: MemberId) -> Option<&'a MemberSeen> {
-        self.seen(member).filter(|seen| seen.age_ms <= FRESH_MS)
+        self.seen(member).filter(|seen| is_fresh(seen))
     }
 
     /// The recorded leader's Postgres, while it runs as the primary of the recorded epoch and a fresh report says so.
@@ -41,6 +41,11 @@ impl<'a> World<'a> {
         let name = self.record.nodes.get(&id).map_or_else(|| id.to_string(), |node| node.name.clone());
         NodeRef { id, name }
     }
+}
+
+/// Neither old, nor of a node that the controller does not hear: decisions go by that as well.
+pub(super) fn is_fresh(seen: &MemberSeen) -> bool {
+    seen.reachable && seen.age_ms <= FRESH_MS
 }
 
 pub(super) fn cluster_ref(cluster: &ClusterRecord) -> ClusterRef {

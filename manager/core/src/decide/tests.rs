@@ -417,20 +417,50 @@ fn a_switchover_elects_when_the_targets_log_reaches_beyond_the_shutdown_checkpoi
 }
 
 #[test]
-fn a_switchover_is_over_when_its_epoch_is() {
-    let ended = |leader: &str| {
+fn a_switchover_is_over_when_its_epoch_is_and_clients_are_let_in() {
+    let confirmed = |leader: &str, access: ClientAccess| {
         let world = b_promoted(END + 100).switchover("a", leader, true);
-        let mut world = world.recorded(|record| {
+        let world = world.recorded(|record| {
             record.leadership = Leadership::Confirmed { leader: member("b") };
             record.configs.remove(0);
         });
-        match world.decide().change {
-            Some(ClusterChange::EndSwitchover { failure }) => failure,
-            other => panic!("{other:?}"),
-        }
+        world.with_primary(|primary| primary.access = access)
     };
-    assert_eq!(ended("b"), None);
-    assert!(ended("c").is_some());
+    let ended = |mut world: World| match world.decide().change {
+        Some(ClusterChange::EndSwitchover { failure }) => Some(failure),
+        None => None,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(ended(confirmed("b", ClientAccess::Open)), Some(None));
+    assert!(matches!(ended(confirmed("c", ClientAccess::Holding)), Some(Some(_))), "it went elsewhere: that is known");
+    // Whoever asked may connect to the new leader as soon as it is said to be over.
+    let mut opens = confirmed("b", ClientAccess::Holding);
+    assert!(opens.findings().contains(&"switchover_opens".to_string()));
+    assert_eq!(ended(opens.later(Policy::default().open_patience)), Some(None), "it leads, whatever keeps clients out");
+}
+
+#[test]
+fn a_new_leader_that_is_lost_before_it_lets_clients_in_is_replaced_in_spite_of_its_switchover() {
+    let world = b_promoted(END + 100).switchover("a", "b", true).recorded(|record| {
+        record.leadership = Leadership::Confirmed { leader: member("b") };
+        record.configs.remove(0);
+    });
+    let mut world = world.down("b", None);
+    assert_eq!(begins(&world.decide()), Some(EpochReason::PostgresEnded));
+}
+
+#[test]
+fn a_standby_that_is_about_to_answer_leads_rather_than_the_one_that_has_just_failed() {
+    let enough = || three().electing(EpochReason::PostgresEnded, None).promised("a", 2, at(2, END));
+    let patience = Policy::default().promise_patience;
+    let mut waits = enough();
+    assert_eq!(waits.findings(), ["promises_arriving"]);
+    let mut waits = waits.later(patience);
+    assert_eq!(waits.decide().change, None, "b and c are here and have only to answer");
+    let mut alone = waits.later(Policy::default().preferred_patience);
+    assert!(
+        matches!(alone.decide().change, Some(ClusterChange::Choose { leader, .. }) if leader.member == member("a"))
+    );
 }
 
 #[test]
