@@ -5,6 +5,7 @@
 mod support;
 
 use pgstead_replication::instance::InstanceError;
+use pgstead_types::record::SyncSet;
 use pgstead_types::report::{DataSeen, Upstream};
 use pgstead_types::{Epoch, Timeline};
 use support::*;
@@ -96,6 +97,41 @@ async fn a_member_that_leaves_the_set_is_cut_off_and_its_slot_goes() {
     two.until_streaming().await;
     leader.app().await.unwrap().batch_execute("CREATE TABLE rows (id int)").await.unwrap();
     assert_eq!(leader.primary().await.sync_set, Some(both));
+}
+
+#[tokio::test]
+async fn from_nobody_to_somebody_a_commit_waits_once_the_set_is_in_effect() {
+    let cluster = Cluster::new();
+    let standby = cluster.member(2).await;
+    let leader = cluster.leader(1, &[&standby], 1).await;
+    cluster.join(&leader, &standby, 1).await;
+    let (both, nobody) = (set_of(&[&standby], 1), SyncSet::default());
+    leader.instance.open_clients().await.unwrap();
+    leader.app().await.unwrap().batch_execute("CREATE TABLE rows (id int)").await.unwrap();
+    for _ in 0..3 {
+        standby.stop().await;
+        leader.instance.update_sync_set(Epoch(1), &nobody, &both.members).await.unwrap();
+        // The leader acknowledges alone.
+        leader.app().await.unwrap().batch_execute("INSERT INTO rows VALUES (1)").await.unwrap();
+        assert_eq!(leader.primary().await.sync_set, Some(nobody.clone()));
+        let overtaken = std::future::ready(());
+        let stopped = leader.instance.update_sync_set_unless(Epoch(1), &both, &both.members, overtaken).await;
+        assert!(matches!(stopped, Err(InstanceError::Overtaken)), "{stopped:?}");
+        assert_eq!(leader.primary().await.sync_set, None, "what was cut short is not called in effect");
+        leader.instance.update_sync_set(Epoch(1), &both, &both.members).await.unwrap();
+        let client = leader.app().await.unwrap();
+        let waiting = tokio::spawn(async move { client.batch_execute("INSERT INTO rows VALUES (2)").await });
+        let admin = leader.admin().await;
+        let waits = async || {
+            let seen = value(&admin, "SELECT count(*)::text FROM pg_stat_activity WHERE wait_event = 'SyncRep'").await;
+            assert!(!waiting.is_finished(), "a commit is acknowledged without the standby");
+            (seen == "1").then_some(())
+        };
+        until("the commit waits for the standby", waits).await;
+        standby.start().await;
+        standby.instance.follow(&cluster.source(&leader, &standby, 1)).await.unwrap();
+        waiting.await.unwrap().unwrap();
+    }
 }
 
 #[tokio::test]

@@ -1,7 +1,7 @@
 //! The steps with what they need to be executed.
 
 use pgstead_types::record::{EpochReason, SyncSet};
-use pgstead_types::report::ClientAccess;
+use pgstead_types::report::{ClientAccess, SetBy};
 use pgstead_types::{Epoch, Incarnation, MemberId, OperationId, Step, Timeline};
 use std::collections::BTreeSet;
 
@@ -47,6 +47,8 @@ pub enum Action {
     },
     OpenClients,
     UpdateSyncSet {
+        /// The record that it is of; durably noted before anything is loaded.
+        by: SetBy,
         epoch: Epoch,
         sync_set: SyncSet,
         admitted: BTreeSet<Incarnation>,
@@ -91,9 +93,9 @@ impl Action {
         }
     }
 
-    /// Whether a newer decision may interrupt it. Only the long copies: everything else is short, and half of it is
-    /// worse than all of it.
+    /// Whether a newer decision may interrupt it. Only the long copies, and a checkpoint, which takes as long as there are
+    /// dirty pages: everything else is short, and half of it is worse than all of it.
     pub fn is_interruptible(&self) -> bool {
-        matches!(self, Action::Clone { .. } | Action::Rewind { .. })
+        matches!(self, Action::Clone { .. } | Action::Rewind { .. } | Action::Checkpoint { .. })
     }
 }

@@ -6,7 +6,7 @@
 use crate::action::Action;
 use crate::decide::{self, Next, Scene};
 use pgstead_types::record::{EpochConfig, EpochReason, Leadership};
-use pgstead_types::report::{ClientAccess, DataSeen, PostgresSeen, PrimarySeen, StandbySeen};
+use pgstead_types::report::{ClientAccess, DataSeen, PostgresSeen, PrimarySeen, SetBy, StandbySeen};
 use pgstead_types::{Finding, Incarnation};
 use std::collections::BTreeSet;
 
@@ -78,7 +78,7 @@ fn promote(scene: &Scene<'_>, config: &EpochConfig, standby: &StandbySeen) -> Ne
     Next::act(Action::Promote {
         epoch: config.epoch,
         timeline: config.timeline,
-        sync_set: config.sync_set.clone(),
+        sync_set: config.loaded().clone(),
         admitted: admitted(scene),
     })
 }
@@ -95,9 +95,31 @@ fn lead(scene: &Scene<'_>, config: &EpochConfig, primary: &PrimarySeen) -> Next 
         };
     }
     let admitted = admitted(scene);
-    let sync_set_loaded = primary.sync_set.as_ref() == Some(&config.sync_set) || scene.is_alone();
+    let wanted = config.loaded();
+    let by = SetBy { epoch: config.epoch, revision: scene.cluster.revision };
+    // A daemon that was restarted may see a record from before the set became what is loaded: by that one Postgres would count
+    // members whom no election asks any more.
+    if scene.seen.set_by.is_some_and(|noted| noted > by) {
+        let text = format!("{} has loaded a sync set by a newer record than this node knows", scene.member.name);
+        return Next::refuse(scene.finding(Finding::warning("stale_order", text)));
+    }
+    // A change is carried out by a record that has it, also where Postgres goes by that very set from before: then no older
+    // record is followed any more when that is reported.
+    let noted = config
+        .target
+        .as_ref()
+        .is_none_or(|change| scene.seen.set_by >= Some(SetBy { epoch: config.epoch, revision: change.revision }));
+    let alone = scene.is_alone() && wanted.members.is_empty();
+    let sync_set_loaded = alone || (noted && primary.sync_set.as_ref() == Some(wanted));
+    // What it acknowledges alone it may acknowledge only while its guard counts a lease.
+    if !sync_set_loaded && wanted.needed == 0 && !scene.is_alone() && !has_lease(scene) {
+        return Next::refuse(scene.finding(Finding::warning(
+            "no_lease",
+            format!("{} holds no lease yet: it acknowledges alone with it", scene.member.name),
+        )));
+    }
     if !sync_set_loaded || primary.admitted != admitted || !primary.slots.is_superset(&admitted) {
-        return Next::act(Action::UpdateSyncSet { epoch: config.epoch, sync_set: config.sync_set.clone(), admitted });
+        return Next::act(Action::UpdateSyncSet { by, epoch: config.epoch, sync_set: wanted.clone(), admitted });
     }
     match (scene.cluster.is_confirmed(), primary.access) {
         // What it acknowledges alone it may acknowledge only while its guard counts a lease.

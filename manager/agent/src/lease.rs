@@ -6,7 +6,7 @@
 
 use pgstead_types::lease::{LeaseTimes, RefusalRequest};
 use pgstead_types::record::{ClusterRecord, Leadership, Lifecycle};
-use pgstead_types::report::{MemberReport, PostgresSeen, Upstream};
+use pgstead_types::report::{MemberReport, PostgresSeen, SetBy, Upstream};
 use pgstead_types::{Epoch, Incarnation, MemberId, Tick};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -37,16 +37,27 @@ pub fn refusals_needed(cluster: &ClusterRecord, seen: &MemberReport) -> Option<R
     if !cluster.is_confirmed() || primary.epoch != Some(epoch) || seen.promised != epoch {
         return None;
     }
+    // This record is older than one by which a set was loaded: nobody here knows whom an election asks.
+    if seen.set_by > Some(SetBy { epoch, revision: cluster.revision }) {
+        return None;
+    }
     let (ask, enough): (BTreeSet<MemberId>, usize) = if config.asynchronous {
         let others: BTreeSet<MemberId> = cluster.members.keys().copied().filter(|id| *id != seen.member).collect();
         let all = others.len();
         (others, all)
     } else {
+        // What it acknowledges alone no standby vouches for, and what it goes by is not known while that changes.
+        if primary.sync_set.as_ref().is_none_or(|set| set.needed == 0) {
+            return None;
+        }
         let streams = |life: &&Incarnation| {
             primary.senders.iter().any(|sender| sender.incarnation == Some(**life) && sender.streaming)
         };
-        let counted = config.sync_set.members.iter().filter(streams).map(|life| life.member).collect();
-        (counted, usize::from(config.sync_set.needed))
+        // While the set changes, those who count in both: the record goes over to the new one only when this leader has
+        // loaded it, and so knows of it.
+        let (recorded, loaded) = (&config.sync_set, config.loaded());
+        let counted = recorded.members.intersection(&loaded.members).filter(streams).map(|life| life.member).collect();
+        (counted, if recorded.needed == 0 { 0 } else { usize::from(recorded.needed.max(loaded.needed)) })
     };
     (enough > 0 && ask.len() >= enough).then_some(Refusals { epoch, leader: config.leader, ask, enough })
 }
@@ -106,6 +117,7 @@ pub fn may_refuse(cluster: Option<&ClusterRecord>, seen: &MemberReport, asked: &
 mod tests {
     use super::*;
     use crate::decide::tests::{A, B, C, alone, leads, record, streams_from_a};
+    use pgstead_types::record::SyncSet;
 
     #[test]
     fn a_synchronous_leader_asks_those_of_its_set_that_stream() {
@@ -113,6 +125,27 @@ mod tests {
         assert_eq!((needed.ask, needed.enough), ([B, C].into(), 1));
         assert_eq!(refusals_needed(&record(), &leads(&[C])).unwrap().ask, [C].into());
         assert_eq!(refusals_needed(&record(), &leads(&[])), None);
+    }
+
+    #[test]
+    fn nobody_vouches_for_a_leader_that_may_acknowledge_alone_or_knows_less_than_it_has_loaded() {
+        let record = record();
+        let with = |change: &dyn Fn(&mut MemberReport)| {
+            let mut seen = leads(&[B, C]);
+            change(&mut seen);
+            refusals_needed(&record, &seen)
+        };
+        let loaded = |set: Option<SyncSet>| {
+            move |seen: &mut MemberReport| match &mut seen.postgres {
+                PostgresSeen::Primary(primary) => primary.sync_set.clone_from(&set),
+                _ => unreachable!("it leads"),
+            }
+        };
+        let by = |revision| move |seen: &mut MemberReport| seen.set_by = Some(SetBy { epoch: Epoch(2), revision });
+        assert_eq!(with(&loaded(Some(SyncSet { members: [].into(), needed: 0 }))), None);
+        assert_eq!(with(&loaded(None)), None);
+        assert_eq!(with(&by(record.revision + 1)), None);
+        assert!(with(&by(record.revision)).is_some());
     }
 
     #[test]

@@ -32,6 +32,12 @@ pub trait Backend: Send + Sync + 'static {
     async fn create_cluster(&self, spec: ClusterSpec) -> Result<Accepted, Rejected>;
     /// With `revision`, only if the cluster is still at that one.
     async fn delete_cluster(&self, cluster: ClusterId, revision: Option<u64>) -> Result<Accepted, Rejected>;
+    async fn update_cluster(
+        &self,
+        cluster: ClusterId,
+        spec: ClusterSpec,
+        revision: Option<u64>,
+    ) -> Result<Accepted, Rejected>;
     async fn restart_cluster(&self, cluster: ClusterId, revision: Option<u64>) -> Result<Accepted, Rejected>;
     async fn switchover(
         &self,

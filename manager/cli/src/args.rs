@@ -75,6 +75,10 @@ pub enum ClusterCommands {
         #[command(flatten)]
         wait: WaitArgs,
     },
+    /// Change how many standbys a commit needs, and what happens without them, while the cluster runs
+    #[command(after_help = "Examples:\n  pgstead cluster update app --sync-replicas 2\n  \
+        pgstead cluster update app --durability available")]
+    Update(UpdateArgs),
     /// Restart every member, standbys first, one at a time
     Restart {
         /// Name or id
@@ -174,6 +178,22 @@ pub struct CreateArgs {
     /// A spec in TOML or JSON; the other options win over it
     #[arg(long, value_name = "FILE")]
     pub file: Option<PathBuf>,
+    #[command(flatten)]
+    pub wait: WaitArgs,
+}
+
+#[derive(Args, Clone, Debug)]
+#[command(group = clap::ArgGroup::new("what").required(true).multiple(true).args(["sync_replicas", "durability"]))]
+pub struct UpdateArgs {
+    /// Name or id
+    #[arg(value_name = "CLUSTER")]
+    pub name: String,
+    /// Standbys that must have a commit on disk before it is acknowledged
+    #[arg(long, value_name = "K")]
+    pub sync_replicas: Option<u8>,
+    /// What happens when fewer standbys than that are there: commits wait, or go on with fewer
+    #[arg(long, value_name = "HOW", value_parser = durability)]
+    pub durability: Option<Durability>,
     #[command(flatten)]
     pub wait: WaitArgs,
 }

@@ -1,8 +1,9 @@
 //! Who is chosen, and with whom: the promiser with the greatest (timeline on disk, LSN).
 
 use crate::quorum::{Missing, electable_but};
-use pgstead_types::record::{ClusterChange, ClusterRecord, PossibleLoss, SyncSet};
+use pgstead_types::record::{ClusterChange, ClusterRecord, EpochConfig, PossibleLoss, SyncSet};
 use pgstead_types::report::PromiseAnswer;
+use pgstead_types::spec::Durability;
 use pgstead_types::{Epoch, Incarnation, MemberId, Timeline};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -63,7 +64,6 @@ pub(crate) fn choice(
     must_rebuild: &BTreeSet<MemberId>,
     possible_loss: Option<PossibleLoss>,
 ) -> ClusterChange {
-    let mut needed = cluster.spec.needed();
     let mut members: BTreeSet<Incarnation> = promises
         .values()
         // In an asynchronous cluster nobody counts.
@@ -72,16 +72,17 @@ pub(crate) fn choice(
         .filter(|answer| !must_rebuild.contains(&answer.incarnation.member))
         .map(|answer| answer.incarnation)
         .collect();
-    let mut rebuild = Vec::new();
-    if cluster.is_short_of_copies() {
-        // A person has accepted fewer copies: nobody who is away is waited for beyond those, and whoever is here counts. Fewer
-        // than the last configuration has would again be a person's to accept.
-        let held = cluster.configs.last().map_or(needed, |config| config.sync_set.needed);
-        needed = needed.min(u8::try_from(members.len()).unwrap_or(u8::MAX).max(held));
-        if needed == 0 {
-            members.clear();
-        }
+    // Never more than was asked for last, or than are here to acknowledge: what is still being raised is raised again under
+    // the new leader. Never fewer than are here either: a leader that was left alone for want of standbys has these now. After
+    // one that was to acknowledge alone, or went on with fewer and must not any more, all of it.
+    let waits_again = |config: &&EpochConfig| config.degraded && cluster.spec.durability == Durability::Strict;
+    let last = cluster.configs.last().filter(|config| !config.asynchronous && !waits_again(config));
+    let here = u8::try_from(members.len()).unwrap_or(u8::MAX);
+    let needed = cluster.spec.needed().min(last.map_or(u8::MAX, |config| config.sync_set.needed.max(here)));
+    if needed == 0 {
+        members.clear();
     }
+    let mut rebuild = Vec::new();
     if members.len() < usize::from(needed) {
         for member in cluster.members.values().filter(|member| member.id != chosen.incarnation.member) {
             if members.contains(&member.current()) {

@@ -1,10 +1,11 @@
 //! Is the leader still there? Told apart: its Postgres ended (its guard's word), its node closed its connections, its node
 //! is silent, or it runs and its standbys cannot reach it. Only the first needs no witness.
 
+use crate::cut_off;
 use crate::lease;
-use crate::observed::{Memory, Observed, Policy, Presence, hears, witnesses};
+use crate::observed::{Memory, Observed, Policy, Presence, witnesses};
 use pgstead_types::record::{ClusterRecord, EpochReason};
-use pgstead_types::report::{PostgresSeen, PrimarySeen, Upstream};
+use pgstead_types::report::{PostgresSeen, PrimarySeen};
 use pgstead_types::{Finding, MemberId, Tick};
 
 /// What is concluded of the leader of a promoted or confirmed epoch.
@@ -124,27 +125,24 @@ fn cut<'a>(
     leader: MemberId,
     primary: &'a PrimarySeen,
 ) -> LeaderSeen<'a> {
-    let Some(config) = cluster.config() else { return LeaderSeen::Runs(primary) };
-    // Whom Postgres counts now. A member is recorded before it is loaded, and until then it lets no commit through.
-    let set = primary.sync_set.as_ref().unwrap_or(&config.sync_set);
-    // Standbys of the set that are here, were told to stream from this leader, and hear nothing. A receiver that is
-    // still trying to connect hears nothing either, and what the leader's senders say of a cut connection is old.
-    let told = Upstream { leader, epoch: cluster.epoch };
-    let cut_off = set.members.iter().filter(|life| {
-        observed.fresh(cluster, life.member, policy).and_then(|report| report.as_standby()).is_some_and(|standby| {
-            let age = observed.report_age(cluster, life.member);
-            standby.upstream == Some(told) && hears(standby, told, age, policy).is_none()
-        })
-    });
+    // Before it is confirmed, what its set still lacks has other causes as well: see `promotion`.
+    if !cluster.is_confirmed() {
+        return LeaderSeen::Runs(primary);
+    }
+    let Some(set) = cut_off::counted(cluster, primary) else { return LeaderSeen::Runs(primary) };
+    let deaf = cut_off::deaf(cluster, observed, policy, leader, set).count();
     // With so many deaf, no commit can be acknowledged.
-    if set.needed == 0 || !cluster.is_confirmed() || cut_off.count() < set.promises_needed() {
+    if set.needed == 0 || deaf < set.promises_needed() {
         memory.cut = None;
         return LeaderSeen::Runs(primary);
     }
     let since = *memory.cut.get_or_insert(observed.now);
     let until = since + policy.cut_patience;
-    let text = "the leader runs and its standbys, which are well, cannot reach it".to_string();
-    let finding = Finding::error("cut_from_standbys", text).on_cluster(cluster.id).on_member(leader);
+    // Where nobody else can be elected, or not yet, another epoch would only stop what is left.
+    if observed.now >= until && !cut_off::another_could_lead(cluster, observed, policy, leader) {
+        return LeaderSeen::Runs(primary);
+    }
+    let finding = cut_off::finding(cluster, leader);
     if observed.now >= until {
         LeaderSeen::Lost { reason: EpochReason::CutFromStandbys, finding }
     } else {

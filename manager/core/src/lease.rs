@@ -7,10 +7,12 @@
 //! predecessors, and waits for as long as the longest of them can last.
 
 use crate::candidate::Promises;
+use crate::decide::Plan;
 use crate::election;
 use crate::observed::{Memory, Observed, Policy};
 use crate::quorum::{Missing, electable_but};
-use pgstead_types::record::{ClusterChange, ClusterRecord, EpochConfig, EpochReason, PossibleLoss};
+use crate::sync_set;
+use pgstead_types::record::{ClusterRecord, EpochConfig, EpochReason, PossibleLoss};
 use pgstead_types::report::{DataSeen, PostgresSeen, PrimarySeen, PromiseAnswer};
 use pgstead_types::{Epoch, Finding, Incarnation, MemberId, Tick};
 use std::collections::BTreeSet;
@@ -188,19 +190,30 @@ pub(crate) fn may_have_lost(cluster: &ClusterRecord) -> Option<Finding> {
 }
 
 /// Between waiting for standbys and not waiting for them there is only a planned epoch: the leader stops cleanly, promises,
-/// and is chosen again under the other rule.
+/// and is chosen again under the other rule. Where commits are to wait for standbys from then on, these must be here first:
+/// the epoch is confirmed, and clients let in, only when so many have its beginning.
 pub(crate) fn change_of_kind(
     cluster: &ClusterRecord,
     observed: &Observed,
     policy: &Policy,
+    primary: &PrimarySeen,
     leader: MemberId,
-) -> Option<ClusterChange> {
+) -> Option<Plan> {
     let config = cluster.config()?;
-    let wanted = cluster.spec.is_asynchronous();
-    if config.asynchronous == wanted || cluster.members.len() < 2 {
+    if config.asynchronous == cluster.spec.is_asynchronous() || cluster.members.len() < 2 {
         return None;
     }
-    election::begin(cluster, observed, policy, EpochReason::SyncSetChange, Some(leader)).change
+    let standbys = cluster.members.values().filter(|member| member.id != leader);
+    let here = standbys.filter(|member| sync_set::caught_up(primary, member.current())).count();
+    let needed = if cluster.spec.is_asynchronous() { 0 } else { usize::from(cluster.spec.needed()) };
+    if here < needed {
+        let text = format!(
+            "commits still wait for nobody: they are to wait for {needed} standbys, and {here} stream and have caught up"
+        );
+        return Some(Plan::wait(Finding::warning("short_of_copies", text).on_cluster(cluster.id)));
+    }
+    let change = election::begin(cluster, observed, policy, EpochReason::SyncSetChange, Some(leader)).change?;
+    Some(Plan::change(change))
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 
 mod candidate;
 mod change_leader;
+mod cut_off;
 mod decide;
 mod deletion;
 mod election;
@@ -23,6 +24,7 @@ mod schedule;
 mod steady;
 mod switchover;
 mod switchover_check;
+mod sync_set;
 
 pub use decide::{Plan, decide};
 pub use forced::{CandidateSeen, ForcedCheck, check_forced};

@@ -48,6 +48,12 @@ pub struct Policy {
     pub brake: Duration,
     /// How long nodes may run primaries without hearing from a controller.
     pub lease: LeaseTimes,
+    /// A standby that has not streamed for so long leaves the sync set while enough others stream. Shorter than a
+    /// restart would only make it leave and come back.
+    pub shrink_after: Duration,
+    /// Where commits may go on with fewer standbys, they wait for so long before. Longer than `cut_patience`, so that a
+    /// leader that its standbys cannot reach is replaced first.
+    pub degrade_after: Duration,
 }
 
 impl Default for Policy {
@@ -71,6 +77,8 @@ impl Default for Policy {
             lost_window: Duration::from_secs(600),
             brake: Duration::from_secs(30),
             lease: LeaseTimes::default(),
+            shrink_after: Duration::from_secs(30),
+            degrade_after: Duration::from_secs(8),
         }
     }
 }
@@ -281,6 +289,8 @@ pub struct Memory {
     pub(crate) lease_until: Option<Tick>,
     /// How far the asynchronous leader of that epoch had flushed, by its last report.
     pub(crate) flushed: Option<(Epoch, Lsn)>,
+    /// Of the present leader's sync set.
+    pub(crate) set: crate::sync_set::SetMemory,
 }
 
 impl Memory {

@@ -1,15 +1,21 @@
 //! A leader is chosen: see it promoted to its timeline, then see `k` of its set flush past its end of recovery.
 
 use crate::change_leader;
+use crate::cut_off;
 use crate::decide::Plan;
 use crate::election;
 use crate::health;
 use crate::leader_lost::{LeaderSeen, leader_seen};
+use crate::lease;
 use crate::observed::{Memory, Observed, Policy, Presence};
 use crate::steady::{leave_set, why_rebuild};
-use pgstead_types::record::{ClusterChange, ClusterRecord, EpochConfig, EpochReason, HistoryEntry, MemberRecord};
+use crate::sync_set;
+use pgstead_types::record::{
+    ClusterChange, ClusterRecord, EpochConfig, EpochReason, HistoryEntry, MemberRecord, SyncSet,
+};
 use pgstead_types::report::PrimarySeen;
-use pgstead_types::{Finding, MemberId, Step, Tick};
+use pgstead_types::{Finding, Incarnation, MemberId, Step, Tick};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// So many failed attempts to promote make another election worthwhile.
@@ -122,21 +128,79 @@ pub(crate) fn await_confirmation(
     let primary = match leader_seen(cluster, observed, policy, memory, leader) {
         LeaderSeen::Runs(primary) => primary,
         LeaderSeen::Unsure { until, finding } => {
+            memory.set.interrupted();
             let plan = Plan::wait(finding);
             return until.map_or(plan.clone(), |until| plan.until(until));
         }
         LeaderSeen::Lost { reason, finding } => {
+            memory.set.interrupted();
             return change_leader::after_loss(cluster, observed, policy, memory, leader, reason, finding);
         }
     };
     let (Some(config), Some(promotion)) = (cluster.config(), cluster.promotion()) else { return Plan::default() };
-    let flushed = flushed_past(cluster, primary, promotion);
-    if flushed >= usize::from(config.sync_set.needed) {
-        return Plan::change(ClusterChange::Confirm { epoch: cluster.epoch });
-    }
-    if let Some(plan) = rechoose(cluster, observed, policy, memory, leader, config) {
+    // Where nobody is to be waited for any more, an epoch of the other kind is confirmed at once.
+    if cluster.spec.is_asynchronous()
+        && let Some(plan) = lease::change_of_kind(cluster, observed, policy, primary, leader)
+        && plan.change.is_some()
+    {
         return plan;
     }
+    let flushed = flushed_past(cluster, primary, promotion);
+    if flushed >= usize::from(config.sync_set.needed) {
+        memory.cut = None;
+        memory.set.interrupted();
+        return Plan::change(ClusterChange::Confirm { epoch: cluster.epoch });
+    }
+    let cut = cut_off::unconfirmed(cluster, observed, policy, memory, leader, primary).unwrap_or_default();
+    if cut.change.is_some() || !cut.findings.is_empty() {
+        return cut;
+    }
+    let degrades = degrade(cluster, observed, policy, memory, primary, promotion);
+    if degrades.change.is_some() || !degrades.findings.is_empty() {
+        return degrades;
+    }
+    let plan = rechoose(cluster, observed, policy, memory, leader, config);
+    let plan = plan.unwrap_or_else(|| awaiting_confirmation(cluster, config, flushed, leader));
+    match cut.wake_at.into_iter().chain(degrades.wake_at).min() {
+        Some(at) if plan.change.is_none() => plan.until(at),
+        _ => plan,
+    }
+}
+
+/// Where commits may go on with fewer: so they do, after a while, with those who have the end of recovery. Nothing is
+/// acknowledged in this epoch yet, and the leader has all that was before. Before that another leader is tried, where
+/// standbys are here that cannot reach this one.
+fn degrade(
+    cluster: &ClusterRecord,
+    observed: &Observed,
+    policy: &Policy,
+    memory: &mut Memory,
+    primary: &PrimarySeen,
+    promotion: &HistoryEntry,
+) -> Plan {
+    let Some(config) = cluster.config().filter(|_| !lease::is_asynchronous(cluster)) else { return Plan::default() };
+    let leader = config.leader.member;
+    if !sync_set::may_degrade(cluster, observed, leader) {
+        return Plan::default();
+    }
+    let until = memory.set.short_since(cluster.epoch, observed) + policy.degrade_after;
+    if observed.now < until {
+        return Plan::default().until(until);
+    }
+    if let Some(plan) = cut_off::rather_than_degrade(cluster, observed, policy, memory, leader, primary) {
+        return plan;
+    }
+    let loaded = config.loaded();
+    let has_it = |life: &&Incarnation| sync_set::flushed_past(primary, **life, promotion.end_of_recovery);
+    let members: BTreeSet<Incarnation> = loaded.members.iter().filter(has_it).copied().collect();
+    let set = SyncSet { needed: u8::try_from(members.len()).unwrap_or(u8::MAX), members };
+    if set == *loaded || (set.needed == 0 && !sync_set::counts_lease(cluster, observed, policy, leader)) {
+        return Plan::default();
+    }
+    Plan::change(ClusterChange::SetSyncSet { epoch: cluster.epoch, set })
+}
+
+fn awaiting_confirmation(cluster: &ClusterRecord, config: &EpochConfig, flushed: usize, leader: MemberId) -> Plan {
     let text = format!(
         "epoch {} has {flushed} of {} acknowledgements that it needs before clients are let in",
         cluster.epoch, config.sync_set.needed
@@ -211,12 +275,6 @@ fn flushed_past(cluster: &ClusterRecord, primary: &PrimarySeen, promotion: &Hist
         .sync_set
         .members
         .iter()
-        .filter(|life| {
-            primary.senders.iter().any(|sender| {
-                sender.incarnation == Some(**life)
-                    && sender.streaming
-                    && sender.flushed.is_some_and(|flushed| flushed >= promotion.end_of_recovery)
-            })
-        })
+        .filter(|life| sync_set::flushed_past(primary, **life, promotion.end_of_recovery))
         .count()
 }

@@ -37,17 +37,16 @@ pub(crate) fn electable_but(
     promised: &BTreeSet<Incarnation>,
     over: &BTreeSet<Epoch>,
 ) -> Result<(), Option<Missing>> {
-    // Somebody must be there to be chosen, whoever need not be asked.
-    if configs.is_empty() || (promised.is_empty() && configs.iter().all(|config| over.contains(&config.epoch))) {
-        return Err(None);
-    }
     let mut missing = None;
     // The latest first: its leader's promise ends the question.
-    for config in configs.iter().rev() {
+    for (earlier, config) in configs.iter().enumerate().rev() {
         if promised.contains(&config.leader) {
             break;
         }
-        if config.asynchronous && over.contains(&config.epoch) {
+        if config.asynchronous && config.sync_set.members.is_empty() && over.contains(&config.epoch) {
+            continue;
+        }
+        if earlier > 0 && is_leader_alone(config) {
             continue;
         }
         let heard = config.sync_set.members.intersection(promised).count();
@@ -58,7 +57,19 @@ pub(crate) fn electable_but(
             missing = Some(Missing { epoch: config.epoch, leader: config.leader, absent, more: needed - heard });
         }
     }
-    missing.map_or(Ok(()), |missing| Err(Some(missing)))
+    match missing {
+        Some(missing) => Err(Some(missing)),
+        // Somebody must be there to be chosen, whoever need not be asked.
+        None if configs.is_empty() || promised.is_empty() => Err(None),
+        None => Ok(()),
+    }
+}
+
+/// Nobody but its leader could speak for such a configuration. Where it follows another one it was never confirmed, and never
+/// will be, for an epoch is open: no client was let in and nothing was acknowledged in it. So it need not be asked. One that
+/// was confirmed, and may have acknowledged alone, is the first.
+fn is_leader_alone(config: &EpochConfig) -> bool {
+    config.sync_set.needed == 0 && !config.asynchronous
 }
 
 fn promises_needed(set: &SyncSet) -> usize {
@@ -86,6 +97,8 @@ mod tests {
             sync_set: SyncSet { members: lives(set), needed },
             asynchronous: false,
             possible_loss: None,
+            degraded: false,
+            target: None,
         }
     }
     fn alone(epoch: u64, leader: u128) -> EpochConfig {
@@ -142,6 +155,22 @@ mod tests {
         let configs = [config(1, 1, &[], 0)];
         assert!(electable(&configs, &lives(&[])).is_err());
         assert!(electable(&configs, &lives(&[1])).is_ok());
+    }
+
+    #[test]
+    fn a_leader_alone_that_was_never_confirmed_has_acknowledged_nothing() {
+        // 2 was chosen after 1, came down to nobody, and died before that was confirmed.
+        let configs = [config(1, 1, &[2], 1), config(2, 2, &[], 0)];
+        assert!(electable(&configs, &lives(&[1])).is_ok());
+        assert!(electable(&configs, &lives(&[2])).is_ok(), "its own promise still speaks for everything before");
+        assert_eq!(electable(&configs, &lives(&[3])).unwrap_err().unwrap().epoch, Epoch(1));
+        // The same one confirmed is the first, and may have acknowledged alone.
+        assert!(electable(&configs[1..], &lives(&[1, 3])).is_err());
+        assert_eq!(electable(&configs[1..], &lives(&[])).unwrap_err().unwrap().epoch, Epoch(2));
+        // Nobody is nobody, whoever need not be asked.
+        let configs = [alone(1, 1), config(2, 2, &[], 0)];
+        assert_eq!(electable_but(&configs, &lives(&[]), &[Epoch(1)].into()), Err(None));
+        assert!(electable_but(&configs, &lives(&[3]), &[Epoch(1)].into()).is_ok());
     }
 
     #[test]

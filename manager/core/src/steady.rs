@@ -7,14 +7,12 @@ use crate::health;
 use crate::leader_lost::{LeaderSeen, leader_seen};
 use crate::lease;
 use crate::observed::{Memory, Observed, Policy};
-use crate::{change_leader, recovered, restart, schedule, switchover};
+use crate::{change_leader, recovered, restart, schedule, switchover, sync_set};
 use pgstead_types::record::{ClusterChange, ClusterRecord, EpochConfig, EpochReason, MemberRecord};
 use pgstead_types::report::{ClientAccess, PrimarySeen};
-use pgstead_types::{Bytes, Finding, Incarnation, MemberId};
+use pgstead_types::spec::Durability;
+use pgstead_types::{Finding, Incarnation, MemberId};
 use std::collections::BTreeMap;
-
-/// A standby within this of the leader's log has caught up: it flushes the rest in a moment.
-const CAUGHT_UP: Bytes = Bytes(1 << 20);
 
 pub(crate) fn plan(
     cluster: &ClusterRecord,
@@ -30,24 +28,37 @@ pub(crate) fn plan(
             false => switchover.to != leader,
         }
     {
+        memory.set.interrupted();
         return switchover::plan(cluster, observed, policy, memory, switchover, leader, None);
     }
     let primary = match leader_seen(cluster, observed, policy, memory, leader) {
         LeaderSeen::Runs(primary) => primary,
         LeaderSeen::Unsure { until, finding } => {
+            memory.set.interrupted();
             let plan = Plan::wait(finding);
             return until.map_or(plan.clone(), |until| plan.until(until));
         }
         LeaderSeen::Lost { reason, finding } => {
+            memory.set.interrupted();
             return change_leader::after_loss(cluster, observed, policy, memory, leader, reason, finding);
         }
     };
     memory.failed.clear();
     if let Some(plan) = change_leader::leave_unwell(cluster, observed, policy, memory, leader) {
+        memory.set.interrupted();
         return plan;
     }
+    // Before the members are tended: between the two kinds nothing changes in place.
+    let nothing_asked = cluster.switchover.is_none() && cluster.restart.is_none();
+    let kind = lease::change_of_kind(cluster, observed, policy, primary, leader).filter(|_| nothing_asked);
+    let lacking = match kind {
+        Some(plan) if plan.change.is_some() => return plan,
+        Some(plan) => plan.findings,
+        None => Vec::new(),
+    };
     let mut plan = tend_members(cluster, observed, policy, memory, primary, leader);
     plan.findings.extend(health::findings(cluster, observed));
+    plan.findings.extend(lacking);
     if !plan.settled() {
         return plan;
     }
@@ -62,13 +73,18 @@ pub(crate) fn plan(
         next.findings.extend(plan.findings);
         return next;
     }
-    if let Some(change) = lease::change_of_kind(cluster, observed, policy, leader) {
-        return Plan::change(change);
-    }
     let everyone_streams =
         cluster.members.values().filter(|member| member.id != leader).all(|member| streams(primary, member));
     let serves = everyone_streams && primary.access == ClientAccess::Open;
     if let (Some(operation), true) = (cluster.creating, serves) {
+        plan.ended = Some((operation, None));
+        return plan;
+    }
+    if let (Some(operation), Some(config)) = (cluster.updating, cluster.config())
+        && config.target.is_none()
+        && config.sync_set.needed == cluster.spec.needed()
+        && config.asynchronous == cluster.spec.is_asynchronous()
+    {
         plan.ended = Some((operation, None));
         return plan;
     }
@@ -98,9 +114,11 @@ fn tend_members(
     primary: &PrimarySeen,
     leader: MemberId,
 ) -> Plan {
-    let mut plan = Plan::default();
-    let mut ready = 0;
-    let Some(config) = cluster.config() else { return plan };
+    let Some(config) = cluster.config() else { return Plan::default() };
+    let mut plan = sync_set::plan(cluster, observed, policy, memory, primary, leader);
+    if !plan.settled() {
+        return plan;
+    }
     plan.findings.extend(doubled_senders(cluster, primary));
     for member in cluster.members.values().filter(|member| member.id != leader) {
         let in_set = config.sync_set.members.contains(&member.current());
@@ -120,6 +138,12 @@ fn tend_members(
                     .with(Finding::error("rebuilt_in_vain", text).on_cluster(cluster.id).on_member(member.id));
                 continue;
             }
+            if in_set && can_do_without(cluster, primary, config, member) {
+                let text = format!("{} must be made anew ({why}) and leaves the sync set first", member.name);
+                let finding = Finding::warning("leaving_sync_set", text);
+                plan.findings.push(finding.on_cluster(cluster.id).on_member(member.id));
+                continue;
+            }
             health::note_rebuild(cluster, policy, memory, member, observed.now);
             if !in_set {
                 return Plan::change(ClusterChange::Rebuild {
@@ -130,57 +154,23 @@ fn tend_members(
             }
             return leave_set(cluster, observed, policy, member, leader, &why);
         }
-        let Some(sender) = primary.senders.iter().find(|sender| sender.incarnation == Some(member.current())) else {
+        if !streams(primary, member) {
             let text = format!("{} does not stream from the leader", member.name);
             plan.findings.push(Finding::warning("not_streaming", text).on_cluster(cluster.id).on_member(member.id));
-            continue;
-        };
-        let caught_up =
-            sender.streaming && sender.flushed.is_some_and(|flushed| primary.flushed.bytes_since(flushed) <= CAUGHT_UP);
-        if lease::is_asynchronous(cluster) {
-            // Nobody counts; it only streams.
-            continue;
-        }
-        // With fewer copies than the spec asks for, the set is made whole by an epoch, all of it at once.
-        if !in_set && caught_up && !cluster.is_short_of_copies() {
-            // Recorded first: the election's quorum grows before Postgres can count the newcomer.
-            return Plan::change(ClusterChange::AddToSyncSet { epoch: cluster.epoch, incarnation: member.current() });
-        }
-        if !in_set {
+        } else if !in_set && !lease::is_asynchronous(cluster) {
             let text = format!("{} streams and does not count yet: it is catching up", member.name);
             plan.findings.push(Finding::info("catching_up", text).on_cluster(cluster.id).on_member(member.id));
         }
-        ready += usize::from(caught_up);
-    }
-    if cluster.is_short_of_copies() {
-        return make_whole(cluster, observed, policy, leader, ready, plan);
     }
     plan
 }
 
-/// Since a forced failover fewer acknowledge than the spec asks for. When enough standbys have caught up, an election with
-/// the same leader preferred gives it a whole set: Postgres never counts anyone whom the record does not ask.
-fn make_whole(
-    cluster: &ClusterRecord,
-    observed: &Observed,
-    policy: &Policy,
-    leader: MemberId,
-    ready: usize,
-    mut plan: Plan,
-) -> Plan {
-    let needed = usize::from(cluster.spec.needed());
-    let held = cluster.config().map_or(0, |config| config.sync_set.needed);
-    let text = format!(
-        "since a forced failover a commit is acknowledged by {held} standbys and not by {needed}: {ready} have caught up"
-    );
-    plan.findings.push(Finding::warning("short_of_copies", text).on_cluster(cluster.id));
-    let busy = cluster.switchover.is_some() || cluster.restart.is_some();
-    if ready < needed || busy || health::is_corrupted(cluster, observed, leader) {
-        return plan;
-    }
-    let mut next = election::begin(cluster, observed, policy, EpochReason::SyncSetChange, Some(leader));
-    next.findings.extend(plan.findings);
-    next
+/// Whether a member leaves the set in place: others stream that can acknowledge, or commits may do with fewer in a moment.
+fn can_do_without(cluster: &ClusterRecord, primary: &PrimarySeen, config: &EpochConfig, broken: &MemberRecord) -> bool {
+    let others = config.loaded().members.iter().filter(|life| life.member != broken.id).filter(|life| {
+        cluster.members.get(&life.member).is_some_and(|member| member.current() == **life && streams(primary, member))
+    });
+    cluster.spec.durability == Durability::Available || others.count() >= usize::from(config.loaded().needed)
 }
 
 /// Why a member cannot go on with the data that it has.
@@ -213,9 +203,9 @@ pub(crate) fn why_rebuild(
     }
 }
 
-/// A member of the set must leave it before it forgets. An election with the same leader preferred does that by the one
-/// mechanism that is known to be safe. It costs the cluster a moment while other standbys can acknowledge; where none
-/// can, writes wait already, and would for ever: the leader's own promise elects it with the member's next incarnation.
+/// A member of the set must leave it before it forgets. Where the others stream, it does so in place. Where they cannot
+/// acknowledge without it, writes wait already, and would for ever: an election in which the leader's own promise is
+/// enough names the member's next incarnation.
 pub(crate) fn leave_set(
     cluster: &ClusterRecord,
     observed: &Observed,

@@ -255,6 +255,18 @@ impl Backend for NodeBackend {
         Ok(Accepted { operation, cluster })
     }
 
+    async fn update_cluster(
+        &self,
+        cluster: ClusterId,
+        spec: ClusterSpec,
+        revision: Option<u64>,
+    ) -> Result<Accepted, Rejected> {
+        let operation = OperationId::from_uuid(Uuid::now_v7());
+        let change = ClusterChange::UpdateSpec { operation, spec: Box::new(spec) };
+        self.change(cluster, revision, change).await?;
+        Ok(Accepted { operation, cluster })
+    }
+
     async fn restart_cluster(&self, cluster: ClusterId, revision: Option<u64>) -> Result<Accepted, Rejected> {
         let operation = OperationId::from_uuid(Uuid::now_v7());
         self.change(cluster, revision, ClusterChange::RequestRestart { operation }).await?;

@@ -37,6 +37,18 @@ pub fn render(node: NodeId, record: &Record, raft: Leadership, view: Option<&Vie
         "Whether the present epoch has a confirmed leader.",
         clusters().map(|c| (label(c), flag(c.is_confirmed()))).collect(),
     );
+    family(
+        "pgstead_cluster_sync_replicas_needed",
+        "Standbys that must have a commit on disk before it is acknowledged, as it is now.",
+        clusters().filter_map(|c| Some((label(c), f64::from(c.configs.last()?.sync_set.needed)))).collect(),
+    );
+    family(
+        "pgstead_cluster_degraded",
+        "Whether commits are acknowledged with fewer standbys than the spec asks for.",
+        clusters()
+            .filter_map(|c| Some((label(c), flag(c.configs.last()?.sync_set.needed < c.spec.needed()))))
+            .collect(),
+    );
     let Some(view) = view else { return text };
     let silent = |seen: &pgstead_core::NodeSeen| now.since(seen.heard).as_secs_f64();
     let nodes = view.observed.nodes.iter().map(|(node, seen)| (format!("node=\"{node}\""), silent(seen))).collect();

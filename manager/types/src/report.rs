@@ -31,6 +31,10 @@ pub struct NodeReport {
 pub struct MemberReport {
     pub cluster: ClusterId,
     pub member: MemberId,
+    /// Revision of the cluster's record at or after which all of this was seen, and by which nothing is still being done
+    /// that an older record has ordered. 0 from a daemon that does not say.
+    #[serde(default)]
+    pub revision: u64,
     /// Whether the member's volume is on this node.
     pub volume_present: bool,
     pub data: DataSeen,
@@ -45,6 +49,9 @@ pub struct MemberReport {
     /// The switchover for which the leader has written a checkpoint.
     #[serde(default)]
     pub checkpointed: Option<OperationId>,
+    /// The record by which a sync set was loaded last, while it led, from the node's own notes. It loads none by an older one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub set_by: Option<SetBy>,
     /// The lease that the member's guard counts: at its end it stops Postgres. `None` where it counts none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lease: Option<LeaseSeen>,
@@ -61,6 +68,14 @@ pub struct MemberReport {
     pub troubles: Vec<Trouble>,
     #[serde(default)]
     pub findings: Vec<Finding>,
+}
+
+/// A cluster's record, by the order in which it changes within an epoch. Epochs come first: a record that was recovered counts
+/// its revisions from an earlier one, in a later epoch.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+pub struct SetBy {
+    pub epoch: Epoch,
+    pub revision: u64,
 }
 
 /// What is left of a lease, when the report was made.

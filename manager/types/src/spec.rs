@@ -32,8 +32,6 @@ pub enum SpecError {
         "durability = asynchronous needs no standby, and sync_replicas = {asked} asks for some; leave one of them out"
     )]
     AsynchronousWithReplicas { asked: u8 },
-    #[error("durability = {durability} is not offered by this version; expected strict or asynchronous")]
-    NotOffered { durability: Durability },
     #[error("the setting {name} belongs to pgstead ({why}); remove it from settings")]
     OwnedSetting { name: String, why: &'static str },
     #[error(
@@ -190,10 +188,7 @@ impl ClusterSpec {
             (Durability::Strict | Durability::Available, _) if standbys > 0 && self.needed() == 0 => {
                 return Err(SpecError::NoSyncReplicas { members: self.members, durability: self.durability });
             }
-            (Durability::Available, _) => {
-                return Err(SpecError::NotOffered { durability: self.durability });
-            }
-            (Durability::Strict | Durability::Asynchronous, _) => {}
+            (Durability::Strict | Durability::Available | Durability::Asynchronous, _) => {}
         }
         check_identifier(&self.database)?;
         check_identifier(&self.owner)?;

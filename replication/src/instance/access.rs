@@ -20,7 +20,7 @@ impl Instance {
         let _changing = self.changing.lock().await;
         let shape = Shape { access: ClientAccess::Open, ..self.wanted() };
         let (_, generation) = self.load_shape(shape).await?;
-        self.note_seen(generation)
+        self.note_access_seen(generation)
     }
 
     /// Keeps new clients out and ends the ones that are in.
@@ -29,7 +29,7 @@ impl Instance {
         let shape = Shape { access: ClientAccess::Holding, ..self.wanted() };
         let (sql, generation) = self.load_shape(shape).await?;
         self.end_clients(&sql).await?;
-        self.note_seen(generation)
+        self.note_access_seen(generation)
     }
 
     /// Makes the leader's sync set, slots and replication identities those of the record. `epoch` is the leader's.
@@ -39,6 +39,18 @@ impl Instance {
         sync_set: &SyncSet,
         admitted: &BTreeSet<Incarnation>,
     ) -> Result<(), InstanceError> {
+        self.update_sync_set_unless(epoch, sync_set, admitted, std::future::pending()).await
+    }
+
+    /// [`Instance::update_sync_set`]. Where commits did not wait before, it takes two checkpoints, minutes on a large
+    /// Postgres: it gives up as soon as `overtaken` ends, and the set is not in effect then.
+    pub async fn update_sync_set_unless(
+        &self,
+        epoch: Epoch,
+        sync_set: &SyncSet,
+        admitted: &BTreeSet<Incarnation>,
+        overtaken: impl Future<Output = ()> + Send,
+    ) -> Result<(), InstanceError> {
         let _changing = self.changing.lock().await;
         let sql = Sql::connect(&self.config()).await?;
         if sql.is_in_recovery().await? {
@@ -46,10 +58,9 @@ impl Instance {
         }
         // Slots first: whoever is admitted finds its own.
         self.ensure_slots(&sql, admitted).await?;
-        let before = self.applied().seen.and_then(|seen| match seen.sync_names {
-            SyncNames::Set(set) => Some(set),
-            SyncNames::Nobody => None,
-        });
+        // Known only when the last change of it was seen through: one that was cut short may have reached some senders.
+        let applied = self.applied();
+        let before = applied.seen.map(|seen| seen.sync_names).filter(|_| !applied.senders_pending);
         let admitted = Admitted { epoch, incarnations: admitted.clone() };
         let shape =
             Shape { sync_names: SyncNames::Set(sync_set.clone()), admitted: Some(admitted.clone()), ..self.wanted() };
@@ -57,21 +68,44 @@ impl Instance {
         self.end_senders(&sql, Some(&admitted)).await?;
         // Each WAL sender reads its configuration by itself, and with the old number it would release commits too early.
         // Nothing shows which number it goes by, so all dial in again when more acknowledgements are needed than before.
-        if before.as_ref().is_none_or(|before| before.needed < sync_set.needed) {
+        let before_needed = match &before {
+            Some(SyncNames::Set(set)) => Some(set.needed),
+            Some(SyncNames::Nobody) => Some(u8::MAX),
+            None => None,
+        };
+        if before_needed.is_none_or(|before| before < sync_set.needed) {
             self.end_senders(&sql, None).await?;
         }
-        self.senders_know(&sql, sync_set).await?;
+        let left = match &before {
+            Some(SyncNames::Set(before)) => before.members.difference(&sync_set.members).copied().collect(),
+            Some(SyncNames::Nobody) | None => BTreeSet::new(),
+        };
+        self.senders_know(&sql, sync_set, &left).await?;
+        // Whether commits wait at all is for the checkpointer to say to the backends, when it has seen the reload. It looks
+        // before each checkpoint; the one that it may be writing by the first request began before.
+        if sync_set.needed > 0 && before_needed.is_none_or(|before| before == 0) {
+            tokio::select! {
+                checkpointed = two_checkpoints(&sql) => checkpointed?,
+                () = overtaken => return Err(InstanceError::Overtaken),
+            }
+        }
         self.drop_slots(&sql, &admitted.incarnations).await?;
         self.note_seen(generation)
     }
 
-    /// Waits until every WAL sender counts as synchronous exactly when the set names it.
-    async fn senders_know(&self, sql: &Sql, sync_set: &SyncSet) -> Result<(), InstanceError> {
-        let names: Vec<String> = sync_set.members.iter().map(|member| format!("'{member}'")).collect();
-        let listed =
-            if names.is_empty() { "false".to_string() } else { format!("application_name IN ({})", names.join(", ")) };
+    /// Waits until every WAL sender counts as synchronous exactly when the set names it. One whose standby has not said yet
+    /// how far it is shows no priority, whatever it has loaded; if it is one of those who have `left` the set, that is
+    /// waited for, a moment after it has connected.
+    async fn senders_know(
+        &self,
+        sql: &Sql,
+        sync_set: &SyncSet,
+        left: &BTreeSet<Incarnation>,
+    ) -> Result<(), InstanceError> {
+        let (listed, left) = (named(&sync_set.members), named(left));
         let text = format!(
-            "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming' AND (sync_priority > 0) <> ({listed})"
+            "SELECT count(*) FROM pg_stat_replication WHERE state IN ('startup', 'catchup', 'streaming', 'stopping') \
+             AND CASE WHEN flush_lsn IS NULL THEN {left} ELSE (sync_priority > 0) <> ({listed}) END"
         );
         let begun = Tick::now();
         loop {
@@ -129,4 +163,20 @@ impl Instance {
         let sql = Sql::connect(&self.config()).await?;
         sql.values_within("write a checkpoint", "CHECKPOINT", CHECKPOINT_TIME_MAX).await.map(drop)
     }
+}
+
+async fn two_checkpoints(sql: &Sql) -> Result<(), InstanceError> {
+    for _ in 0..2 {
+        sql.values_within("let the checkpointer see the sync set", "CHECKPOINT", CHECKPOINT_TIME_MAX).await?;
+    }
+    Ok(())
+}
+
+/// A condition on `pg_stat_replication`: one of these.
+fn named(incarnations: &BTreeSet<Incarnation>) -> String {
+    if incarnations.is_empty() {
+        return "false".to_string();
+    }
+    let names: Vec<String> = incarnations.iter().map(|one| format!("'{one}'")).collect();
+    format!("application_name IN ({})", names.join(", "))
 }

@@ -68,6 +68,10 @@ pub struct Applied {
     pub wanted: Shape,
     /// The shape last seen in effect; `None` when that is not known.
     pub seen: Option<Shape>,
+    /// The sync set or who is admitted was changed, and not every WAL sender was seen to go by it. Stays through whatever
+    /// else is changed meanwhile, also where what is wanted becomes what was seen before.
+    #[serde(default)]
+    pub senders_pending: bool,
     /// By the control file at the last start: settings that a standby must not be below.
     #[serde(default)]
     pub floors: BTreeMap<String, u64>,
@@ -102,6 +106,7 @@ impl Applied {
             generation: 0,
             wanted: Shape::at_start(ClientAccess::Open),
             seen: None,
+            senders_pending: true,
             floors: BTreeMap::new(),
             presented: None,
         })
@@ -110,7 +115,7 @@ impl Applied {
     #[cfg(test)]
     fn fresh(wanted: &Shape, seen: Option<&Shape>) -> Self {
         let (wanted, seen) = (wanted.clone(), seen.cloned());
-        Self { generation: 1, wanted, seen, floors: BTreeMap::new(), presented: None }
+        Self { generation: 1, wanted, seen, senders_pending: false, floors: BTreeMap::new(), presented: None }
     }
     pub fn save(&self, config: &InstanceConfig) -> io::Result<()> {
         files::replace_json(&config.run_file("applied.json"), self, config.owner(), Survives::Processes)
@@ -118,6 +123,27 @@ impl Applied {
 
     fn settled(&self) -> bool {
         self.seen.as_ref() == Some(&self.wanted)
+    }
+    /// Takes note of what is to be written.
+    pub fn want(&mut self, wanted: Shape) {
+        let for_senders = |shape: &Shape| (shape.sync_names.clone(), shape.admitted.clone());
+        let before = for_senders(&self.wanted);
+        self.senders_pending |= for_senders(&wanted) != before || self.seen.as_ref().map(for_senders) != Some(before);
+        self.wanted = wanted;
+    }
+    /// All of it was seen in effect.
+    pub fn note_seen(&mut self) {
+        self.seen = Some(self.wanted.clone());
+        self.senders_pending = false;
+    }
+    /// Who may connect was seen in effect. WAL senders were not asked.
+    pub fn note_access_seen(&mut self) {
+        let access = self.wanted.access;
+        self.seen = Some(match (&self.seen, self.senders_pending) {
+            (_, false) => self.wanted.clone(),
+            (Some(seen), true) => Shape { access, ..seen.clone() },
+            (None, true) => Shape { access, upstream: self.wanted.upstream.clone(), ..Shape::at_start(access) },
+        });
     }
     /// Holding only when that was seen.
     pub fn access(&self) -> ClientAccess {
@@ -132,6 +158,9 @@ impl Applied {
     }
     /// The set, once every WAL sender has seen it.
     pub fn sync_set(&self) -> Option<&SyncSet> {
+        if self.senders_pending {
+            return None;
+        }
         match (&self.wanted.sync_names, &self.seen.as_ref()?.sync_names) {
             (SyncNames::Set(wanted), SyncNames::Set(seen)) if wanted == seen => Some(wanted),
             _ => None,
@@ -186,5 +215,27 @@ mod tests {
         assert_eq!(applied.sync_set(), None);
         applied.seen = Some(wanted);
         assert_eq!(applied.sync_set(), Some(&set));
+    }
+
+    #[test]
+    fn a_sync_set_that_was_seen_before_a_change_was_cut_short_must_be_seen_again() {
+        let life = |n| Incarnation { member: MemberId::from_u128(n), number: 1 };
+        let shape = |members: &[u128]| {
+            let set = SyncSet { members: members.iter().map(|n| life(*n)).collect(), needed: 1 };
+            Shape { sync_names: SyncNames::Set(set), ..Shape::at_start(ClientAccess::Open) }
+        };
+        let (both, one) = (shape(&[2, 3]), shape(&[2]));
+        let mut applied = Applied::fresh(&one, Some(&one));
+        assert!(applied.sync_set().is_some());
+        applied.want(both);
+        applied.want(one.clone());
+        assert_eq!(applied.sync_set(), None, "some senders may go by both");
+        // Holding clients in between says nothing of senders.
+        applied.want(Shape { access: ClientAccess::Holding, ..one.clone() });
+        applied.note_access_seen();
+        assert_eq!((applied.sync_set(), applied.access()), (None, ClientAccess::Holding));
+        applied.want(one);
+        applied.note_seen();
+        assert!(applied.sync_set().is_some());
     }
 }

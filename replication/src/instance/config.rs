@@ -172,7 +172,7 @@ impl Instance {
         let applied = {
             let mut applied = self.applied.lock().unwrap_or_else(PoisonError::into_inner);
             applied.generation += 1;
-            applied.wanted = wanted;
+            applied.want(wanted);
             if forget_seen {
                 applied.seen = None;
             }
@@ -191,7 +191,18 @@ impl Instance {
         let config = self.config();
         let mut applied = self.applied.lock().unwrap_or_else(PoisonError::into_inner);
         if applied.generation == generation {
-            applied.seen = Some(applied.wanted.clone());
+            applied.note_seen();
+            applied.save(&config).map_err(InstanceError::file("write", &config.run_file("applied.json")))?;
+        }
+        Ok(())
+    }
+
+    /// Notes that nobody connects by other rules than the wanted ones; see [`Applied::note_access_seen`].
+    pub(super) fn note_access_seen(&self, generation: u64) -> Result<(), InstanceError> {
+        let config = self.config();
+        let mut applied = self.applied.lock().unwrap_or_else(PoisonError::into_inner);
+        if applied.generation == generation {
+            applied.note_access_seen();
             applied.save(&config).map_err(InstanceError::file("write", &config.run_file("applied.json")))?;
         }
         Ok(())
@@ -263,7 +274,8 @@ impl Instance {
     pub async fn reload(&self) -> Result<(), InstanceError> {
         let _changing = self.changing.lock().await;
         // Keeps what was left unfinished unfinished: only a step that saw its own change says so.
-        let settled = self.applied().seen.as_ref() == Some(&self.wanted());
+        let applied = self.applied();
+        let settled = !applied.senders_pending && applied.seen.as_ref() == Some(&applied.wanted);
         let (_, generation) = self.load_shape(self.wanted()).await?;
         if settled { self.note_seen(generation) } else { Ok(()) }
     }

@@ -140,11 +140,8 @@ impl World {
                 have.count() >= usize::from(set.needed)
             }
         };
-        let is_done = |wait: &Wait| {
-            wait.end <= flushed
-                && (enough(&run.sync, wait.end)
-                    || run.sync_before.as_ref().is_some_and(|names| enough(names, wait.end)))
-        };
+        let names = run.may_go_by();
+        let is_done = |wait: &Wait| wait.end <= flushed && enough(&names, wait.end);
         let (done, left) = std::mem::take(&mut run.waits).into_iter().partition(is_done);
         run.waits = left;
         let _: &std::collections::VecDeque<Wait> = &done;

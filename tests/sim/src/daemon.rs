@@ -105,6 +105,9 @@ impl World {
         MemberReport {
             cluster: cluster.id,
             member: member_id(n),
+            // A step that an older record has ordered may yet change what is seen here.
+            revision: (machine.daemon.as_ref().and_then(|daemon| daemon.work.as_ref()))
+                .map_or(cluster.revision, |work| work.revision.min(cluster.revision)),
             volume_present: machine.disk.volume,
             data: machine.data_seen(),
             promised: notes.promised,
@@ -112,6 +115,7 @@ impl World {
             postgres: machine.postgres_seen(self.own(n)),
             restarts: notes.restarts,
             checkpointed: notes.checkpointed,
+            set_by: notes.set_by,
             // How much is left is not told, so that a report is not news by that alone.
             lease: machine
                 .run
@@ -170,14 +174,15 @@ impl World {
                 daemon.findings = findings;
             }
             seen.findings = next.findings;
-            self.begin(n, next.action);
+            let revision = record.clusters.get(&CLUSTER).map_or(0, |cluster| cluster.revision);
+            self.begin(n, revision, next.action);
             members.push(seen);
         }
         self.report(n, record.revision, members);
     }
 
     /// Starts an action if none is under way, or instead of a long one that is not wanted any more.
-    fn begin(&mut self, n: usize, action: Option<Action>) {
+    fn begin(&mut self, n: usize, revision: u64, action: Option<Action>) {
         self.serial += 1;
         let (serial, now) = (self.serial, self.now);
         let Some(daemon) = self.machines[n].daemon.as_mut() else { return };
@@ -202,7 +207,7 @@ impl World {
         }
         let session = daemon.session;
         let step = action.step();
-        daemon.work = Some(Work { serial, action, step: 0, attempt, began: now, source: None });
+        daemon.work = Some(Work { revision, serial, action, step: 0, attempt, began: now, source: None });
         self.count(crate::tally::of_step(step));
         self.say(format!("{:<9} {step}", World::member_name(n)));
         let delay = self.rng.ms(1, 8);
@@ -340,7 +345,12 @@ impl World {
                 }
                 Part::Done
             }
-            Action::UpdateSyncSet { epoch, sync_set, admitted } => {
+            Action::UpdateSyncSet { by, epoch, sync_set, admitted } => {
+                let notes = &mut self.machines[n].disk.notes;
+                if work.step == 0 && notes.set_by > Some(by) {
+                    return Part::Failed("a sync set was loaded by a newer record before".into());
+                }
+                notes.set_by = notes.set_by.max(Some(by));
                 self.update_sync_set(n, work.step, epoch, &sync_set, &admitted)
             }
             Action::Follow { leader, epoch } => {
@@ -585,19 +595,22 @@ impl World {
         set: &SyncSet,
         admitted: &BTreeSet<Incarnation>,
     ) -> Part {
-        let loading = self.rng.ms(1, 60);
+        // Each WAL sender reads the names by itself, and some are slow to.
+        let loading = if self.rng.chance(10) { self.rng.ms(300, 3000) } else { self.rng.ms(1, 60) };
         let Some(run) = self.machines[n].run.as_mut().filter(|run| run.is_primary() && run.serving == Some(epoch))
         else {
             return Part::Failed("it is not the primary of that epoch".into());
         };
         if step > 0 {
-            run.sync_before = None;
+            run.sync_before.clear();
+            self.release(n); // Whoever waited may have enough by the new names.
             return Part::Done;
         }
         let names =
             if set.members.is_empty() && set.needed == 0 { SyncNames::Alone } else { SyncNames::Set(set.clone()) };
         if run.sync != names {
-            run.sync_before = Some(std::mem::replace(&mut run.sync, names));
+            let older = std::mem::replace(&mut run.sync, names);
+            run.sync_before.push(older);
         }
         run.admitted = admitted.clone();
         run.slots = admitted.clone();

@@ -8,7 +8,7 @@ use pgstead_agent::Action;
 use pgstead_types::record::SyncSet;
 use pgstead_types::report::{
     CleanStop, ClientAccess, DataIdentity, DataSeen, NodeReport, PostgresSeen, PrimarySeen, PromiseAnswer,
-    ReceiverSeen, SenderSeen, StandbySeen, Upstream, Working,
+    ReceiverSeen, SenderSeen, SetBy, StandbySeen, Upstream, Working,
 };
 use pgstead_types::{Epoch, Incarnation, Lsn, MemberId, NodeId, OperationId, Tick, Trouble};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -69,6 +69,8 @@ pub struct Held {
 
 /// An action under way.
 pub struct Work {
+    /// Of the cluster's record that ordered it.
+    pub revision: u64,
     pub serial: u64,
     pub action: Action,
     pub step: usize,
@@ -96,6 +98,7 @@ pub struct Notes {
     pub held: Option<Incarnation>,
     pub restarts: u32,
     pub checkpointed: Option<OperationId>,
+    pub set_by: Option<SetBy>,
     /// A word to a leader, with how long it holds in full.
     pub refusing: Option<(Epoch, Duration)>,
 }
@@ -169,8 +172,8 @@ pub struct Run {
     pub serving: Option<Epoch>,
     pub target_timeline: Option<u32>,
     pub sync: SyncNames,
-    /// While a change of names is being loaded, some processes still go by the older ones.
-    pub sync_before: Option<SyncNames>,
+    /// While changes of names are being loaded, some processes still go by older ones, of one or more changes.
+    pub sync_before: Vec<SyncNames>,
     pub admitted: BTreeSet<Incarnation>,
     pub slots: BTreeSet<Incarnation>,
     pub senders: BTreeMap<u64, Sender>,
@@ -210,6 +213,19 @@ pub struct Wait {
 }
 
 impl Run {
+    /// The least that a commit may have waited for: while a change is being loaded, each WAL sender counts by the names that
+    /// it has, and one of the old ones and one of the new ones may together be enough for the smallest number.
+    pub fn may_go_by(&self) -> SyncNames {
+        let all = || self.sync_before.iter().chain([&self.sync]);
+        if all().any(|names| *names == SyncNames::Alone) {
+            return SyncNames::Alone;
+        }
+        let sets = all().filter_map(|names| match names {
+            SyncNames::Set(set) => Some(set.clone()),
+            SyncNames::Nobody | SyncNames::Alone => None,
+        });
+        sets.reduce(|one, other| one.widened(&other)).map_or(SyncNames::Nobody, SyncNames::Set)
+    }
     pub fn is_primary(&self) -> bool {
         matches!(self.mode, Mode::Primary { .. })
     }
@@ -300,9 +316,10 @@ impl Machine {
                 end_of_recovery,
                 access: run.access,
                 sync_set: match &run.sync {
-                    SyncNames::Set(set) if run.sync_before.is_none() => Some(set.clone()),
-                    SyncNames::Alone if run.sync_before.is_none() => Some(SyncSet::default()),
-                    _ => None,
+                    _ if !run.sync_before.is_empty() => None,
+                    SyncNames::Set(set) => Some(set.clone()),
+                    SyncNames::Alone => Some(SyncSet::default()),
+                    SyncNames::Nobody => None,
                 },
                 admitted: run.admitted.clone(),
                 slots: run.slots.clone(),

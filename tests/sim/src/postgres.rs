@@ -97,7 +97,7 @@ impl World {
             serving: None,
             target_timeline: None,
             sync: if alone { SyncNames::Alone } else { SyncNames::Nobody },
-            sync_before: None,
+            sync_before: Vec::new(),
             admitted: BTreeSet::new(),
             slots: BTreeSet::new(),
             senders: BTreeMap::new(),

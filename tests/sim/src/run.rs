@@ -49,6 +49,10 @@ pub fn run_seed(seed: u64) -> Course {
     }
     let forced = operator::is_forced(seed);
     let mut world = if forced { operator::world(seed) } else { World::of(seed, spec, members.max(3)) };
+    // Some courses see standbys leave the set in every pause, and others in none.
+    let mut times = Rng::new(seed ^ 0x5E7);
+    world.policy.shrink_after = times.ms(500, 30_000);
+    world.policy.degrade_after = world.policy.cut_patience + times.ms(100, 5000);
     let members = world.members;
     if world.asynchronous {
         world.count("asynchronous clusters");

@@ -250,9 +250,41 @@ fn run(world: &mut World, command: &str) -> Result<(), String> {
             Ok(())
         }
         ["show", "an", "old", "record", "to", node] => fault(world, node, Fault::OldRecord),
+        ["show", "a", "record", back, "changes", "old", "to", node] => {
+            let back = back.parse().map_err(|_| "expected a number of changes")?;
+            fault(world, node, |node| Fault::RecentRecord { node, back })
+        }
         ["show", "the", "newest", "record", "to", node] => fault(world, node, Fault::NewRecord),
         ["slow", "disk", "of", node] => fault(world, node, Fault::SlowDisk),
         ["switchover", "to", member] => fault(world, member, Fault::Switchover),
+        ["ask", "for", "sync", needed, durability] => {
+            let needed = needed.parse().map_err(|_| "expected a number of standbys")?;
+            let all = [Durability::Strict, Durability::Available, Durability::Asynchronous];
+            let found = all.into_iter().find(|one| one.as_str() == *durability);
+            let durability = found.ok_or("expected strict, available or asynchronous")?;
+            world.inflict(Fault::ChangeSpec { needed, durability });
+            Ok(())
+        }
+        // As soon as the record says that the set is being changed.
+        ["while", "the", "set", "changes", rest @ ..] => {
+            let end = world.now + Duration::from_secs(60);
+            let changing = |world: &World| {
+                world.cluster().and_then(|cluster| cluster.config()).is_some_and(|config| config.target.is_some())
+            };
+            if !world.run_until(end, changing)? {
+                return Err("the set was not changed in 60 s".into());
+            }
+            run(world, &rest.join(" "))
+        }
+        ["once", "the", "leader", "is", name, rest @ ..] => {
+            let wanted = phase(name)?;
+            let end = world.now + Duration::from_secs(60);
+            let reached = |world: &World| world.cluster().is_some_and(|c| Phase::of(&c.leadership) == wanted);
+            if !world.run_until(end, reached)? {
+                return Err(format!("the phase {name} was not reached in 60 s"));
+            }
+            run(world, &rest.join(" "))
+        }
         ["restart", "cluster"] => {
             world.inflict(Fault::Restart);
             Ok(())
@@ -336,6 +368,21 @@ fn expect(world: &World, key: &str, value: &str) -> Result<(), String> {
                 None => (0..world.members).map(|n| lost_rows(world, n).len()).min().unwrap_or(0).to_string(),
             }
         }
+        // As recorded: how many acknowledgements of which members, such as `1 of app-2+app-3`.
+        "set" => match world.cluster().and_then(|cluster| cluster.config()) {
+            Some(config) => {
+                let names = config.sync_set.members.iter().filter_map(|life| {
+                    (0..world.machines.len()).find(|n| member_id(*n) == life.member).map(World::member_name)
+                });
+                let names: Vec<String> = names.collect();
+                format!(
+                    "{} of {}",
+                    config.sync_set.needed,
+                    if names.is_empty() { "none".into() } else { names.join("+") }
+                )
+            }
+            None => "none".to_string(),
+        },
         "settled" => if unsettled(world).is_none() { "yes" } else { "no" }.to_string(),
         "finding" => {
             let known = world.findings.iter().any(|finding| finding.starts_with(&format!("{value}:")));

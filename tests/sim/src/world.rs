@@ -168,7 +168,7 @@ pub struct World {
     pub row: u64,
     /// Rows that were left behind by changes of leader that say so.
     pub given_up: BTreeSet<u64>,
-    /// The cluster's leader acknowledges alone.
+    /// The cluster begins as an asynchronous one, and may become one again.
     pub asynchronous: bool,
     pub operation: u128,
     pub checks: Checks,

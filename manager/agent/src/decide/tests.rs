@@ -2,11 +2,11 @@
 
 use super::*;
 use pgstead_types::record::{
-    ClusterPorts, ClusterSecrets, EpochConfig, EpochReason, HistoryEntry, MemberRecord, Switchover, SyncSet,
+    ClusterPorts, ClusterSecrets, EpochConfig, EpochReason, HistoryEntry, MemberRecord, SetChange, Switchover, SyncSet,
 };
 use pgstead_types::report::{
     CleanStop, ClientAccess, DataIdentity, LeaseSeen, PrimarySeen, PromiseAnswer, ReceiverSeen, RefusalSeen,
-    SenderSeen, StandbySeen, Upstream, Working,
+    SenderSeen, SetBy, StandbySeen, Upstream, Working,
 };
 use pgstead_types::spec::{ClusterSpec, Durability};
 use pgstead_types::{
@@ -67,6 +67,8 @@ pub(crate) fn record() -> ClusterRecord {
             sync_set: SyncSet { members: others(&[B, C]), needed: 1 },
             asynchronous: false,
             possible_loss: None,
+            degraded: false,
+            target: None,
         }],
         history: vec![HistoryEntry {
             epoch: Epoch(2),
@@ -84,6 +86,7 @@ pub(crate) fn record() -> ClusterRecord {
         planned: Default::default(),
         forced: Vec::new(),
         recovered: None,
+        updating: None,
     }
 }
 /// Epoch 3 is open.
@@ -101,6 +104,8 @@ fn chosen() -> ClusterRecord {
         sync_set: SyncSet { members: others(&[C]), needed: 1 },
         asynchronous: false,
         possible_loss: None,
+        degraded: false,
+        target: None,
     });
     record
 }
@@ -110,6 +115,7 @@ fn seen(member: MemberId, promised: u64, postgres: PostgresSeen) -> MemberReport
     MemberReport {
         cluster: ClusterId::from_u128(1),
         member,
+        revision: 1,
         volume_present: true,
         data: DataSeen::Present(identity),
         promised: Epoch(promised),
@@ -117,6 +123,7 @@ fn seen(member: MemberId, promised: u64, postgres: PostgresSeen) -> MemberReport
         postgres,
         restarts: 0,
         checkpointed: None,
+        set_by: None,
         lease: None,
         refusing: None,
         working: None,
@@ -367,6 +374,40 @@ fn the_set_in_postgres_follows_the_record_before_clients_are_let_in() {
         ..primary_seen()
     };
     assert_eq!(step(&record(), &seen(A, 2, PostgresSeen::Primary(other))), Some(Step::UpdateSyncSet));
+}
+
+#[test]
+fn no_sync_set_is_loaded_by_an_older_record_than_one_was_before() {
+    let loaded = |epoch, revision| MemberReport {
+        set_by: Some(SetBy { epoch: Epoch(epoch), revision }),
+        ..seen(
+            A,
+            2,
+            PostgresSeen::Primary(PrimarySeen {
+                sync_set: Some(SyncSet { members: others(&[B]), needed: 1 }),
+                ..primary_seen()
+            }),
+        )
+    };
+    let revision = record().revision;
+    let next = decide(&record(), A, &loaded(2, revision + 1));
+    assert_eq!((next.action, next.findings[0].code.as_str()), (None, "stale_order"));
+    assert_eq!(step(&record(), &loaded(2, revision)), Some(Step::UpdateSyncSet));
+    // A record that was recovered counts anew, in a later epoch.
+    assert_eq!(step(&record(), &loaded(1, revision + 9)), Some(Step::UpdateSyncSet));
+}
+
+#[test]
+fn a_change_to_what_is_loaded_already_is_carried_out_by_the_record_that_has_it() {
+    let set = SyncSet { members: others(&[B]), needed: 1 };
+    let primary = PrimarySeen { sync_set: Some(set.clone()), ..primary_seen() };
+    let mut record = record();
+    record.configs[0].target = Some(SetChange { set, revision: record.revision });
+    let by = |revision| Some(SetBy { epoch: Epoch(2), revision });
+    let report = |set_by| MemberReport { set_by, ..seen(A, 2, PostgresSeen::Primary(primary.clone())) };
+    assert_eq!(step(&record, &report(None)), Some(Step::UpdateSyncSet));
+    assert_eq!(step(&record, &report(by(record.revision - 1))), Some(Step::UpdateSyncSet));
+    assert_eq!(step(&record, &report(by(record.revision))), None);
 }
 
 #[test]

@@ -13,6 +13,7 @@ use crate::backend::{JoinAnswer, JoinRequest};
 use crate::page::{LIMIT_MAX, Page};
 use crate::percent::encode;
 use crate::problem::{Code, Problem};
+use crate::routes::clusters::SpecChange;
 use crate::routes::leaders::{FailoverBody, SwitchoverBody};
 use crate::routes::tokens::NewToken;
 use crate::view::{
@@ -141,6 +142,15 @@ impl Client {
         let ask = Ask { method: Method::DELETE, revision, ..Ask::get(&path) };
         parse(self.answer(ask).await?)
     }
+    pub async fn update_cluster(
+        &self,
+        cluster: &str,
+        change: &SpecChange,
+        revision: Option<u64>,
+    ) -> Result<AcceptedView, ClientError> {
+        let path = format!("/v1/clusters/{}", encode(cluster));
+        self.with_body(Method::PATCH, &path, change, revision).await
+    }
     pub async fn restart_cluster(&self, cluster: &str, revision: Option<u64>) -> Result<AcceptedView, ClientError> {
         let path = format!("/v1/clusters/{}/restart", encode(cluster));
         parse(self.answer(Ask { method: Method::POST, revision, ..Ask::get(&path) }).await?)
@@ -229,8 +239,18 @@ impl Client {
         body: &impl Serialize,
         revision: Option<u64>,
     ) -> Result<T, ClientError> {
+        self.with_body(Method::POST, path, body, revision).await
+    }
+
+    async fn with_body<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: &impl Serialize,
+        revision: Option<u64>,
+    ) -> Result<T, ClientError> {
         let body = serde_json::to_vec(body).expect("request bodies are plain structs");
-        let ask = Ask { method: Method::POST, body: Some(body.into()), revision, ..Ask::get(path) };
+        let ask = Ask { method, body: Some(body.into()), revision, ..Ask::get(path) };
         parse(self.answer(ask).await?)
     }
 

@@ -141,6 +141,15 @@ impl Backend for Fake {
     async fn delete_cluster(&self, cluster: ClusterId, revision: Option<u64>) -> Result<Accepted, Rejected> {
         self.operation(cluster, revision, |operation| ClusterChange::RequestDelete { operation })
     }
+    async fn update_cluster(
+        &self,
+        cluster: ClusterId,
+        spec: ClusterSpec,
+        revision: Option<u64>,
+    ) -> Result<Accepted, Rejected> {
+        let spec = Box::new(spec);
+        self.operation(cluster, revision, |operation| ClusterChange::UpdateSpec { operation, spec })
+    }
     async fn restart_cluster(&self, cluster: ClusterId, revision: Option<u64>) -> Result<Accepted, Rejected> {
         self.operation(cluster, revision, |operation| ClusterChange::RequestRestart { operation })
     }
@@ -330,6 +339,7 @@ pub fn observations(record: &Record) -> Observations {
     let first_life = |n| Incarnation { member: member(n), number: 1 };
     let config = cluster.config();
     let report = |n: u128, postgres: PostgresSeen| MemberReport {
+        revision: 1,
         cluster: APP,
         member: member(n),
         volume_present: true,
@@ -343,6 +353,7 @@ pub fn observations(record: &Record) -> Observations {
         postgres,
         restarts: 0,
         checkpointed: None,
+        set_by: None,
         lease: None,
         refusing: None,
         working: None,

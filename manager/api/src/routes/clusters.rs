@@ -11,14 +11,16 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use http::header;
 use pgstead_types::record::ClusterRecord;
-use pgstead_types::spec::ClusterSpec;
+use pgstead_types::spec::{ClusterSpec, Durability};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 pub(crate) fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::new()
         .routes(routes!(list, create))
-        .routes(routes!(show, delete))
+        .routes(routes!(show, delete, update))
         .routes(routes!(restart))
         .merge(super::leaders::routes())
 }
@@ -74,6 +76,55 @@ async fn delete(State(app): State<App>, Asked(asked): Asked, IfMatch(revision): 
         at_revision(find_cluster(&record, &asked)?, revision)?.id
     };
     Ok(accepted(app.delete_cluster(cluster, revision).await?))
+}
+
+/// What is to change; the rest stays.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SpecChange {
+    /// Standbys that must have a commit on disk before it is acknowledged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sync_replicas: Option<u8>,
+    /// `strict`, `available` or `asynchronous`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub durability: Option<Durability>,
+}
+
+impl SpecChange {
+    pub fn apply_to(&self, mut spec: ClusterSpec) -> ClusterSpec {
+        spec.durability = self.durability.unwrap_or(spec.durability);
+        // Where no standby is to have a commit, how many it was is of no meaning any more.
+        let before = spec.sync_replicas.filter(|_| spec.durability != Durability::Asynchronous);
+        spec.sync_replicas = self.sync_replicas.or(before);
+        spec
+    }
+}
+
+/// Changes the spec of a running cluster. The operation ends when the cluster is what it says.
+#[utoipa::path(patch, path = "/v1/clusters/{cluster}", tag = "clusters", operation_id = "updateCluster",
+    params(
+        ("cluster" = String, Path, description = "Name or id"),
+        ("if-match" = Option<String>, Header, description = "Only if the cluster is still at this revision"),
+    ),
+    request_body = SpecChange, responses(
+    (status = 202, body = AcceptedView, headers(("location" = String, description = "The operation"))),
+    (status = "4XX", body = Problem, content_type = "application/problem+json"),
+    (status = "5XX", body = Problem, content_type = "application/problem+json"),
+))]
+async fn update(
+    State(app): State<App>,
+    Asked(asked): Asked,
+    IfMatch(revision): IfMatch,
+    Body(change): Body<SpecChange>,
+) -> Result<Response, Problem> {
+    let (cluster, spec) = {
+        let record = app.record();
+        let cluster = at_revision(find_cluster(&record, &asked)?, revision)?;
+        (cluster.id, change.apply_to(cluster.spec.clone()))
+    };
+    spec.check().map_err(|error| Problem::new(Code::Invalid, error.to_string()))?;
+    Ok(accepted(app.update_cluster(cluster, spec, revision).await?))
 }
 
 /// Restarts every member, standbys first, one at a time, the leader last by a switchover.

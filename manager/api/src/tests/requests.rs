@@ -85,6 +85,28 @@ async fn creating_answers_with_the_operation_to_wait_for() {
 }
 
 #[tokio::test]
+async fn a_change_of_the_spec_names_what_changes_and_leaves_the_rest() {
+    let fake = Fake::new(1);
+    let api = router(&fake);
+    let patch = async |body: &'static str| {
+        let asked = request("PATCH", "/v1/clusters/app").header(header::CONTENT_TYPE, "application/json");
+        send(&api, asked.body(Body::from(body)).unwrap()).await
+    };
+    let answer = patch(r#"{"sync_replicas":2,"durability":"available"}"#).await;
+    assert_eq!(answer.status, StatusCode::ACCEPTED, "{}", answer.text);
+    let location = answer.headers[header::LOCATION].to_str().unwrap().to_string();
+    assert_eq!(get(&api, &location).await.json()["progress"], "commits need 1 standbys now, and 2 by the spec");
+    let spec = &get(&api, "/v1/clusters/app").await.json()["spec"];
+    assert_eq!(
+        (&spec["sync_replicas"], &spec["durability"], &spec["members"]),
+        (&json!(2), &json!("available"), &json!(3))
+    );
+    assert_eq!(patch(r#"{"sync_replicas":3}"#).await.problem(), "invalid");
+    assert_eq!(patch(r#"{"members":0}"#).await.problem(), "invalid");
+    assert_eq!(patch(r#"{"sync_replicas":2}"#).await.problem(), "conflict");
+}
+
+#[tokio::test]
 async fn if_match_protects_against_acting_on_what_has_changed() {
     let api = router(&Fake::new(1));
     let seen = get(&api, "/v1/clusters/app").await;

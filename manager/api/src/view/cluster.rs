@@ -3,7 +3,7 @@
 
 use super::world::{cluster_ref, member_name, member_ref};
 use super::{ClusterRef, FindingView, ForcedView, MemberRef, MemberView, ScheduledView, World, finding};
-use pgstead_types::record::{ClusterRecord, EpochReason, HistoryEntry, Leadership, Lifecycle};
+use pgstead_types::record::{ClusterRecord, EpochReason, HistoryEntry, Leadership, Lifecycle, SyncSet};
 use pgstead_types::report::ClientAccess;
 use pgstead_types::spec::{ClusterSpec, Durability, OnLeaderCrash};
 use pgstead_types::{ClusterId, Epoch, Lsn, OperationId, Timeline};
@@ -125,6 +125,8 @@ pub struct SyncSetView {
     pub members: Vec<String>,
     /// How many of them must have a commit on disk before it is acknowledged.
     pub needed: u8,
+    /// What it is being changed to, in words; `null` unless it is.
+    pub becoming: Option<String>,
     /// Of the set, how many stream to the leader now; `null` when that is not known.
     pub streaming: Option<u32>,
 }
@@ -148,6 +150,8 @@ pub enum RpoState {
     SingleCopy,
     /// What no standby has received yet would be lost: commits wait for none.
     Asynchronous,
+    /// No standby is there, and the leader acknowledges alone until one is: whatever it has written since would be lost.
+    Unbounded,
     Unknown,
 }
 
@@ -281,6 +285,7 @@ fn operation(cluster: &ClusterRecord) -> Option<OperationId> {
         Lifecycle::Active => (cluster.restart.as_ref().map(|restart| restart.operation))
             .or(cluster.switchover.as_ref().map(|switchover| switchover.operation))
             .or(cluster.forced.last().filter(|forced| !forced.ended).map(|forced| forced.operation))
+            .or(cluster.updating)
             .or(cluster.creating),
     }
 }
@@ -309,12 +314,20 @@ fn streaming(world: &World<'_>, cluster: &ClusterRecord) -> Option<u32> {
 impl SyncSetView {
     fn new(world: &World<'_>, cluster: &ClusterRecord) -> Self {
         let Some(config) = cluster.configs.last() else {
-            return Self { members: Vec::new(), needed: cluster.spec.needed(), streaming: None };
+            return Self { members: Vec::new(), needed: cluster.spec.needed(), becoming: None, streaming: None };
         };
-        let mut members: Vec<String> =
-            config.sync_set.members.iter().map(|standby| member_name(cluster, standby.member)).collect();
-        members.sort();
-        Self { members, needed: config.sync_set.needed, streaming: streaming(world, cluster) }
+        let names = |set: &SyncSet| {
+            let mut names: Vec<String> =
+                set.members.iter().map(|standby| member_name(cluster, standby.member)).collect();
+            names.sort();
+            names
+        };
+        let becoming = config.target.as_ref().map(|change| &change.set).map(|target| match target.needed {
+            0 => "the leader alone".to_string(),
+            needed => format!("any {needed} of {}", names(target).join(", ")),
+        });
+        let (members, needed) = (names(&config.sync_set), config.sync_set.needed);
+        Self { members, needed, becoming, streaming: streaming(world, cluster) }
     }
 }
 
@@ -338,12 +351,7 @@ impl RpoView {
             );
         }
         if needed == 0 && cluster.members.len() > 1 {
-            return of(
-                RpoState::SingleCopy,
-                "everything, if the leader's disk is lost: since a forced failover commits are acknowledged by the leader \
-                 alone, until enough standbys have caught up"
-                    .to_string(),
-            );
+            return of(RpoState::Unbounded, alone_text(world, cluster));
         }
         if needed == 0 {
             return of(
@@ -371,6 +379,20 @@ impl RpoView {
                 ),
             ),
         }
+    }
+}
+
+/// What only the leader has, as far as it can be measured.
+fn alone_text(world: &World<'_>, cluster: &ClusterRecord) -> String {
+    let nearest = world.leading(cluster).and_then(|primary| {
+        let flushed = primary.senders.iter().filter(|sender| sender.incarnation.is_some()).filter_map(|s| s.flushed);
+        flushed.max().map(|flushed| primary.flushed.bytes_since(flushed))
+    });
+    match nearest {
+        Some(bytes) => {
+            format!("unbounded: the leader acknowledges alone, and the nearest standby is {bytes} behind it")
+        }
+        None => "unbounded: the leader acknowledges alone, and no standby streams from it".to_string(),
     }
 }
 
@@ -427,6 +449,13 @@ fn judge(world: &World<'_>, cluster: &ClusterRecord, members: &[MemberView]) -> 
             Health::WritesWait,
             format!("{streaming} of the {} standbys that must have a commit on disk stream to {leader}", set.needed),
         );
+    }
+    if set.needed < cluster.spec.needed() {
+        let text = match set.needed {
+            0 => format!("{leader} acknowledges commits alone: no standby is there to have them too"),
+            needed => format!("commits need {needed} standbys now, and {} by the spec", cluster.spec.needed()),
+        };
+        return (Health::Degraded, text);
     }
     let ill: Vec<&str> = members.iter().filter(|member| !member.is_well()).map(|member| member.name.as_str()).collect();
     if !ill.is_empty() {

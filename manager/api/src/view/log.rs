@@ -14,7 +14,7 @@ use utoipa::ToSchema;
 pub struct OperationView {
     #[schema(value_type = String, format = "uuid")]
     pub id: OperationId,
-    /// `create_cluster`, `delete_cluster`, `restart_cluster`, `switchover` or `forced_failover`.
+    /// `create_cluster`, `delete_cluster`, `restart_cluster`, `update_cluster`, `switchover` or `forced_failover`.
     #[schema(value_type = String, example = "create_cluster")]
     pub kind: OperationKind,
     /// Kept also after the cluster is gone.
@@ -79,6 +79,19 @@ fn describe_progress(kind: OperationKind, cluster: &ClusterRecord) -> String {
         (OperationKind::DeleteCluster, ..) => {
             format!("{} of {} members still have a volume", cluster.members.len(), cluster.spec.members)
         }
+        (OperationKind::UpdateCluster, ..) => match cluster.config().map(|config| (config, &config.target)) {
+            Some((_, Some(target))) => format!(
+                "the sync set is being changed: {} of {} are to acknowledge",
+                target.set.needed,
+                target.set.members.len()
+            ),
+            Some((config, None)) => format!(
+                "commits need {} standbys now, and {} by the spec",
+                config.sync_set.needed,
+                cluster.spec.needed()
+            ),
+            None => leading(),
+        },
         (_, Some(switchover), _) => {
             let (from, to) = (member_name(cluster, switchover.from), member_name(cluster, switchover.to));
             match (&cluster.leadership, switchover.draining) {

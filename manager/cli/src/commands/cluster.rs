@@ -5,8 +5,10 @@ use crate::args::{ClusterCommands, WaitArgs};
 use crate::exit::{Exit, Failure};
 use crate::screen::Screen;
 use crate::{render, spec, wait};
+use pgstead_api::SpecChange;
 use pgstead_api::client::Client;
 use pgstead_api::view::{AcceptedView, ClusterView};
+use pgstead_types::spec::ClusterSpec;
 
 pub async fn run(command: &ClusterCommands, client: &Client, screen: &mut Screen<'_>) -> Result<(), Failure> {
     match command {
@@ -29,6 +31,17 @@ pub async fn run(command: &ClusterCommands, client: &Client, screen: &mut Screen
             // By id: a new cluster of the same name is not the one that was looked at.
             let accepted = client.delete_cluster(&cluster.id.to_string(), None).await?;
             finish(client, &accepted, *wait, screen, &format!("cluster {} is deleted", cluster.name)).await
+        }
+        ClusterCommands::Update(args) => {
+            let cluster = client.cluster(&args.name).await?;
+            let change = SpecChange { sync_replicas: args.sync_replicas, durability: args.durability };
+            let spec = change.apply_to(cluster.spec.clone());
+            spec.check().map_err(|error| Failure::usage(error.to_string()))?;
+            let says = |spec: &ClusterSpec| format!("sync_replicas {}, durability {}", spec.needed(), spec.durability);
+            writeln!(screen.err, "{}: {} -> {}", cluster.name, says(&cluster.spec), says(&spec))?;
+            let accepted = client.update_cluster(&cluster.id.to_string(), &change, None).await?;
+            finish(client, &accepted, args.wait, screen, &format!("{} is as asked: {}", cluster.name, says(&spec)))
+                .await
         }
         ClusterCommands::Restart { name, wait } => {
             let accepted = client.restart_cluster(name, None).await?;

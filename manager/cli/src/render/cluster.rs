@@ -33,13 +33,16 @@ fn rpo_word(state: RpoState) -> &'static str {
         RpoState::Zero | RpoState::WritesWait => "nothing",
         RpoState::SingleCopy => "one copy",
         RpoState::Asynchronous => "last commits",
+        RpoState::Unbounded => "unbounded",
         RpoState::Unknown => "?",
     }
 }
 
 pub fn cluster(view: &ClusterView, width: u16) -> String {
     let set = &view.sync_set;
-    let sync = if set.members.is_empty() {
+    let sync = if set.members.is_empty() && view.members.len() > 1 {
+        "none: the leader acknowledges commits alone".to_string()
+    } else if set.members.is_empty() {
         "none: one member".to_string()
     } else {
         let streaming = match set.streaming {
@@ -48,6 +51,8 @@ pub fn cluster(view: &ClusterView, width: u16) -> String {
         };
         format!("any {} of {} must have a commit on disk{streaming}", set.needed, set.members.join(", "))
     };
+    let becoming = set.becoming.as_ref().map(|set| format!("; becoming {set}")).unwrap_or_default();
+    let sync = format!("{sync}{becoming}; durability {}", view.spec.durability);
     let leader = match (&view.leader, view.phase) {
         (Some(leader), Phase::Confirmed) => leader.name.clone(),
         (Some(leader), Phase::Chosen) => format!("{} (chosen, to be promoted)", leader.name),

@@ -1,7 +1,8 @@
 //! Whatever an election decides, the record takes: a choice that is refused would be decided again for ever.
 
 use crate::observed::testing::*;
-use pgstead_types::record::{ClusterChange, EpochReason, Leadership};
+use pgstead_types::record::{ClusterChange, EpochReason, Leadership, SyncSet};
+use pgstead_types::spec::Durability;
 
 /// How a member looks to the election.
 #[derive(Clone, Copy, Debug)]
@@ -67,4 +68,35 @@ fn after_a_forced_failover_the_set_is_filled_up_with_those_who_are_away() {
     world.decide_and_apply().expect("the record takes it");
     let config = &world.record.configs[1];
     assert_eq!((config.sync_set.needed, config.sync_set.members.len()), (1, 3));
+}
+
+#[test]
+fn after_one_that_was_left_alone_those_who_promise_count_at_once() {
+    let alone = |degraded: bool| {
+        let world = world().leader("a").standby("b", lag(0)).standby("c", lag(0));
+        world
+            .recorded(|record| {
+                record.spec.sync_replicas = Some(2);
+                record.spec.durability = Durability::Available;
+                record.configs[0].sync_set = SyncSet::default();
+                record.configs[0].degraded = degraded;
+            })
+            .electing(EpochReason::PostgresEnded, None)
+            .promised("a", 2, at(2, END))
+            .gone("c")
+    };
+    let set_of = |mut world: World| {
+        world.decide_and_apply().expect("the record takes it");
+        let config = world.record.configs[1].clone();
+        (config.sync_set, config.degraded)
+    };
+    // b lacks the last commits, and is here to have the next ones.
+    assert_eq!(set_of(alone(true).promised("b", 2, at(2, END - 50))), (set(&["b"], 1), true));
+    assert_eq!(set_of(alone(false).promised("b", 2, at(2, END - 50))), (set(&["b"], 1), false));
+    // Nobody else is here.
+    assert_eq!(set_of(alone(true).gone("b")), (SyncSet::default(), true));
+    // Commits must not go on with fewer any more: they wait for those who are away. What a person has accepted stays.
+    let strict = |world: World| world.recorded(|record| record.spec.durability = Durability::Strict);
+    assert_eq!(set_of(strict(alone(true)).gone("b")), (set(&["b", "c"], 2), false));
+    assert_eq!(set_of(strict(alone(false)).gone("b")), (SyncSet::default(), false));
 }

@@ -2,8 +2,9 @@
 
 use super::*;
 use crate::observed::testing::*;
-use pgstead_types::record::EpochReason;
-use pgstead_types::report::{CleanStop, ClientAccess, PostgresSeen, SenderSeen, StandbySeen};
+use pgstead_types::record::{EpochReason, SetChange, SyncSet};
+use pgstead_types::report::{CleanStop, ClientAccess, PostgresSeen, SenderSeen, StandbySeen, Upstream};
+use pgstead_types::spec::Durability;
 use pgstead_types::{Epoch, Incarnation, Lsn, Timeline};
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -87,6 +88,17 @@ fn a_leader_that_its_standbys_cannot_hear_is_replaced_after_a_while() {
     assert_eq!(world.findings()[0], "cut_from_standbys");
     let mut world = world.later(Duration::from_secs(6));
     assert_eq!(begins(&world.decide()), Some(EpochReason::CutFromStandbys));
+}
+
+#[test]
+fn a_leader_whom_nobody_can_follow_is_not_replaced_though_nobody_reaches_it() {
+    // It acknowledges alone by the record, and its Postgres asks for both already: only its own promise elects.
+    let mut world = three().deaf("b").deaf("c").recorded(|record| {
+        record.configs[0].sync_set = SyncSet::default();
+        record.configs[0].target = Some(SetChange { set: set(&["b", "c"], 1), revision: record.revision });
+    });
+    world.decide();
+    assert_eq!(begins(&world.later(Duration::from_secs(6)).decide()), None);
 }
 
 #[test]
@@ -335,6 +347,65 @@ fn a_set_that_stays_away_is_waited_for_while_nobody_could_take_its_place() {
     assert_eq!(begins(&world.later(Duration::from_secs(60)).decide()), None);
 }
 
+/// c was told to stream from b, which was promoted, and cannot reach it.
+fn b_cut_off() -> World {
+    let told = Upstream { leader: member("b"), epoch: Epoch(2) };
+    let deaf = move |standby: &mut StandbySeen| standby.upstream = Some(told);
+    b_chosen().promotes("b").noted("b").on_standby("c", deaf)
+}
+
+#[test]
+fn a_leader_that_its_standbys_cannot_reach_is_replaced_before_it_is_confirmed_too() {
+    let seconds = Duration::from_secs;
+    // a is back, and with it enough to elect without b.
+    let back = || b_cut_off().returned("a").promised("a", 2, at(2, END));
+    let mut world = back();
+    assert_eq!((begins(&world.decide()), world.findings()), (None, vec!["awaiting_confirmation".to_string()]));
+    assert_eq!(begins(&world.later(seconds(6)).decide()), Some(EpochReason::CutFromStandbys));
+    // Without a, only b itself could be elected once more.
+    let mut world = b_cut_off();
+    world.decide();
+    assert_eq!(begins(&world.later(seconds(6)).decide()), None);
+    // Of two whose way is cut in both directions, each has led: another change is no better.
+    let mut pair = two().gone("a").promised("b", 2, at(2, END)).chosen("b", set(&["a"], 1)).promotes("b").noted("b");
+    pair = pair.returned("a").promised("a", 2, at(2, END));
+    pair = pair.on_standby("a", |standby| standby.upstream = Some(Upstream { leader: member("b"), epoch: Epoch(2) }));
+    pair.decide();
+    assert_eq!(begins(&pair.later(seconds(6)).decide()), None);
+}
+
+#[test]
+fn an_unconfirmed_leader_is_left_alone_only_where_nobody_else_could_lead() {
+    let seconds = Duration::from_secs;
+    let available = |world: World| world.recorded(|record| record.spec.durability = Durability::Available);
+    let alone = Some(ClusterChange::SetSyncSet { epoch: Epoch(2), set: set(&[], 0) });
+    let mut world = available(b_cut_off());
+    world.decide();
+    let mut world = world.later(seconds(6));
+    assert_eq!(world.decide().change, None);
+    let mut world = world.later(seconds(3));
+    assert_eq!(world.decide().change, alone);
+    assert_eq!({ world }.report("b", |report| report.lease = None).decide().change, None);
+    // Evidence that was interrupted is none.
+    let mut world = available(b_cut_off());
+    world.decide();
+    let mut world = world.later(seconds(6)).gone("b");
+    world.decide();
+    let mut world = world.returned("b").later(seconds(3));
+    assert_eq!(world.decide().change, None);
+    assert_eq!(world.later(seconds(9)).decide().change, alone);
+}
+
+#[test]
+fn an_epoch_that_cannot_be_confirmed_gives_way_to_one_that_waits_for_nobody() {
+    let asked = |record: &mut ClusterRecord| {
+        record.spec.durability = Durability::Asynchronous;
+        record.spec.sync_replicas = None;
+    };
+    let mut world = b_promoted(0).gone("c").recorded(asked);
+    assert_eq!(begins(&world.decide()), Some(EpochReason::SyncSetChange));
+}
+
 #[test]
 fn broken_and_away_members_of_a_set_are_counted_together() {
     // One of the new set is away, the other has left the history: neither confirms, though each alone would do.
@@ -365,7 +436,7 @@ fn broken_and_away_members_of_a_set_are_counted_together() {
 #[test]
 fn a_member_that_has_caught_up_counts_from_then_on() {
     let mut world = three().recorded(|record| record.configs[0].sync_set = set(&["b"], 1));
-    let added = ClusterChange::AddToSyncSet { epoch: Epoch(1), incarnation: life("c", 1) };
+    let added = ClusterChange::SetSyncSet { epoch: Epoch(1), set: set(&["b", "c"], 1) };
     assert_eq!(world.decide().change, Some(added));
     let far = three().recorded(|record| record.configs[0].sync_set = set(&["b"], 1));
     let mut far = far.with_primary(|primary| primary.flushed = Lsn(END + (2 << 20)));
@@ -381,7 +452,9 @@ fn a_diverged_member_outside_the_set_is_made_anew() {
 
 #[test]
 fn a_member_of_the_set_leaves_it_before_it_forgets() {
-    assert_eq!(begins(&three().lost_data("c").decide()), Some(EpochReason::SyncSetChange));
+    // In place where another streams, by an epoch where nobody else could acknowledge.
+    let leaves = ClusterChange::SetSyncSet { epoch: Epoch(1), set: set(&["b"], 1) };
+    assert_eq!(three().lost_data("c").decide().change, Some(leaves));
     assert_eq!(begins(&two().lost_data("b").decide()), Some(EpochReason::SyncSetChange));
 }
 

@@ -218,3 +218,19 @@ fn an_unconfirmed_leader_has_acknowledged_nothing_to_wait_for() {
     });
     assert_eq!(chosen(&world.decide()).map(|(leader, _)| leader), Some(life("c", 1)));
 }
+
+#[test]
+fn commits_wait_for_standbys_only_when_so_many_are_here() {
+    let asked = || {
+        three().recorded(|record| {
+            record.spec.durability = Durability::Strict;
+            record.spec.sync_replicas = Some(2);
+        })
+    };
+    let mut all = asked();
+    assert!(matches!(all.decide().change, Some(ClusterChange::BeginEpoch { .. })));
+    let mut one_away = asked().with_primary(|primary| drop(primary.senders.pop()));
+    assert_eq!((one_away.decide().change, one_away.findings().last().unwrap().as_str()), (None, "short_of_copies"));
+    let mut behind = asked().with_primary(|primary| primary.flushed.0 += 10 << 20);
+    assert_eq!(behind.decide().change, None);
+}

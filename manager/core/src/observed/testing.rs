@@ -8,7 +8,8 @@ use pgstead_types::record::{
     Lifecycle, MemberRecord, Record, Refusal, Restart, Switchover, SyncSet,
 };
 use pgstead_types::report::{
-    CleanStop, ClientAccess, DataIdentity, DataSeen, PostgresSeen, PrimarySeen, PromiseAnswer, ReceiverSeen, SenderSeen,
+    CleanStop, ClientAccess, DataIdentity, DataSeen, LeaseSeen, PostgresSeen, PrimarySeen, PromiseAnswer, ReceiverSeen,
+    SenderSeen, SetBy,
 };
 use pgstead_types::spec::{ClusterSpec, Durability};
 use pgstead_types::{ClusterId, Epoch, Incarnation, Lsn, OperationId, Position, Secret, Timeline, VolumeId, WallTime};
@@ -79,6 +80,7 @@ pub(crate) fn world() -> World {
         planned: Default::default(),
         forced: Vec::new(),
         recovered: None,
+        updating: None,
     };
     let now = Tick::from_millis(100_000);
     let observed = Observed { now, revision: 1, ..Observed::default() };
@@ -102,6 +104,7 @@ impl World {
         let report = MemberReport {
             cluster: self.record.id,
             member: id,
+            revision: self.record.revision,
             volume_present: true,
             data: DataSeen::Present(identity),
             promised: self.record.epoch,
@@ -109,6 +112,7 @@ impl World {
             postgres,
             restarts: 0,
             checkpointed: None,
+            set_by: Some(SetBy { epoch: self.record.epoch, revision: self.record.revision }),
             lease: None,
             refusing: None,
             working: None,
@@ -143,6 +147,7 @@ impl World {
             senders: Vec::new(),
         };
         self.add(name, PostgresSeen::Primary(primary));
+        self = self.counts_lease(name);
         self.record.leadership = Leadership::Confirmed { leader: member(name) };
         self.record.configs.push(EpochConfig {
             epoch: Epoch(1),
@@ -152,6 +157,8 @@ impl World {
             sync_set: SyncSet::default(),
             asynchronous: false,
             possible_loss: None,
+            degraded: false,
+            target: None,
         });
         self.record.history.push(HistoryEntry {
             epoch: Epoch(1),
@@ -180,6 +187,11 @@ impl World {
         let lease = self.policy.lease;
         self.observed.grant(node(name), at, lease);
         self
+    }
+
+    /// By its node's word its guard counts a lease.
+    fn counts_lease(self, name: &str) -> Self {
+        self.report(name, |report| report.lease = Some(LeaseSeen { remaining_ms: 9000 }))
     }
 
     /// A standby of the set that streams from the leader of epoch 1.
@@ -237,6 +249,10 @@ impl World {
     pub fn gone(mut self, name: &str) -> Self {
         let seen = self.observed.nodes.get_mut(&node(name)).expect("the test has made it");
         seen.connection = Connection::Closed { at: Tick::from_millis(90_000) };
+        self
+    }
+    pub fn returned(mut self, name: &str) -> Self {
+        self.observed.nodes.get_mut(&node(name)).expect("the test has made it").connection = Connection::Open;
         self
     }
     /// The node's connection is open and nothing comes.
@@ -309,6 +325,8 @@ impl World {
             timeline: Timeline(3),
             start,
             sync_set: set,
+            target: None,
+            degraded: false,
             asynchronous,
             possible_loss: None,
         });
@@ -316,7 +334,7 @@ impl World {
     }
     /// It runs as the primary of epoch 2, by its report.
     pub fn promotes(self, name: &str) -> Self {
-        self.report(name, |report| {
+        self.counts_lease(name).report(name, |report| {
             report.postgres = PostgresSeen::Primary(PrimarySeen {
                 epoch: Some(Epoch(2)),
                 timeline: Timeline(3),

@@ -38,6 +38,8 @@ pub enum ExecuteError {
     SetAside { path: PathBuf, source: io::Error },
     #[error("the log on disk is still being read; there is no answer yet")]
     NoPosition,
+    #[error("a sync set was loaded by a newer record before")]
+    StaleSet,
     #[error("the promise was made for a newer epoch meanwhile")]
     StalePromise,
     #[error("stopped: the cluster has begun another epoch")]
@@ -108,8 +110,18 @@ impl Executor<'_> {
                 Ok(())
             }
             Action::OpenClients => Ok(self.instance.open_clients().await?),
-            Action::UpdateSyncSet { epoch, sync_set, admitted } => {
-                Ok(self.instance.update_sync_set(*epoch, sync_set, admitted).await?)
+            Action::UpdateSyncSet { by, epoch, sync_set, admitted } => {
+                let by = Some(*by);
+                self.note(|noted| noted.set_by = noted.set_by.max(by))?;
+                if self.notes.get().set_by > by {
+                    return Err(ExecuteError::StaleSet);
+                }
+                let (mut record, id) = (self.context.consensus.watch_record(), self.cluster.id);
+                let overtaken = async {
+                    // An end of the watch is the end of this daemon.
+                    let _ = record.wait_until(|next| next.clusters.get(&id).is_none_or(|c| c.epoch != *epoch)).await;
+                };
+                Ok(self.instance.update_sync_set_unless(*epoch, sync_set, admitted, overtaken).await?)
             }
             Action::Follow { leader, epoch } => {
                 let source = self.source(*leader, *epoch)?;

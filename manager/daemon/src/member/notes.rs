@@ -2,7 +2,7 @@
 
 use crate::files;
 use crate::lease::NotedRefusal;
-use pgstead_types::report::PromiseAnswer;
+use pgstead_types::report::{PromiseAnswer, SetBy};
 use pgstead_types::{Epoch, Incarnation, MemberId, OperationId};
 use serde::{Deserialize, Serialize};
 use std::io;
@@ -21,6 +21,9 @@ pub struct Noted {
     /// The restart that Postgres was last started for.
     #[serde(default)]
     pub restarts: u32,
+    /// The record by which a sync set was loaded last.
+    #[serde(default)]
+    pub set_by: Option<SetBy>,
     #[serde(default)]
     pub checkpointed: Option<OperationId>,
     /// The incarnation in whose data pages with wrong checksums were found, and how many reads found them.

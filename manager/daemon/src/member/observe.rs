@@ -42,6 +42,7 @@ impl Observer {
         let report = MemberReport {
             cluster: cluster.id,
             member: self.member,
+            revision: cluster.revision,
             volume_present,
             data,
             promised: noted.promised,
@@ -50,6 +51,7 @@ impl Observer {
             postgres,
             restarts: noted.restarts,
             checkpointed: noted.checkpointed,
+            set_by: noted.set_by,
             lease: instance.lease_end().map(|end| LeaseSeen {
                 remaining_ms: u64::try_from(end.since(Tick::now()).as_millis()).unwrap_or(u64::MAX),
             }),

@@ -1,8 +1,9 @@
 //! The only way in which a record changes. Every command either applies whole or is refused with the record as it was;
 //! the result depends on nothing but the record and the command, so all nodes agree.
 
+use super::SyncSet;
 use super::cluster::{
-    ClusterRecord, EpochConfig, EpochReason, HistoryEntry, Leadership, Lifecycle, Restart, Switchover, SyncSet,
+    ClusterRecord, EpochConfig, EpochReason, HistoryEntry, Leadership, Lifecycle, Restart, Switchover,
 };
 use super::command::{ClusterChange, Command, NewCluster};
 use super::{
@@ -166,6 +167,8 @@ impl Record {
             sync_set: SyncSet { members: standbys, needed: new.spec.needed() },
             asynchronous,
             possible_loss: None,
+            degraded: false,
+            target: None,
         };
         let record = ClusterRecord {
             id: new.id,
@@ -189,6 +192,7 @@ impl Record {
             planned: super::Planned::default(),
             forced: Vec::new(),
             recovered: None,
+            updating: None,
         };
         let message = format!("cluster {} created with {} members", new.spec.name, new.members.len());
         self.start_operation(at, new.operation, OperationKind::CreateCluster, new.id, &new.spec.name);
@@ -252,10 +256,9 @@ impl Record {
                     Some(why) => OperationState::Failed { at, why },
                     None => OperationState::Succeeded { at },
                 };
-                let created = held.kind == OperationKind::CreateCluster;
-                let cluster = held.cluster;
-                if let (true, Some(cluster)) = (created, self.clusters.get_mut(&cluster)) {
-                    cluster.creating = None;
+                if let Some(cluster) = self.clusters.get_mut(&held.cluster) {
+                    cluster.creating.take_if(|creating| *creating == id);
+                    cluster.updating.take_if(|updating| *updating == id);
                 }
                 true
             }
@@ -314,6 +317,8 @@ impl ClusterRecord {
                     sync_set: sync_set.clone(),
                     asynchronous: self.spec.is_asynchronous(),
                     possible_loss: *possible_loss,
+                    degraded: self.stays_degraded(sync_set),
+                    target: None,
                 };
                 self.choose(config, rebuild, outcome)
             }
@@ -369,6 +374,9 @@ impl ClusterRecord {
                 if !self.is_confirmed() {
                     return Err(conflict("the sync set changes only in a confirmed epoch"));
                 }
+                if !self.changes_in_place() {
+                    return Err(conflict("nobody counts in an asynchronous cluster"));
+                }
                 if self.config().is_some_and(|config| config.sync_set.members.contains(incarnation)) {
                     return Err(conflict("that incarnation counts in the sync set already"));
                 }
@@ -376,14 +384,22 @@ impl ClusterRecord {
                 if incarnation.member == leader || current != Some(*incarnation) {
                     return Err(conflict("only the present incarnation of a standby can join the sync set"));
                 }
+                let revision = self.revision + 1;
                 let config = self.configs.last_mut().ok_or_else(|| conflict("no configuration"))?;
                 config.sync_set.members.insert(*incarnation);
+                if let Some(change) = &mut config.target {
+                    change.set.members.insert(*incarnation);
+                    change.revision = revision;
+                }
                 let name = self.member_name(incarnation.member);
                 outcome.event("sync_set_grew", format!("{name} counts in the sync set"));
                 Ok(())
             }
+            ClusterChange::SetSyncSet { epoch, set } => self.set_sync_set(*epoch, set, outcome),
+            ClusterChange::SettleSyncSet { epoch, set } => self.settle_sync_set(*epoch, set, outcome),
             ClusterChange::Rebuild { member, incarnation, why } => self.rebuild(*member, *incarnation, why, outcome),
             ClusterChange::AdoptIncarnation { member, incarnation } => self.adopt(*member, *incarnation, outcome),
+            ClusterChange::UpdateSpec { operation, spec } => self.update_spec(*operation, spec, outcome),
             ClusterChange::RequestSwitchover { operation, to } => {
                 self.check_idle()?;
                 self.begin_switchover(*operation, *to, false, outcome)?;
@@ -468,10 +484,13 @@ impl ClusterRecord {
                     outcome.end = Some((switchover.operation, Some(ended.clone())));
                 } else if let Some(restart) = self.restart.take() {
                     outcome.end = Some((restart.operation, Some(ended)));
+                } else if let Some(updating) = self.updating.take() {
+                    outcome.end = Some((updating, Some(ended)));
                 }
                 self.end_asked(&format!("cluster {} is being deleted", self.spec.name), outcome);
                 self.switchover = None;
                 self.restart = None;
+                self.updating = None;
                 self.lifecycle = Lifecycle::Deleting { operation: *operation };
                 outcome.start = Some((*operation, OperationKind::DeleteCluster));
                 outcome.event("delete_requested", format!("deletion of cluster {} requested", self.spec.name));
@@ -671,7 +690,7 @@ impl ClusterRecord {
     }
 
     /// The leader of `epoch`, if that is the present one and it has a leader.
-    fn in_epoch(&self, epoch: Epoch) -> Result<MemberId, Refusal> {
+    pub(super) fn in_epoch(&self, epoch: Epoch) -> Result<MemberId, Refusal> {
         match self.leadership.leader() {
             Some(leader) if epoch == self.epoch => Ok(leader),
             Some(_) => Err(Refusal::StaleEpoch { asked: epoch, found: self.epoch }),
@@ -694,7 +713,7 @@ fn describe(reason: EpochReason) -> &'static str {
         EpochReason::PostgresHung => "the leader's Postgres answers nobody",
         EpochReason::StorageFailed => "the leader's storage takes no writes",
         EpochReason::DataCorruption => "pages of the leader have wrong checksums",
-        EpochReason::SyncSetChange => "a standby that lost its data leaves the sync set",
+        EpochReason::SyncSetChange => "the sync set changes in a way that needs an epoch",
         EpochReason::PromotionFailed => "the chosen leader could not be promoted",
         EpochReason::Switchover => "a switchover was asked for",
         EpochReason::Restart => "a restart was asked for",

@@ -2,6 +2,7 @@
 
 use super::operator::{ForcedEpoch, Planned};
 use super::recovery::Recovered;
+use super::sync_set::{SetChange, SyncSet};
 use crate::ids::{ClusterId, Incarnation, MemberId, NodeId, OperationId, VolumeId};
 use crate::position::{Epoch, Lsn, Position, Timeline};
 use crate::secret::Secret;
@@ -45,6 +46,9 @@ pub struct ClusterRecord {
     /// Set when the record went on from one survivor's copy, and kept from then on.
     #[serde(default)]
     pub recovered: Option<Recovered>,
+    /// The operation that changed the spec, until the cluster is what it says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub updating: Option<OperationId>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -152,7 +156,8 @@ pub enum EpochReason {
     StorageFailed,
     /// Pages of the leader have wrong checksums.
     DataCorruption,
-    /// A standby of the sync set has lost its data and must leave the set before it is made anew.
+    /// The sync set changes and cannot do so in place: a standby that must be made anew leaves it and nobody else could
+    /// acknowledge, or the leader is to acknowledge alone from now on, or no longer.
     SyncSetChange,
     /// The chosen one could not be promoted.
     PromotionFailed,
@@ -174,23 +179,6 @@ impl EpochReason {
     }
 }
 
-/// Standbys whose acknowledgement counts, and how many of them are needed. The leader is not counted.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-pub struct SyncSet {
-    /// `S`; `n` is its length. Empty only for a cluster of one member and for an asynchronous one.
-    pub members: BTreeSet<Incarnation>,
-    /// `k`.
-    pub needed: u8,
-}
-
-impl SyncSet {
-    /// `n - k + 1`: so many promises that no commit can be acknowledged without one of the promisers. More than `n`
-    /// (and so never reached) only for a set that could acknowledge with nobody.
-    pub fn promises_needed(&self) -> usize {
-        (self.members.len() + 1).saturating_sub(usize::from(self.needed))
-    }
-}
-
 /// A leader, its timeline and its sync set, chosen once per epoch.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct EpochConfig {
@@ -200,6 +188,7 @@ pub struct EpochConfig {
     pub timeline: Timeline,
     /// Where the leader stood when it was chosen; its promotion forks at or after this. Zero for the first epoch.
     pub start: Position,
+    /// What an election asks. While a change is under way it covers every set that Postgres may still go by.
     pub sync_set: SyncSet,
     /// Its leader acknowledges alone, under a lease, though the cluster has other members. The sync set is empty.
     #[serde(default, skip_serializing_if = "is_false")]
@@ -207,6 +196,20 @@ pub struct EpochConfig {
     /// The choice may have left acknowledged commits behind.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub possible_loss: Option<PossibleLoss>,
+    /// Fewer acknowledgements are asked for than the spec says, because durability `available` went on without those who were
+    /// away: not by a person's word, and not because more are still to be asked for.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub degraded: bool,
+    /// What Postgres is to go by, while that is not the recorded set itself: the change is settled once it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<SetChange>,
+}
+
+impl EpochConfig {
+    /// What Postgres is to go by.
+    pub fn loaded(&self) -> &SyncSet {
+        self.target.as_ref().map_or(&self.sync_set, |change| &change.set)
+    }
 }
 
 impl EpochConfig {

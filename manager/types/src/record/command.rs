@@ -1,8 +1,9 @@
 //! The entries of the replicated log. Each is stored as `{version, kind, body}` with named fields; a voter that meets a
 //! kind it does not know stops rather than skips it.
 
-use super::cluster::{ClusterPorts, ClusterSecrets, EpochReason, PossibleLoss, SyncSet};
+use super::cluster::{ClusterPorts, ClusterSecrets, EpochReason, PossibleLoss};
 use super::operator::{ForcedLoss, ScheduledSwitchover};
+use super::sync_set::SyncSet;
 use super::{Deployment, JoinToken, MemberRecord, NodeRecord};
 use crate::ids::{ClusterId, Incarnation, MemberId, NodeId, OperationId, RecoveryId, TokenId};
 use crate::position::{Epoch, Lsn, Position, Timeline};
@@ -122,6 +123,17 @@ pub enum ClusterChange {
         epoch: Epoch,
         incarnation: Incarnation,
     },
+    /// The set is to become this one, in place. The record is widened first, so that an election finds whatever the old
+    /// and the new set acknowledge; Postgres loads `set` then.
+    SetSyncSet {
+        epoch: Epoch,
+        set: SyncSet,
+    },
+    /// Every WAL sender goes by `set`, and so many of it as it asks for have flushed what was acknowledged before.
+    SettleSyncSet {
+        epoch: Epoch,
+        set: SyncSet,
+    },
     /// A member whose history has left the cluster's starts again under the next number.
     Rebuild {
         member: MemberId,
@@ -132,6 +144,11 @@ pub enum ClusterChange {
     AdoptIncarnation {
         member: MemberId,
         incarnation: u32,
+    },
+    /// What a person asks of the cluster has changed.
+    UpdateSpec {
+        operation: OperationId,
+        spec: Box<ClusterSpec>,
     },
     RequestSwitchover {
         operation: OperationId,

@@ -8,12 +8,17 @@ mod cluster;
 mod command;
 mod operator;
 mod recovery;
+mod sync_set;
+mod update;
 
 pub use apply::{Applied, Refusal};
 pub use cluster::{
     ClusterPorts, ClusterRecord, ClusterSecrets, EpochConfig, EpochReason, HistoryEntry, Leadership, Lifecycle,
-    MemberRecord, PossibleLoss, Restart, Switchover, SyncSet,
+    MemberRecord, PossibleLoss, Restart, Switchover,
 };
+pub use sync_set::{SetChange, SyncSet};
+
+use apply::{Outcome, conflict};
 pub use command::{ClusterChange, Command, NewCluster};
 pub use operator::{ASKED_BY_MAX, ForcedEpoch, ForcedLoss, PastSwitchover, Planned, ScheduledSwitchover};
 pub use recovery::Recovered;
@@ -126,6 +131,7 @@ pub enum OperationKind {
     CreateCluster,
     DeleteCluster,
     RestartCluster,
+    UpdateCluster,
     Switchover,
     ForcedFailover,
 }

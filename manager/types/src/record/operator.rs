@@ -214,12 +214,6 @@ impl ClusterRecord {
         }
     }
 
-    /// Whether fewer acknowledge than the spec asks for: since a forced failover, until enough standbys stream again.
-    pub fn is_short_of_copies(&self) -> bool {
-        // An asynchronous configuration needs nobody because of its kind, and nobody was asked for that.
-        self.configs.last().is_some_and(|config| !config.asynchronous && config.sync_set.needed < self.spec.needed())
-    }
-
     pub(super) fn note_switchover_done(&mut self, from: MemberId, to: MemberId) {
         if matches!(self.leadership, Leadership::Confirmed { leader } if leader == to) {
             self.planned.last = Some(PastSwitchover { from, to, epoch: self.epoch });

@@ -13,3 +13,4 @@ mod leases;
 mod operator;
 mod planned;
 mod support;
+mod sync_set;

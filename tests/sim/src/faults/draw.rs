@@ -2,6 +2,7 @@
 
 use super::{Fault, Phase};
 use crate::world::{Event, World};
+use pgstead_types::spec::Durability;
 use pgstead_types::{Step, Tick};
 use std::time::Duration;
 
@@ -43,6 +44,7 @@ enum Draw {
     PromiseThenPower,
     Switchover,
     Restart,
+    Spec,
 }
 
 const WEIGHTS: &[(u64, Draw)] = &[
@@ -74,6 +76,7 @@ const WEIGHTS: &[(u64, Draw)] = &[
     (5, Draw::PromiseThenPower),
     (6, Draw::Switchover),
     (4, Draw::Restart),
+    (12, Draw::Spec),
 ];
 
 /// When it begins and ends.
@@ -143,7 +146,11 @@ impl World {
                 self.both(span, Fault::KillDaemon(node), Fault::StartDaemon(node));
                 let caught_up = self.rng.ms(50, 3000);
                 let shown = Span { at: span.until, until: span.until + caught_up };
-                self.both(shown, Fault::OldRecord(node), Fault::NewRecord(node));
+                let old = match self.rng.chance(50) {
+                    true => Fault::OldRecord(node),
+                    false => Fault::RecentRecord { node, back: 1 + self.rng.below(8) as usize },
+                };
+                self.both(shown, old, Fault::NewRecord(node));
             }
             Draw::DaemonInStep => {
                 let step = Step::ALL[self.rng.below(Step::ALL.len() as u64) as usize];
@@ -282,7 +289,40 @@ impl World {
                 let to = self.rng.below(self.members as u64) as usize;
                 self.at(span.at, Event::Fault(Fault::Switchover(to)));
             }
-            Draw::Switchover | Draw::Restart => self.at(span.at, Event::Fault(Fault::Restart)),
+            Draw::Spec if self.members > 1 => {
+                // Some follow each other faster than a change is carried out.
+                let mut at = span.at;
+                for _ in 0..if self.rng.chance(50) { 1 } else { 2 + self.rng.below(3) } {
+                    let needed = 1 + self.rng.below(self.members as u64 - 1) as u8;
+                    // Where a course may become asynchronous, its clocks are held to what a lease allows for.
+                    let durability = match self.rng.below(10) {
+                        0..=2 if self.asynchronous => Durability::Asynchronous,
+                        0..=4 => Durability::Strict,
+                        _ => Durability::Available,
+                    };
+                    self.at(at, Event::Fault(Fault::ChangeSpec { needed, durability }));
+                    at = at + self.rng.ms(1, 400);
+                }
+                match self.rng.below(4) {
+                    0 => self.at(at, Event::Fault(Fault::KillPostmaster(leader))),
+                    1 => self.both(span, Fault::BadReports, Fault::GoodReports),
+                    _ => {}
+                }
+                // Whoever carries it out may die on the way.
+                if self.rng.chance(50) {
+                    let (soon, back) = (self.rng.ms(1, 300), self.rng.ms(100, 5000));
+                    let node = if self.rng.chance(50) { leader } else { self.rng.below(self.members as u64) as usize };
+                    self.at(span.at + soon, Event::Fault(Fault::KillDaemon(node)));
+                    let started = span.at + soon + back;
+                    self.at(started, Event::Fault(Fault::StartDaemon(node)));
+                    if self.rng.chance(50) {
+                        let (old, caught_up) = (1 + self.rng.below(6) as usize, self.rng.ms(50, 3000));
+                        self.at(started, Event::Fault(Fault::RecentRecord { node, back: old }));
+                        self.at(started + caught_up, Event::Fault(Fault::NewRecord(node)));
+                    }
+                }
+            }
+            Draw::Switchover | Draw::Restart | Draw::Spec => self.at(span.at, Event::Fault(Fault::Restart)),
         }
     }
 }

@@ -10,6 +10,7 @@ use crate::clock::TRUE_RATE;
 use crate::world::{Event, World, member_id};
 use pgstead_types::Step;
 use pgstead_types::record::{ClusterChange, Leadership};
+use pgstead_types::spec::Durability;
 
 macro_rules! kinds {
     ($($(#[$doc:meta])* $name:ident = $text:literal,)+) => {
@@ -63,6 +64,7 @@ kinds! {
     RewindSaysNotRequired = "rewind wrongly says not required",
     SwitchoverRequested = "switchover asked for",
     RestartRequested = "restart asked for",
+    SpecChanged = "spec changed",
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -99,6 +101,11 @@ pub enum Fault {
     JoinPostgres(usize, usize),
     /// The node's agent is shown a record that was true a while ago, as after a restart that replays the log.
     OldRecord(usize),
+    /// One that is so many changes old, mostly of the same epoch.
+    RecentRecord {
+        node: usize,
+        back: usize,
+    },
     NewRecord(usize),
     SlowDisk(usize),
     NormalDisk(usize),
@@ -136,6 +143,11 @@ pub enum Fault {
     KillLeaderIn(Phase),
     Switchover(usize),
     Restart,
+    /// Another `k`, and what happens when so many are not there.
+    ChangeSpec {
+        needed: u8,
+        durability: Durability,
+    },
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -173,7 +185,7 @@ impl Fault {
             Fault::CutOff(_) => FaultKind::NodeCutOff,
             Fault::Flap { .. } => FaultKind::PartitionFlaps,
             Fault::CutPostgres(..) => FaultKind::ReplicationCut,
-            Fault::OldRecord(_) => FaultKind::OlderRecordShown,
+            Fault::OldRecord(_) | Fault::RecentRecord { .. } => FaultKind::OlderRecordShown,
             Fault::SlowDisk(_) => FaultKind::DiskSlow,
             Fault::FillDisk(_) => FaultKind::DiskFull,
             Fault::DriftClock { .. } => FaultKind::ClockWrong,
@@ -185,6 +197,7 @@ impl Fault {
             Fault::LoseQuorum => FaultKind::QuorumLost,
             Fault::Switchover(_) => FaultKind::SwitchoverRequested,
             Fault::Restart => FaultKind::RestartRequested,
+            Fault::ChangeSpec { .. } => FaultKind::SpecChanged,
             Fault::StartDaemon(_)
             | Fault::StartNode(_)
             | Fault::ResumePostgres(_)
@@ -254,6 +267,7 @@ impl Fault {
             | Fault::RemoveLog(n)
             | Fault::Corrupt(n)
             | Fault::LoseData(n) => name(n),
+            Fault::RecentRecord { node, back } => format!("{}, {back} changes old", name(node)),
             Fault::DriftClock { node, per_mille } => format!("{} by {per_mille} of 1000", name(node)),
             Fault::Cut(a, b)
             | Fault::Join(a, b)
@@ -263,6 +277,7 @@ impl Fault {
             Fault::KillControllerIn(phase) | Fault::KillLeaderIn(phase) => format!("{phase:?}"),
             Fault::KillInStep { step, .. } => step.to_string(),
             Fault::Switchover(n) => World::member_name(n),
+            Fault::ChangeSpec { needed, durability } => format!("k = {needed}, {durability}"),
             Fault::BadReports
             | Fault::GoodReports
             | Fault::BadRaft
@@ -410,6 +425,12 @@ impl World {
                 }
                 self.touch(n);
             }
+            Fault::RecentRecord { node, back } => {
+                if let Some(old) = self.past.iter().rev().nth(back).cloned() {
+                    self.shown.insert(node, old);
+                }
+                self.touch(node);
+            }
             Fault::NewRecord(n) => {
                 self.shown.remove(&n);
                 self.touch(n);
@@ -431,6 +452,14 @@ impl World {
             Fault::Restart => {
                 let operation = self.next_operation();
                 self.request(ClusterChange::RequestRestart { operation });
+            }
+            Fault::ChangeSpec { needed, durability } => {
+                let operation = self.next_operation();
+                if let Some(mut spec) = self.cluster().map(|cluster| cluster.spec.clone()) {
+                    spec.sync_replicas = (durability != Durability::Asynchronous).then_some(needed);
+                    spec.durability = durability;
+                    self.request(ClusterChange::UpdateSpec { operation, spec: Box::new(spec) });
+                }
             }
         }
     }

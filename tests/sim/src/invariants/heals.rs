@@ -25,11 +25,16 @@ pub fn unsettled(world: &World) -> Option<String> {
     let Some(config) = cluster.config() else { return Some("no configuration".into()) };
     let loaded = match &run.sync {
         SyncNames::Set(set) => set == &config.sync_set,
-        SyncNames::Alone => world.members == 1 || config.asynchronous,
+        SyncNames::Alone => config.sync_set.needed == 0,
         SyncNames::Nobody => false,
     };
-    if !loaded || run.sync_before.is_some() {
+    if !loaded || !run.sync_before.is_empty() {
         return Some("the sync set in Postgres is not the recorded one".into());
+    }
+    let kind_is_wanted = config.asynchronous == cluster.spec.is_asynchronous();
+    let count_is_wanted = config.target.is_none() && config.sync_set.needed == cluster.spec.needed();
+    if !kind_is_wanted || !count_is_wanted || cluster.updating.is_some() {
+        return Some("the sync set is not what the spec asks for".into());
     }
     for n in (0..world.members).filter(|n| *n != leader) {
         let Some(member) = cluster.members.get(&member_id(n)) else { return Some("a member is missing".into()) };

@@ -7,6 +7,7 @@ mod never_streams_older;
 mod no_row_lost;
 mod one_leader_per_epoch;
 mod only_copy;
+mod set_covers_senders;
 
 use crate::world::World;
 use pgstead_types::{Epoch, MemberId};
@@ -51,6 +52,7 @@ pub fn check(world: &mut World) -> Result<(), String> {
         world.spring_traps();
     }
     never_streams_older::check(world)?;
+    set_covers_senders::check(world)?;
     if world.checks.events.is_multiple_of(200) {
         only_copy::check(world)?;
     }

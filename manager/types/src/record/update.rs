@@ -1,0 +1,41 @@
+//! A cluster's spec changes while it runs. What can change is recorded at once; the controller then brings the cluster
+//! to it, and the operation ends when it has.
+
+use super::cluster::{ClusterRecord, Lifecycle};
+use super::{OperationKind, Outcome, Refusal, conflict};
+use crate::ids::OperationId;
+use crate::spec::ClusterSpec;
+
+impl ClusterRecord {
+    pub(super) fn update_spec(
+        &mut self,
+        operation: OperationId,
+        spec: &ClusterSpec,
+        outcome: &mut Outcome,
+    ) -> Result<(), Refusal> {
+        if self.lifecycle != Lifecycle::Active {
+            return Err(conflict("the cluster is being deleted"));
+        }
+        spec.check().map_err(|error| conflict(error.to_string()))?;
+        let mut kept = spec.clone();
+        kept.sync_replicas = self.spec.sync_replicas;
+        kept.durability = self.spec.durability;
+        if kept != self.spec {
+            return Err(conflict(
+                "only sync_replicas and durability of a running cluster can change; everything else stays as it was made",
+            ));
+        }
+        if *spec == self.spec {
+            return Err(conflict("the cluster is asked for in that way already; nothing was changed"));
+        }
+        if let Some(older) = self.updating.replace(operation) {
+            outcome.end = Some((older, Some("another change of the spec has taken its place".to_string())));
+        }
+        let text = |spec: &ClusterSpec| format!("sync_replicas = {}, durability = {}", spec.needed(), spec.durability);
+        outcome.event("spec_changed", format!("asked for: {}; before: {}", text(spec), text(&self.spec)));
+        self.spec = spec.clone();
+        self.judge_degraded();
+        outcome.start = Some((operation, OperationKind::UpdateCluster));
+        Ok(())
+    }
+}
