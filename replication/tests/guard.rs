@@ -8,7 +8,6 @@ use pgstead_replication::guard::{GuardEvent, GuardPaths};
 use pgstead_replication::proc::{self, ProcessId};
 use pgstead_types::report::PostgresSeen;
 use rustix::process::Signal;
-use std::time::Duration;
 use support::*;
 
 /// A backend that computes and looks at nothing, with its own process.
@@ -18,7 +17,28 @@ async fn busy_backend(member: &Member) -> ProcessId {
     tokio::spawn(async move {
         let _ = app.batch_execute("SELECT count(*) FROM generate_series(1, 100000000000)").await;
     });
+    // Until then it would notice by itself that its postmaster is gone.
+    let admin = member.admin().await;
+    let text = format!("SELECT count(*) FROM pg_stat_activity WHERE pid = {pid} AND state = 'active'");
+    let computes = async || (value(&admin, &text).await == "1").then_some(());
+    until("the backend is busy", computes).await;
     ProcessId::of(pid).expect("the backend runs")
+}
+
+/// SIGSTOP to everything below a guard, until a look finds nobody who has not had it.
+fn freeze_below(guard: ProcessId) {
+    let mut told = Vec::new();
+    loop {
+        let all = proc::descendants_of(guard.pid).unwrap().into_iter().map(|process| process.id());
+        let new: Vec<ProcessId> = all.filter(|process| !told.contains(process)).collect();
+        if new.is_empty() {
+            return;
+        }
+        for process in &new {
+            process.signal(Signal::STOP).unwrap();
+        }
+        told.extend(new);
+    }
 }
 
 #[tokio::test]
@@ -85,9 +105,7 @@ async fn a_frozen_postgres_is_unresponsive_and_can_be_fenced() {
     let cluster = Cluster::new();
     let member = cluster.leader(1, &[], 0).await;
     let guard = member.guard().await;
-    for process in proc::descendants_of(guard.pid).unwrap() {
-        process.id().signal(Signal::STOP).unwrap();
-    }
+    freeze_below(guard);
     assert!(matches!(member.instance.probe().await, PostgresSeen::Unresponsive { .. }));
     member.instance.fence().await.unwrap();
     assert!(matches!(member.instance.probe().await, PostgresSeen::Down { .. }));
@@ -98,9 +116,7 @@ async fn what_a_killed_guard_could_not_end_is_found_and_fenced_by_the_next() {
     let cluster = Cluster::new();
     let member = cluster.leader(1, &[], 0).await;
     let guard = member.guard().await;
-    for process in proc::descendants_of(guard.pid).unwrap() {
-        process.id().signal(Signal::STOP).unwrap();
-    }
+    freeze_below(guard);
     let postmaster = member.postmaster().await;
     guard.signal(Signal::KILL).unwrap();
     until("the guard is gone", async || (!guard.is_alive()).then_some(())).await;
@@ -161,7 +177,7 @@ async fn requests_of_another_version_and_noise_are_refused_and_the_guard_goes_on
     let socket = GuardPaths::under(&member.instance.config().run_dir).socket;
     let answers = tokio::task::spawn_blocking(move || {
         let mut stream = std::os::unix::net::UnixStream::connect(socket).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream
             .write_all(
                 b"{\"v\":9,\"id\":1,\"request\":\"status\"}\nnoise\n{\"v\":1,\"id\":2,\"request\":{\"dance\":1}}\n\

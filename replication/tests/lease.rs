@@ -13,14 +13,23 @@ use support::*;
 
 const LONG: Duration = Duration::from_secs(3600);
 
+/// A strict lease that the guard counts, and its end. One that was over when it reached the guard is refused and changes
+/// nothing.
+async fn short_lease(member: &Member, length: Duration) -> Tick {
+    let counts = async || {
+        let end = Tick::now() + length;
+        (member.instance.count_lease(end, true).await.unwrap() == LeaseCount::Counts).then_some(end)
+    };
+    until("the guard counts a short lease", counts).await
+}
+
 #[tokio::test]
 async fn postgres_is_ended_at_the_end_of_its_lease_without_a_daemon() {
     let cluster = Cluster::new();
     let member = cluster.leader(1, &[], 0).await;
     let postmaster = member.postmaster().await;
     let config = (*member.instance.config()).clone();
-    let end = Tick::now() + Duration::from_millis(700);
-    assert_eq!(member.instance.count_lease(end, true).await.unwrap(), LeaseCount::Counts);
+    let end = short_lease(&member, Duration::from_millis(700)).await;
     // Nobody is connected to the guard any more, as when the daemon is dead or frozen.
     drop(member);
     until("the guard ends Postgres", async || (!postmaster.is_alive()).then_some(())).await;
@@ -37,7 +46,8 @@ async fn a_lease_that_is_renewed_ends_nothing_and_is_found_again() {
     let cluster = Cluster::new();
     let member = cluster.leader(1, &[], 0).await;
     let postmaster = member.postmaster().await;
-    let short = Tick::now() + Duration::from_millis(1500);
+    // Short enough to wait for, and long enough to be renewed in time on a busy machine.
+    let short = Tick::now() + Duration::from_secs(6);
     assert_eq!(member.instance.count_lease(short, false).await.unwrap(), LeaseCount::Counts);
     let long = Tick::now() + LONG;
     assert_eq!(member.instance.count_lease(long, false).await.unwrap(), LeaseCount::Counts);
@@ -60,7 +70,7 @@ async fn the_end_of_a_lease_is_told_and_a_dead_or_past_one_is_refused() {
     assert!(matches!(past, LeaseCount::DoesNot { .. }), "{past:?}");
     assert!(member.instance.guard_status().await.unwrap().unwrap().postmaster.is_some());
     let mut events = member.instance.guard_events();
-    member.instance.count_lease(Tick::now() + Duration::from_millis(50), true).await.unwrap();
+    short_lease(&member, Duration::from_millis(50)).await;
     let over = async || match tokio::time::timeout(PATIENCE, events.recv()).await.unwrap().unwrap() {
         GuardEvent::LeaseOver { why } => Some(why),
         _ => None,
