@@ -49,19 +49,19 @@ struct Notes {
 impl Appends {
     /// Makes the lists, empty.
     pub async fn prepare(target: &Target) -> anyhow::Result<()> {
-        let client = target.connect_within(Duration::from_secs(30)).await.context("the appenders cannot connect")?;
         let text = format!(
             "create table if not exists lists (key int primary key, list bigint[] not null default '{{}}');\
              insert into lists (key) select n from generate_series(0, {}) n on conflict do nothing",
             KEYS - 1
         );
-        client.batch_execute(&text).await.context("the lists cannot be made")
+        let made = target.in_a_session(async |client| client.batch_execute(&text).await);
+        made.await.context("the lists cannot be made")
     }
 
     /// The lists as they are.
     pub async fn lists(target: &Target) -> anyhow::Result<BTreeMap<i32, Vec<i64>>> {
-        let client = target.connect_within(Duration::from_secs(30)).await.context("the check cannot connect")?;
-        let rows = client.query("select key, list from lists", &[]).await.context("the check cannot read")?;
+        let read = target.in_a_session(async |client| client.query("select key, list from lists", &[]).await);
+        let rows = read.await.context("the check cannot read")?;
         Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
     }
 

@@ -1,5 +1,6 @@
 //! How the tests connect: several hosts, one CA, the certificate checked against the host (`sslmode=verify-full`).
 
+use crate::wait::until;
 use pgstead_api::view::{ConnectionView, Endpoints};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -13,6 +14,10 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 /// A host that answers nothing must not hold up the next one for long.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// For a statement that may be tried again: a leader may change meanwhile, and a gateway may be starting.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// For one try, which a gateway may hold for a while.
+const ATTEMPT_TIME: Duration = Duration::from_secs(40);
 
 #[derive(Debug, thiserror::Error)]
 pub enum TargetError {
@@ -127,6 +132,22 @@ impl Target {
                 Ok(client)
             }
         }
+    }
+
+    /// Does something in a session, and again in another one where none can be had or where it ends: what may be done twice.
+    pub async fn in_a_session<T>(
+        &self,
+        work: impl AsyncFn(&Client) -> Result<T, tokio_postgres::Error>,
+    ) -> anyhow::Result<T> {
+        let attempt = async || {
+            let client = self.connect().await?;
+            Ok(work(&client).await?)
+        };
+        let done = until(PATIENCE, async || match tokio::time::timeout(ATTEMPT_TIME, attempt()).await {
+            Ok(done) => done.map_err(|error: TargetError| error.to_string()),
+            Err(_) => Err(TargetError::Timeout(ATTEMPT_TIME).to_string()),
+        });
+        done.await.map_err(|(passed, seen)| anyhow::anyhow!("in vain for {passed:?}: {seen}"))
     }
 
     /// A session that comes within `patience`.

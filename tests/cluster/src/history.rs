@@ -95,9 +95,18 @@ impl History {
     }
     /// Acknowledged by `member` though begun after `since`.
     pub fn acknowledged_by(&self, member: &str, since: Tick, until: Tick) -> usize {
+        self.stamps_of(member, since, until).count()
+    }
+
+    /// The same, and in an epoch before the one whose timeline is `newer`.
+    pub fn acknowledged_before(&self, newer: u32, member: &str, since: Tick, until: Tick) -> usize {
+        self.stamps_of(member, since, until).filter(|stamp| stamp.timeline < newer).count()
+    }
+    fn stamps_of<'a>(&'a self, member: &'a str, since: Tick, until: Tick) -> impl Iterator<Item = &'a Stamp> {
         self.acknowledged()
-            .filter(|(append, _, stamp, _)| stamp.member == member && append.begun > since && append.begun < until)
-            .count()
+            .filter(move |(append, ..)| append.begun > since && append.begun < until)
+            .map(|(_, _, stamp, _)| stamp)
+            .filter(move |stamp| stamp.member == member)
     }
 
     /// Compares with the lists as they are in the end.

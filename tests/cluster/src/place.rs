@@ -2,6 +2,7 @@
 //! it lives, so the kernel says who is gone; the file names the folder, so whoever takes the lock next cleans up after one
 //! that was killed.
 
+use crate::command::run_blocking;
 use crate::processes::{signal_all_below, wait_until_gone};
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Signal, geteuid};
@@ -17,6 +18,8 @@ const FIRST_PORT: u16 = 20_000;
 /// One for the daemons, the others for clusters, three each.
 const BLOCK_PORTS: u16 = 40;
 const BLOCKS: u16 = 250;
+/// For killed processes to be gone: one that waits for its disk ends when that has answered.
+pub(crate) const END_TIME: Duration = Duration::from_secs(60);
 
 #[derive(Debug, thiserror::Error)]
 pub enum PlaceError {
@@ -59,12 +62,15 @@ impl Place {
             move |source| PlaceError::Io { path, source }
         };
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&locks).map_err(io(&locks))?;
-        sweep(&locks)?;
+        sweep(&locks);
         for block in 0..BLOCKS {
             let first = FIRST_PORT + block * BLOCK_PORTS;
             let path = locks.join(format!("{first}.lock"));
             let Some(mut lock) = take_lock(&path)? else { continue };
-            clean_up(&mut lock, &path)?;
+            // What cannot be cleaned up keeps its block.
+            if clean_up(&mut lock, &path).is_err() {
+                continue;
+            }
             let ports = (first + 1, first + BLOCK_PORTS - 1);
             if first_taken(nodes, first, ports).is_some() {
                 continue;
@@ -126,14 +132,15 @@ fn take_lock(path: &Path) -> Result<Option<File>, PlaceError> {
     }
 }
 
-/// Cleans up after every owner that is gone.
-fn sweep(locks: &Path) -> Result<(), PlaceError> {
+/// Cleans up after every owner that is gone. What cannot be cleaned up is told, and fails nobody who comes later.
+fn sweep(locks: &Path) {
     for entry in fs::read_dir(locks).into_iter().flatten().flatten() {
-        if let Some(mut lock) = take_lock(&entry.path())? {
-            clean_up(&mut lock, &entry.path())?;
+        let path = entry.path();
+        let swept = take_lock(&path).and_then(|lock| lock.map_or(Ok(()), |mut lock| clean_up(&mut lock, &path)));
+        if let Err(error) = swept {
+            eprintln!("not cleaned up: {error}");
         }
     }
-    Ok(())
 }
 
 /// The lock is ours, so whoever wrote the folder's name into it is gone.
@@ -146,10 +153,24 @@ fn clean_up(lock: &mut File, path: &Path) -> Result<(), PlaceError> {
         return Ok(());
     }
     end_all_below(&folder)?;
+    unmount_below(&folder).map_err(io)?;
     match fs::remove_dir_all(&folder) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(PlaceError::Io { path: folder, source: error }),
         _ => lock.set_len(0).map_err(io),
     }
+}
+
+/// Takes away what is mounted in the folder, the innermost first. Lazily: nobody is left who works there.
+fn unmount_below(folder: &Path) -> io::Result<()> {
+    // `36 35 98:0 /root /where/it/is rw,noatime - tmpfs name rw`
+    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+    let places = mounts.lines().filter_map(|line| line.split(' ').nth(4)).map(Path::new);
+    let below: Vec<&Path> = places.filter(|place| place.starts_with(folder)).collect();
+    for place in below.into_iter().rev() {
+        // What stays mounted is told by whoever then removes the folder.
+        let _ = run_blocking(Path::new("umount"), &["--lazy", &place.display().to_string()]);
+    }
+    Ok(())
 }
 
 /// SIGKILL to everything that works in the folder. Stopped first, so that nobody starts another one meanwhile.
@@ -158,7 +179,7 @@ pub fn end_all_below(folder: &Path) -> Result<Vec<crate::Process>, PlaceError> {
     for process in &all {
         process.signal(Signal::KILL);
     }
-    let mut left = wait_until_gone(&all, Duration::from_secs(10));
+    let mut left = wait_until_gone(&all, END_TIME);
     left.extend(crate::below_folder(folder));
     if left.is_empty() {
         return Ok(all);
@@ -206,6 +227,14 @@ mod tests {
         let (port, folder) = (somewhere.node_port, somewhere.folder.join("demo"));
         fs::create_dir(&folder).unwrap();
         fs::write(folder.join("old"), "").unwrap();
+        // A disk with something on it, where it may be mounted.
+        if geteuid().is_root() {
+            let disk = folder.join("disk");
+            fs::create_dir(&disk).unwrap();
+            let args = ["-t", "tmpfs", "-o", "size=1m", "pgstead-test", &disk.display().to_string()];
+            run_blocking(Path::new("mount"), &args).unwrap().output().unwrap();
+            fs::write(disk.join("old"), "").unwrap();
+        }
         fs::write(folder.with_extension("lock"), folder.display().to_string()).unwrap();
         let place = Place::fixed(&folder, 1, port, (port + 1, port + 3)).unwrap();
         assert!(!place.folder.join("old").exists());

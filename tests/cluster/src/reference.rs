@@ -3,7 +3,7 @@
 
 use crate::client::Target;
 use crate::command;
-use crate::place::{Place, address, end_all_below};
+use crate::place::{END_TIME, Place, address, end_all_below};
 use crate::processes::{below_folder, wait_until_gone};
 use crate::wait::until;
 use anyhow::{Context, bail};
@@ -190,7 +190,7 @@ impl Reference {
             let _ = postmaster.kill();
             postmaster.wait()?;
         }
-        let left = wait_until_gone(&below_folder(&server.folder), Duration::from_secs(10));
+        let left = wait_until_gone(&below_folder(&server.folder), END_TIME);
         if left.is_empty() { Ok(()) } else { bail!("processes of the reference are left: {left:?}") }
     }
 }

@@ -4,11 +4,12 @@
 use crate::client::Target;
 use crate::command::{self, Said};
 use crate::lab::Lab;
-use crate::place::{Place, address, end_all_below};
+use crate::place::{END_TIME, Place, address, end_all_below};
 use crate::processes::{Process, below_folder, signal_all_below, wait_until_gone};
 use crate::wait::until;
 use anyhow::{Context, bail};
-use pgstead_api::client::{Client, Profile};
+use pgstead_api::Code;
+use pgstead_api::client::{Client, ClientError, Profile};
 use pgstead_api::view::{ClusterView, ConnectionView, Health, MemberView, OperationStateView};
 use pgstead_types::spec::{ClusterSpec, Durability};
 use rustix::process::Signal;
@@ -20,9 +21,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// Starting a node on a busy machine, in a debug build.
-const START_TIME: Duration = Duration::from_secs(60);
+const START_TIME: Duration = Duration::from_secs(120);
 /// Creating a cluster with three members there.
-const CREATE_TIME: Duration = Duration::from_secs(120);
+const CREATE_TIME: Duration = Duration::from_secs(240);
 /// Lines of each log in a complaint.
 const LOG_TAIL: usize = 25;
 
@@ -253,7 +254,15 @@ impl Testbed {
     /// Creates a cluster and waits until it is healthy.
     pub async fn create_cluster(&self, spec: &ClusterSpec) -> anyhow::Result<ClusterView> {
         let client = self.client()?;
-        let accepted = client.create_cluster(spec).await?;
+        // Who has no controller, or cannot be reached, has done nothing.
+        let asked = async || match client.create_cluster(spec).await {
+            Err(error @ ClientError::Unreachable { .. }) => Err(error.to_string()),
+            Err(error) if matches!(error.code(), Some(Code::NoController | Code::ControllerUnreachable)) => {
+                Err(error.to_string())
+            }
+            answer => Ok(answer),
+        };
+        let accepted = self.wait_for(&format!("cluster {} is asked for", spec.name), START_TIME, asked).await??;
         let ended = async || {
             let operation = client.operation(accepted.operation, Duration::from_secs(1)).await;
             let operation = operation.map_err(|error| error.to_string())?;
@@ -411,7 +420,7 @@ impl Testbed {
         if !postmaster.signal(Signal::KILL) {
             bail!("the postmaster {postmaster} had ended before it was killed");
         }
-        let left = wait_until_gone(std::slice::from_ref(&postmaster), Duration::from_secs(10));
+        let left = wait_until_gone(std::slice::from_ref(&postmaster), END_TIME);
         if left.is_empty() { Ok(postmaster) } else { bail!("{postmaster} cannot be killed") }
     }
 

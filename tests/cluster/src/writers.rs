@@ -65,8 +65,8 @@ impl Writers {
 
     /// Ids count up from `first_id`, which lets one table serve several rounds.
     pub async fn start_at(target: &Target, load: Load, first_id: i64) -> anyhow::Result<Self> {
-        let client = target.connect_within(Duration::from_secs(30)).await.context("the writers cannot connect")?;
-        client.batch_execute(TABLE).await.context("the writers' table cannot be made")?;
+        let made = target.in_a_session(async |client| client.batch_execute(TABLE).await);
+        made.await.context("the writers' table cannot be made")?;
         let writers = Self { notes: Arc::default(), stop: Arc::default(), tasks: Vec::new(), begun: Tick::now() };
         let next = Arc::new(AtomicI64::new(first_id));
         let tasks = (0..load.clients).map(|number| {
@@ -256,8 +256,8 @@ pub struct Checked {
 
 /// Reads everything back from the leader and compares.
 pub async fn check(target: &Target, acknowledged: &[Acknowledged]) -> anyhow::Result<Checked> {
-    let client = target.connect_within(Duration::from_secs(30)).await.context("the check cannot connect")?;
-    let rows = client.query("select id from written", &[]).await.context("the check cannot read")?;
+    let read = target.in_a_session(async |client| client.query("select id from written", &[]).await);
+    let rows = read.await.context("the check cannot read")?;
     let there: BTreeSet<i64> = rows.iter().map(|row| row.get(0)).collect();
     let lost = acknowledged.iter().map(|ack| ack.id).filter(|id| !there.contains(id)).collect();
     Ok(Checked { acknowledged: acknowledged.len(), lost })
