@@ -330,7 +330,7 @@ async fn a_full_disk_under_the_record_stops_the_daemon_with_its_reason_and_loses
     drop(file);
     fs::remove_file(&filler)?;
     bed.start_daemon(1)?;
-    bed.wait_healthy("app", SOON).await?;
+    bed.wait_healthy("app", LATER).await?;
     ensure!(crate::support::started_at(&client).await? == postmaster, "Postgres did not go on");
     bed.client()?.create_token(None).await?;
     // Everything of it ends before its disk goes.

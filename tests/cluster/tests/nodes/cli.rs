@@ -1,6 +1,6 @@
 //! The commands, as people type them and as programs read them.
 
-use crate::support::{Bed, SOON};
+use crate::support::{Bed, LATER};
 use anyhow::{Context, ensure};
 use pgstead_types::spec::ClusterSpec;
 use std::fs;
@@ -36,8 +36,8 @@ async fn exit_codes_json_and_the_story_of_a_failover_are_as_documented() -> anyh
         let running = all.iter().filter(|operation| !operation.ended()).count();
         if running == 0 { Ok(()) } else { Err(format!("{running} operations run")) }
     };
-    bed.wait_for("the restart has ended", SOON, ended).await?;
-    bed.wait_healthy("app", SOON).await?;
+    bed.wait_for("the restart has ended", LATER, ended).await?;
+    bed.wait_healthy("app", LATER).await?;
 
     let kept = bed.pgstead(&["cluster", "delete", "app"]).await?;
     ensure!(kept.code == Some(2) && kept.stderr.contains("--yes"), "{kept:?}");
@@ -81,7 +81,7 @@ async fn exit_codes_json_and_the_story_of_a_failover_are_as_documented() -> anyh
     }
     ensure!(story.peek().is_none(), "the story of a failover is not in {kinds:?}");
 
-    bed.wait_healthy("app", SOON).await?;
+    bed.wait_healthy("app", LATER).await?;
     bed.pgstead(&["cluster", "delete", "app", "--yes"]).await?.output()?;
     ensure!(bed.client()?.clusters().await?.is_empty());
     // Its name is free again.

@@ -1,6 +1,6 @@
 //! The daemon, the gateway and the guard each end alone, and what the others do meanwhile.
 
-use crate::support::{Bed, SOON, session, started_at};
+use crate::support::{Bed, LATER, SOON, session, started_at};
 use anyhow::{Context, ensure};
 use pgstead_cluster_tests::{Process, Target, wait_until_gone};
 use pgstead_types::Tick;
@@ -57,7 +57,7 @@ async fn postgres_and_its_clients_do_not_notice_that_daemons_die_under_load() ->
     bed.kill_daemon(leader)?;
     writers.all_write_again(Tick::now(), SOON).await?;
     bed.start_daemon(leader)?;
-    bed.wait_healthy("app", SOON).await?;
+    bed.wait_healthy("app", LATER).await?;
 
     for number in 1..=3 {
         bed.kill_daemon(number)?;
@@ -66,7 +66,7 @@ async fn postgres_and_its_clients_do_not_notice_that_daemons_die_under_load() ->
     for number in 1..=3 {
         bed.start_daemon(number)?;
     }
-    bed.wait_healthy("app", SOON).await?;
+    bed.wait_healthy("app", LATER).await?;
     for session in &sessions {
         session.is_unchanged().await?;
     }

@@ -1,10 +1,10 @@
 //! Leaders and standbys end in every way that a test can end them. Nothing that was acknowledged is lost, and when the
 //! faults are over every cluster is whole again.
 
-use crate::support::{Bed, LATER, LOAD, SOON, session};
+use crate::support::{Bed, LATER, LOAD, LONG_LEASE, SOON, session};
 use anyhow::ensure;
 use pgstead_api::view::{Health, MemberState, Phase};
-use pgstead_cluster_tests::{Testbed, Writers, check};
+use pgstead_cluster_tests::{Process, Setup, Testbed, Writers, check};
 use pgstead_types::Tick;
 use pgstead_types::spec::ClusterSpec;
 use rustix::process::Signal;
@@ -43,8 +43,7 @@ async fn a_postmaster_dies_while_a_backend_is_busy_and_another_writes() -> anyho
     let query = "select sum(length(md5(n::text))) from generate_series(1, 1000000000) n";
     let busy = tokio::spawn(async move { busy.query_one(query, &[]).await });
     let computes = async || {
-        let busy =
-            |one: &pgstead_cluster_tests::Process| one.words.first().is_some_and(|title| title.ends_with("SELECT"));
+        let busy = |one: &Process| one.words.first().is_some_and(|title| title.ends_with("SELECT"));
         bed.processes(leader).iter().any(busy).then_some(()).ok_or_else(|| "nobody computes".to_string())
     };
     bed.wait_for("a backend is busy", SOON, computes).await?;
@@ -98,7 +97,7 @@ async fn a_commit_waits(bed: &Testbed, leader: usize) -> anyhow::Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn writes_go_on_without_one_standby_wait_without_both_and_nobody_is_elected_without_enough_promises()
 -> anyhow::Result<()> {
-    let mut bed = Bed::start(5).await?;
+    let mut bed = Bed::start_with(Setup { nodes: 5, config: LONG_LEASE.to_string(), ..Setup::default() }).await?;
     bed.create_cluster(&ClusterSpec::named("app")).await?;
     let writers = bed.writers().await?;
     let leader = bed.leader_node("app").await?;
@@ -110,12 +109,19 @@ async fn writes_go_on_without_one_standby_wait_without_both_and_nobody_is_electe
     writers.all_write_again(Tick::now(), SOON).await?;
 
     bed.kill_node(standbys[1])?;
-    let view = bed.health("app", Health::WritesWait).await?;
+    bed.health("app", Health::WritesWait).await?;
     a_commit_waits(&bed, leader).await?;
+    let client = bed.client()?;
     for standby in &standbys {
         let name = bed.member_on("app", *standby).await?.name;
-        let about = view.findings.iter().any(|found| found.code == "not_streaming" && found.message.contains(&name));
-        ensure!(about, "nothing is said about {name}: {:?}", view.findings);
+        // What is found is what the controller last decided on, which may be older than what it sees.
+        let is_named = async || {
+            let view = client.cluster("app").await.map_err(|error| error.to_string())?;
+            let mut about = view.findings.iter().filter(|found| found.code == "not_streaming");
+            let named = view.health == Health::WritesWait && about.any(|found| found.message.contains(&name));
+            if named { Ok(()) } else { Err(format!("{:?}, {:?}", view.health, view.findings)) }
+        };
+        bed.wait_for(&format!("it is said that {name} does not stream"), SOON, is_named).await?;
     }
     let waiting_since = Tick::now();
     bed.start_daemon(standbys[0])?;
@@ -146,6 +152,22 @@ async fn writes_go_on_without_one_standby_wait_without_both_and_nobody_is_electe
     Ok(())
 }
 
+/// SIGSTOP to every process of Postgres on a node, until a look finds none that has not had it.
+fn freeze_postgres(bed: &Testbed, number: usize) -> Vec<Process> {
+    let mut told: Vec<Process> = Vec::new();
+    loop {
+        let all = bed.processes(number).into_iter().filter(|process| process.program == "postgres");
+        let new: Vec<Process> = all.filter(|one| told.iter().all(|old| old.pid != one.pid)).collect();
+        if new.is_empty() {
+            return told;
+        }
+        for process in &new {
+            process.signal(Signal::STOP);
+        }
+        told.extend(new);
+    }
+}
+
 /// Both standbys of three nodes, frozen in their Postgres alone: their daemons live, so the record has its quorum.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn writes_wait_while_the_postgres_of_both_standbys_is_frozen() -> anyhow::Result<()> {
@@ -154,10 +176,7 @@ async fn writes_wait_while_the_postgres_of_both_standbys_is_frozen() -> anyhow::
     let leader = bed.leader_node("app").await?;
     let mut frozen = Vec::new();
     for standby in bed.standbys("app").await? {
-        frozen.extend(bed.processes(standby).into_iter().filter(|process| process.program == "postgres"));
-    }
-    for process in &frozen {
-        process.signal(Signal::STOP);
+        frozen.extend(freeze_postgres(&bed, standby));
     }
     a_commit_waits(&bed, leader).await?;
     bed.health("app", Health::WritesWait).await?;

@@ -4,17 +4,21 @@
 //! a wildcard, so a step without a kill test does not compile. During an operation every daemon dies once at each of its
 //! points and is started again each time; at the end everything must be as if nothing had happened.
 
-use crate::support::{Bed, LATER, SOON};
+use crate::support::{Bed, LATER, LONG_LEASE, SOON};
 use anyhow::{Context, bail, ensure};
 use pgstead_api::Code;
 use pgstead_api::client::ClientError;
 use pgstead_api::view::{ClusterView, Health, Phase};
-use pgstead_cluster_tests::{Setup, Target, Testbed, until};
+use pgstead_cluster_tests::{Process, Setup, Target, Testbed, until};
 use pgstead_types::Step;
 use pgstead_types::spec::ClusterSpec;
+use rustix::process::Signal;
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
+
+/// For all deaths of an operation: each is the start of a daemon, and some operations have dozens.
+const ALL_DEATHS: Duration = Duration::from_secs(420);
 
 /// What a test does to a cluster.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -79,8 +83,15 @@ impl<'a> Mortals<'a> {
         for number in nodes {
             bed.kill_daemon(*number)?;
         }
-        let mortals = Self::begin_with(bed, operation, nodes)?;
-        mortals.bed.wait_reachable(nodes.len()).await?;
+        let mut mortals = Self::begin_with(bed, operation, nodes)?;
+        // Their restart may have led to an election, in which they die already.
+        let heard = until(SOON, async || {
+            mortals.revive().map_err(|error| format!("{error:#}"))?;
+            mortals.bed.are_reachable(nodes.len()).await
+        });
+        if let Err((passed, seen)) = heard.await {
+            bail!("after {passed:?} not all nodes are reachable: {seen}\n{}", mortals.bed.describe().await);
+        }
         Ok(mortals)
     }
 
@@ -117,7 +128,7 @@ impl<'a> Mortals<'a> {
         mut self,
         mut settled: impl AsyncFnMut(&Testbed) -> Result<(), String>,
     ) -> anyhow::Result<()> {
-        let outcome = until(LATER, async || {
+        let outcome = until(ALL_DEATHS, async || {
             self.revive().map_err(|error| format!("{error:#}"))?;
             let marks = self.all_marks().map_err(|error| format!("{error:#}"))?;
             let missing: Vec<&String> = self.points.iter().filter(|point| !marks.contains(point)).collect();
@@ -218,7 +229,8 @@ fn every_step_is_killed_before_and_after() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cluster_comes_to_be_gets_new_certificates_and_goes_though_daemons_die_at_every_step() -> anyhow::Result<()> {
-    let mut bed = Bed::found(Setup { nodes: 4, ..Setup::default() }, 3).await?;
+    let config = LONG_LEASE.to_string();
+    let mut bed = Bed::found(Setup { nodes: 4, config, ..Setup::default() }, 3).await?;
     let three = [1, 2, 3];
 
     let mut mortals = Mortals::begin(&mut bed, Operation::Creation, &three).await?;
@@ -340,19 +352,20 @@ async fn a_member_is_made_anew_though_daemons_die_at_every_step() -> anyhow::Res
     let mut bed = Bed::with_cluster(3).await?;
     let writers = bed.writers().await?;
 
-    // A row that only the leader has on disk, and that nobody was told of.
+    // A deletion that only the leader has on disk, and that nobody was told of.
     let leader = bed.leader_node("app").await?;
     let others = bed.others(leader);
     let session = crate::support::session(&bed.direct("app").await?).await?;
-    session.batch_execute("create table ahead (text text)").await?;
-    bed.wait_healthy("app", SOON).await?;
+    session.batch_execute("create table ahead (text text); insert into ahead values ('x')").await?;
+    bed.wait_healthy("app", LATER).await?;
     for other in &others {
         bed.kill_node(*other)?;
     }
-    let insert = tokio::spawn(async move { session.execute("insert into ahead values ('x')", &[]).await });
+    // Nobody else deletes, so that it is this one that is seen to wait.
+    let delete = tokio::spawn(async move { session.execute("delete from ahead", &[]).await });
     bed.wait_for("the leader's log has grown", SOON, async || waits_for_standbys(&bed, leader)).await?;
     bed.kill_node(leader)?;
-    ensure!(insert.await?.is_err(), "a commit was acknowledged that no standby had");
+    ensure!(delete.await?.is_err(), "a commit was acknowledged that no standby had");
     let mut mortals = Mortals::begin_with(&mut bed, Operation::Divergence, &others)?;
     mortals.until_another_leads(leader).await?;
     mortals.add(leader)?;
@@ -366,9 +379,14 @@ async fn a_member_is_made_anew_though_daemons_die_at_every_step() -> anyhow::Res
     for volume in fs::read_dir(&pool)?.flatten().map(|entry| entry.path()) {
         fs::remove_dir_all(volume.join("data/pgdata"))?;
     }
+    // A copy begins with a checkpoint of its source, so it cannot end before its node does.
+    let checkpointer = bed.processes(leader).into_iter().find(|process| process.role() == "checkpointer");
+    let checkpointer = checkpointer.with_context(|| format!("node {leader} leads without a checkpointer"))?;
+    ensure!(checkpointer.signal(Signal::STOP), "{checkpointer} had ended before");
     bed.start_daemon(standby)?;
     copy_begins(&bed, standby).await?;
     bed.kill_node(standby)?;
+    ensure!(checkpointer.signal(Signal::CONT), "{checkpointer} had ended before");
     let mortals = Mortals::begin_with(&mut bed, Operation::CopyCutShort, &[standby])?;
     mortals.until_all_died_and(async |bed| well(bed).await.map(|_| ())).await?;
     bed.nothing_is_lost(writers).await?;
@@ -379,7 +397,7 @@ async fn a_member_is_made_anew_though_daemons_die_at_every_step() -> anyhow::Res
 fn waits_for_standbys(bed: &Testbed, leader: usize) -> Result<(), String> {
     let titles: Vec<String> =
         bed.processes(leader).into_iter().filter_map(|one| one.words.into_iter().next()).collect();
-    if titles.iter().any(|title| title.contains("INSERT waiting for")) {
+    if titles.iter().any(|title| title.contains("DELETE waiting for")) {
         return Ok(());
     }
     Err(format!("{titles:?}"))
@@ -388,13 +406,9 @@ fn waits_for_standbys(bed: &Testbed, leader: usize) -> Result<(), String> {
 async fn copy_begins(bed: &Testbed, number: usize) -> anyhow::Result<()> {
     let begins = async || {
         let all = bed.processes(number);
-        all.iter().any(|one| one.program == "pg_basebackup").then_some(()).ok_or_else(|| format!("{all:?}"))
+        // Not one that is asked for its version.
+        let copies = |one: &Process| one.program == "pg_basebackup" && one.words.iter().any(|word| word == "--pgdata");
+        if all.iter().any(copies) { Ok(()) } else { Err(format!("{all:?}")) }
     };
-    // More often than a condition is usually looked at: copies of small data are short.
-    let begun = tokio::time::timeout(LATER, async {
-        while begins().await.is_err() {
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-    });
-    begun.await.context("no copy has begun")
+    bed.wait_for("a copy has begun", LATER, begins).await
 }

@@ -11,9 +11,12 @@ use tokio::sync::{Mutex, MutexGuard};
 use tokio_postgres::Client;
 
 /// For what takes seconds on an idle machine. Only a test that fails waits for so long.
-pub const SOON: Duration = Duration::from_secs(60);
+pub const SOON: Duration = Duration::from_secs(120);
 /// For what takes several steps, each with a daemon that may be starting.
-pub const LATER: Duration = Duration::from_secs(150);
+pub const LATER: Duration = Duration::from_secs(240);
+
+/// For tests that claim nothing about leases: a daemon that takes long to come back on a busy machine costs no leader its own.
+pub const LONG_LEASE: &str = "[timing]\nlease_ms = 60000";
 
 /// Enough to have commits under way at any moment, and little for a machine with two cores.
 pub const LOAD: Load = Load { clients: 3, per_second: 30, retry: Duration::from_millis(20) };
@@ -70,22 +73,22 @@ impl Bed {
     /// Waits until a controller has heard of so many nodes, and all that should vote do: before that the record may be on
     /// fewer disks than there are nodes.
     pub async fn wait_reachable(&self, count: usize) -> anyhow::Result<()> {
-        let client = self.client()?;
-        let heard = async || {
-            let nodes = client.nodes().await.map_err(|error| error.to_string())?;
-            let reachable =
-                nodes.iter().filter(|node| node.observed.as_ref().is_some_and(|seen| seen.reachable)).count();
-            let all_vote = nodes.iter().flat_map(|node| &node.findings).all(|found| found.code != "not_voting_yet");
-            if reachable >= count && all_vote { Ok(()) } else { Err(format!("{reachable} are, all vote: {all_vote}")) }
-        };
+        let heard = async || self.are_reachable(count).await;
         self.wait_for(&format!("at least {count} nodes are reachable"), SOON, heard).await
+    }
+
+    /// Whether it is so now.
+    pub async fn are_reachable(&self, count: usize) -> Result<(), String> {
+        let client = self.client().map_err(|error| error.to_string())?;
+        let nodes = client.nodes().await.map_err(|error| error.to_string())?;
+        let reachable = nodes.iter().filter(|node| node.observed.as_ref().is_some_and(|seen| seen.reachable)).count();
+        let all_vote = nodes.iter().flat_map(|node| &node.findings).all(|found| found.code != "not_voting_yet");
+        if reachable >= count && all_vote { Ok(()) } else { Err(format!("{reachable} are, all vote: {all_vote}")) }
     }
 
     /// `nodes` nodes and cluster `app` with a member on each.
     pub async fn with_cluster(nodes: usize) -> anyhow::Result<Self> {
-        // A daemon that takes long to come back on a busy machine costs no leader its lease.
-        let config = "[timing]\nlease_ms = 60000".to_string();
-        let bed = Self::start_with(Setup { nodes, config, ..Setup::default() }).await?;
+        let bed = Self::start_with(Setup { nodes, config: LONG_LEASE.to_string(), ..Setup::default() }).await?;
         let members = u8::try_from(nodes).context("too many nodes")?;
         bed.create_cluster(&ClusterSpec { members, ..ClusterSpec::named("app") }).await?;
         Ok(bed)

@@ -20,6 +20,7 @@ async fn cut_around(bed: &Bed, clients: &mut Clients, leader: usize, cut: &[Dire
     bed.lab()?.cut(cut)?;
     beside.is_alone_now();
     another_leads(bed, leader, &others).await?;
+    beside.is_replaced(bed, &others).await?;
     clients.all_write_through(bed, &others, Tick::now()).await?;
     if is_drill() {
         let_it_last(LONG).await;

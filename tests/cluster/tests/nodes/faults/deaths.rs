@@ -106,6 +106,7 @@ fn a_leaders_node_that_was_frozen_wakes_and_acknowledges_nothing_of_its_own() ->
                 bed.freeze_node(leader);
                 beside.is_alone_now();
                 another_leads(bed, leader, &others).await?;
+                beside.is_replaced(bed, &others).await?;
                 clients.all_write_through(bed, &others, Tick::now()).await?;
                 if is_drill() {
                     let_it_last(LONG).await;

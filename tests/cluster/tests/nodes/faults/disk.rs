@@ -69,7 +69,8 @@ fn a_full_disk_under_the_primary_loses_nothing_and_ends_with_space() -> anyhow::
                 clients.all_write_through(bed, &others, Tick::now()).await?;
                 fs::remove_file(&ballast)?;
                 bed.wait_healthy("app", LATER).await?;
-                session(&bed.read_write("app").await?).await?.batch_execute(statement).await?;
+                let target = bed.read_write("app").await?;
+                target.in_a_session(async |client| client.batch_execute(statement).await).await?;
             }
         }
         clients.verify(bed).await.map(drop)

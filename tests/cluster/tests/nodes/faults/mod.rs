@@ -22,6 +22,9 @@ fn is_drill() -> bool {
     std::env::var_os("PGSTEAD_DRILL").is_some()
 }
 
+/// For a client to be acknowledged something, until it is looked whether its primary leads at all.
+const PATIENCE_BESIDE: Duration = Duration::from_secs(20);
+
 /// How often a course of faults is gone through.
 fn rounds() -> usize {
     if is_drill() { 5 } else { 1 }
@@ -88,6 +91,8 @@ struct Beside {
     /// From here on nobody should acknowledge anything to it.
     since: Tick,
     tried: usize,
+    /// The timeline of whoever led next, while this one was alone.
+    newer: Option<u32>,
 }
 
 impl Clients {
@@ -125,8 +130,14 @@ impl Clients {
         let host = bed.node(node).host.clone();
         let target = Target::under_name(&view, &host, host.parse()?, view.direct.port)?;
         let appends = Appends::start([target]);
-        appends.all_append_again(Tick::now(), SOON).await.context("the client beside the primary")?;
-        Ok(Beside { node, host, appends, since: Tick::now(), tried: 0 })
+        let acknowledged = async || {
+            let Err(why) = appends.all_append_again(Tick::now(), PATIENCE_BESIDE).await else { return Ok(()) };
+            // It may have stopped leading since that was arranged.
+            lead_from(bed, node).await.map_err(|error| format!("{error:#}"))?;
+            Err(format!("{why:#}"))
+        };
+        bed.wait_for("the client beside the primary appends", LATER, acknowledged).await?;
+        Ok(Beside { node, host, appends, since: Tick::now(), tried: 0, newer: None })
     }
 
     /// All clients write again, the cluster is whole, and nothing in the whole history is wrong.
@@ -176,6 +187,22 @@ impl Beside {
         self.tried = self.appends.tried();
     }
 
+    /// Another leads, as `well` know, while this one is still alone: what it acknowledges in an earlier epoch than that is
+    /// wrong. In a later one it may have been elected again.
+    async fn is_replaced(&mut self, bed: &Bed, well: &[usize]) -> anyhow::Result<()> {
+        let client = bed.client_of_any(well)?;
+        let leads = async || {
+            let view = client.cluster("app").await.map_err(|error| error.to_string())?;
+            match leader_of(bed, &view).filter(|node| *node != self.node) {
+                Some(_) if view.phase == Phase::Confirmed => view.timeline.ok_or_else(|| "no timeline".to_string()),
+                _ => Err(format!("{:?}: {}", view.phase, view.why)),
+            }
+        };
+        let what = format!("another node than {} leads", self.node);
+        self.newer = Some(bed.wait_for(&what, LATER, leads).await?.0);
+        Ok(())
+    }
+
     /// It has gone on trying, and was told of no success until now.
     async fn was_told_nothing(self, bed: &Bed, clients: &mut Clients) -> anyhow::Result<()> {
         let until = Tick::now();
@@ -186,7 +213,8 @@ impl Beside {
         // Its last attempt may have been under way for as long as a client waits.
         bed.wait_for("the client beside the primary tries", SOON, tries).await?;
         let history = self.appends.stop().await;
-        let told = history.acknowledged_by(&self.host, self.since, until);
+        let newer = self.newer.context("nobody has replaced it")?;
+        let told = history.acknowledged_before(newer, &self.host, self.since, until);
         ensure!(told == 0, "the primary on node {} acknowledged {told} appends that it alone had", self.node);
         clients.ended.merge(history);
         Ok(())
@@ -245,37 +273,39 @@ async fn raft_leader(bed: &Bed) -> anyhow::Result<usize> {
     bed.wait_for("a node leads Raft", SOON, leads).await
 }
 
-/// Moves the cluster's leader to a node, if it is elsewhere.
+/// Moves the cluster's leader to a node, if it is elsewhere. Nothing is claimed about the switchover: where something has
+/// happened that blocks it, or that another was elected for, it is asked for again.
 async fn lead_from(bed: &Bed, node: usize) -> anyhow::Result<()> {
-    bed.wait_healthy("app", LATER).await?;
-    if bed.leader_node("app").await? == node {
-        return Ok(());
-    }
     let name = bed.member_on("app", node).await?.name;
-    // Blocked, and nothing done, where something has happened since it was seen healthy.
-    let moves = async || {
+    let leads = async || {
+        let view = bed.wait_healthy("app", LATER).await.map_err(|error| format!("{error:#}"))?;
+        if leader_of(bed, &view) == Some(node) {
+            return Ok(());
+        }
         let said = bed.pgstead(&["cluster", "switchover", "app", "--to", &name]).await;
         let said = said.map_err(|error| error.to_string())?;
-        if said.code == Some(4) { Err(said.stderr) } else { Ok(said) }
+        Err(format!("the switchover ended with {:?}: {}{}", said.code, said.stdout, said.stderr))
     };
-    bed.wait_for("nothing blocks the switchover", LATER, moves).await?.output().context("moving the leader")?;
-    let view = bed.wait_healthy("app", LATER).await?;
-    ensure!(leader_of(bed, &view) == Some(node), "the switchover went to {:?}", view.leader);
-    Ok(())
+    bed.wait_for(&format!("node {node} leads"), LATER, leads).await
 }
 
 /// The leader's node, which leads Raft as well, or, if `together` is false, does not.
 async fn leader_and_raft(bed: &Bed, together: Together) -> anyhow::Result<usize> {
-    // Raft may change its leader at any moment, so this is arranged once more if it was in vain.
-    for _ in 0..3 {
-        let raft = raft_leader(bed).await?;
-        let wanted = if together == Together::Yes { raft } else { bed.others(raft)[0] };
-        lead_from(bed, wanted).await?;
-        if (raft_leader(bed).await? == wanted) == (together == Together::Yes) {
-            return Ok(wanted);
+    // Raft may change its leader at any moment, so this is arranged once more where it was in vain.
+    let arranged = async || {
+        let arrange = async {
+            let raft = raft_leader(bed).await?;
+            let wanted = if together == Together::Yes { raft } else { bed.others(raft)[0] };
+            lead_from(bed, wanted).await?;
+            anyhow::Ok((wanted, raft_leader(bed).await?))
+        };
+        match arrange.await {
+            Ok((wanted, raft)) if (raft == wanted) == (together == Together::Yes) => Ok(wanted),
+            Ok((wanted, raft)) => Err(format!("node {wanted} leads, and node {raft} leads Raft")),
+            Err(error) => Err(format!("{error:#}")),
         }
-    }
-    bail!("Raft's leader does not stay where it is")
+    };
+    bed.wait_for(&format!("the cluster's leader is with Raft's: {together:?}"), LATER, arranged).await
 }
 
 /// Whether the cluster's leader and Raft's are on one node.
@@ -290,25 +320,26 @@ async fn let_it_last(time: Duration) {
     tokio::time::sleep(time).await;
 }
 
-/// Leaves a row in the log of the leader that nobody else has and nobody was told of, and kills all three nodes.
+/// Leaves the end of a row in the log of the leader that nobody else has and nobody was told of, and kills all three nodes.
 async fn end_with_a_row_of_its_own(bed: &mut Bed, leader: usize) -> anyhow::Result<()> {
     let view = bed.connection("app").await?;
     let host = bed.node(leader).host.clone();
     let target = Target::under_name(&view, &host, host.parse()?, view.direct.port)?;
     let session = session(&target).await?;
-    session.batch_execute("create table ahead (text text)").await?;
+    session.batch_execute("create table ahead (text text); insert into ahead values ('x')").await?;
     for other in bed.others(leader) {
         bed.kill_node(other)?;
     }
-    let insert = tokio::spawn(async move { session.execute("insert into ahead values ('x')", &[]).await });
+    // Nobody else deletes, so that it is this one that is seen to wait.
+    let delete = tokio::spawn(async move { session.execute("delete from ahead", &[]).await });
     let waits = async || {
         let titles: Vec<String> =
             bed.processes(leader).into_iter().filter_map(|one| one.words.into_iter().next()).collect();
-        let waits = titles.iter().any(|title| title.contains("INSERT waiting for"));
+        let waits = titles.iter().any(|title| title.contains("DELETE waiting for"));
         if waits { Ok(()) } else { Err(format!("{titles:?}")) }
     };
-    bed.wait_for("the row is in the leader's log", SOON, waits).await?;
+    bed.wait_for("the deletion is in the leader's log", SOON, waits).await?;
     bed.kill_node(leader)?;
-    ensure!(insert.await?.is_err(), "a commit was acknowledged that no standby had");
+    ensure!(delete.await?.is_err(), "a commit was acknowledged that no standby had");
     Ok(())
 }

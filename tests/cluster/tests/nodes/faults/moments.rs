@@ -2,10 +2,11 @@
 //! `kill_points`, and with it everything else on its node.
 
 use super::{Clients, Course, another_leads, end_with_a_row_of_its_own, in_lab, leader_of};
-use crate::support::{Bed, LATER};
+use crate::support::{Bed, LATER, LONG_LEASE};
 use anyhow::ensure;
-use pgstead_cluster_tests::until;
-use pgstead_types::Step;
+use pgstead_cluster_tests::{Setup, until};
+use pgstead_types::{Step, Tick};
+use std::fs;
 
 /// `before:<step>` or `after:<step>`.
 fn before(step: Step) -> String {
@@ -20,9 +21,37 @@ fn start_mortal(bed: &mut Bed, node: usize, points: &[String]) -> anyhow::Result
     bed.start_daemon_with(node, &[("PGSTEAD_TEST_ABORT".to_string(), points.join(","))])
 }
 
+/// No claim is made about leases here.
+fn course() -> Course {
+    Course { setup: Setup { config: LONG_LEASE.to_string(), ..Setup::default() }, ..Course::default() }
+}
+
+/// Where they have ended before they do again.
+fn forget_ends(bed: &Bed, nodes: &[usize]) -> anyhow::Result<()> {
+    for node in nodes {
+        for note in fs::read_dir(bed.node(*node).data_dir().join("members"))? {
+            let path = note?.path();
+            if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("aborted-")) {
+                fs::remove_file(path)?;
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Kills what is left of every node whose daemon has ended, and starts it again with the same points, until the cluster
 /// is well; how many died.
 async fn nodes_die(bed: &mut Bed, mortals: &[(usize, Vec<String>)], at_least: usize) -> anyhow::Result<usize> {
+    nodes_die_while(bed, mortals, at_least, async |_| "nothing more is done".to_string()).await
+}
+
+/// The same. While too few have died and the cluster is well, `provoke` does something more that they may die of.
+async fn nodes_die_while(
+    bed: &mut Bed,
+    mortals: &[(usize, Vec<String>)],
+    at_least: usize,
+    provoke: impl AsyncFn(&Bed) -> String,
+) -> anyhow::Result<usize> {
     let mut deaths = 0;
     let outcome = until(LATER, async || {
         for (node, points) in mortals {
@@ -35,14 +64,14 @@ async fn nodes_die(bed: &mut Bed, mortals: &[(usize, Vec<String>)], at_least: us
                 again(bed).map_err(|error| format!("{error:#}"))?;
             }
         }
-        if deaths < at_least {
-            return Err(format!("{deaths} of {at_least} nodes died"));
-        }
         let client = bed.client().map_err(|error| error.to_string())?;
         let view = client.cluster("app").await.map_err(|error| error.to_string())?;
-        match leader_of(bed, &view) {
-            Some(_) if view.health == pgstead_api::view::Health::Healthy => Ok(()),
-            _ => Err(view.why),
+        bed.are_reachable(3).await?;
+        let well = leader_of(bed, &view).is_some() && view.health == pgstead_api::view::Health::Healthy;
+        match (deaths >= at_least, well) {
+            (true, true) => Ok(()),
+            (false, true) => Err(format!("{deaths} of {at_least} nodes died; {}", provoke(bed).await)),
+            (_, false) => Err(format!("{deaths} of {at_least} nodes died: {}", view.why)),
         }
     });
     match outcome.await {
@@ -69,7 +98,7 @@ async fn be_immortal(bed: &mut Bed, nodes: &[usize]) -> anyhow::Result<()> {
 
 #[test]
 fn nodes_die_in_the_midst_of_switchovers() -> anyhow::Result<()> {
-    in_lab(Course::default(), async |bed| {
+    in_lab(course(), async |bed| {
         let clients = Clients::start(bed).await?;
         // The old leader when it has stopped; its target when it has been chosen, and when it has just promoted itself.
         let moments = [after(Step::StopCleanly), before(Step::PreparePromotion), after(Step::Promote)];
@@ -80,32 +109,54 @@ fn nodes_die_in_the_midst_of_switchovers() -> anyhow::Result<()> {
                 bed.kill_daemon(*node)?;
                 start_mortal(bed, *node, points)?;
             }
-            bed.wait_reachable(3).await?;
-            bed.wait_healthy("app", LATER).await?;
-            let asked = bed.client()?.switchover("app", &Default::default(), None).await;
-            ensure!(asked.is_ok() || !bed.daemon_runs(1) || !bed.daemon_runs(2) || !bed.daemon_runs(3), "{asked:?}");
-            nodes_die(bed, &mortals, 1).await?;
+            // One that is blocked, or ends before this moment of it, kills nobody: then it is asked for again.
+            let switch_over = async |bed: &Bed| match bed.client() {
+                Ok(client) => {
+                    let asked = client.switchover("app", &Default::default(), None).await;
+                    format!("a switchover was asked for: {:?}", asked.map(|_| ()))
+                }
+                Err(error) => format!("{error:#}"),
+            };
+            nodes_die_while(bed, &mortals, 1, switch_over).await?;
             be_immortal(bed, &[1, 2, 3]).await?;
         }
         clients.verify(bed).await.map(drop)
     })
 }
 
+/// The leader's node, the others, and the others with the moment at which they end from now on.
+async fn standbys_are_mortal(
+    bed: &mut Bed,
+    moment: &str,
+) -> anyhow::Result<(usize, Vec<usize>, Vec<(usize, Vec<String>)>)> {
+    let begun = Tick::now();
+    loop {
+        bed.wait_healthy("app", LATER).await?;
+        let leader = bed.leader_node("app").await?;
+        let others = bed.others(leader);
+        let mortals: Vec<_> = others.iter().map(|node| (*node, vec![moment.to_string()])).collect();
+        for (node, points) in &mortals {
+            bed.kill_daemon(*node)?;
+            start_mortal(bed, *node, points)?;
+        }
+        // An election because they were away, and who ends in that, is not what is meant.
+        nodes_die(bed, &mortals, 0).await?;
+        forget_ends(bed, &others)?;
+        if bed.leader_node("app").await? == leader {
+            return Ok((leader, others, mortals));
+        }
+        ensure!(Tick::now().since(begun) < LATER, "the leader does not stay where it is: {}", bed.describe().await);
+        be_immortal(bed, &others).await?;
+    }
+}
+
 /// The second is the one whose set has not caught up: it ends as soon as it is a primary, and nobody follows it yet.
 #[test]
 fn new_leaders_die_before_and_right_after_they_promote() -> anyhow::Result<()> {
-    in_lab(Course::default(), async |bed| {
+    in_lab(course(), async |bed| {
         let clients = Clients::start(bed).await?;
         for moment in [before(Step::Promote), after(Step::Promote), before(Step::OpenClients)] {
-            bed.wait_healthy("app", LATER).await?;
-            let leader = bed.leader_node("app").await?;
-            let others = bed.others(leader);
-            for node in &others {
-                bed.kill_daemon(*node)?;
-                start_mortal(bed, *node, std::slice::from_ref(&moment))?;
-            }
-            bed.wait_reachable(3).await?;
-            bed.wait_healthy("app", LATER).await?;
+            let (leader, others, mortals) = standbys_are_mortal(bed, &moment).await?;
             bed.kill_node(leader)?;
             // One of them dies as the new leader. Of the three, one is left then: the old one has to come back.
             let mut died = false;
@@ -123,7 +174,6 @@ fn new_leaders_die_before_and_right_after_they_promote() -> anyhow::Result<()> {
                 }
             }
             bed.start_daemon(leader)?;
-            let mortals: Vec<_> = others.iter().map(|node| (*node, vec![moment.clone()])).collect();
             nodes_die(bed, &mortals, 0).await?;
             be_immortal(bed, &others).await?;
         }
