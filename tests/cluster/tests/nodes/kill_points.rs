@@ -372,6 +372,7 @@ async fn a_member_is_made_anew_though_daemons_die_at_every_step() -> anyhow::Res
     mortals.until_all_died_and(async |bed| well(bed).await.map(|_| ())).await?;
 
     // The data of a standby is lost, and everything on its node dies in the midst of the copy.
+    bed.wait_healthy("app", LATER).await?;
     let leader = bed.leader_node("app").await?;
     let standby = bed.others(leader)[0];
     bed.kill_node(standby)?;
@@ -379,14 +380,24 @@ async fn a_member_is_made_anew_though_daemons_die_at_every_step() -> anyhow::Res
     for volume in fs::read_dir(&pool)?.flatten().map(|entry| entry.path()) {
         fs::remove_dir_all(volume.join("data/pgdata"))?;
     }
+    // As far as the copy: before it the standby leaves the set, for which the leader stops and starts.
+    let at_the_copy = ("PGSTEAD_TEST_ABORT".to_string(), format!("before:{}", Step::Clone));
+    bed.start_daemon_with(standby, &[at_the_copy])?;
+    let ended = until(LATER, async || if bed.daemon_runs(standby) { Err("it runs".to_string()) } else { Ok(()) });
+    if let Err((passed, seen)) = ended.await {
+        bail!("after {passed:?} no copy was about to begin: {seen}\n{}", bed.describe().await);
+    }
     // A copy begins with a checkpoint of its source, so it cannot end before its node does.
+    let leader = bed.leader_node("app").await?;
     let checkpointer = bed.processes(leader).into_iter().find(|process| process.role() == "checkpointer");
     let checkpointer = checkpointer.with_context(|| format!("node {leader} leads without a checkpointer"))?;
     ensure!(checkpointer.signal(Signal::STOP), "{checkpointer} had ended before");
     bed.start_daemon(standby)?;
     copy_begins(&bed, standby).await?;
     bed.kill_node(standby)?;
-    ensure!(checkpointer.signal(Signal::CONT), "{checkpointer} had ended before");
+    if !checkpointer.signal(Signal::CONT) {
+        bail!("{checkpointer} ended while it was stopped\n{}", bed.describe().await);
+    }
     let mortals = Mortals::begin_with(&mut bed, Operation::CopyCutShort, &[standby])?;
     mortals.until_all_died_and(async |bed| well(bed).await.map(|_| ())).await?;
     bed.nothing_is_lost(writers).await?;
