@@ -93,9 +93,9 @@ impl Action {
         }
     }
 
-    /// Whether a newer decision may interrupt it. Only the long copies, and a checkpoint, which takes as long as there are
-    /// dirty pages: everything else is short, and half of it is worse than all of it.
+    /// Whether a newer decision may interrupt it. Only the long copies: everything else is short, and half of it is
+    /// worse than all of it.
     pub fn is_interruptible(&self) -> bool {
-        matches!(self, Action::Clone { .. } | Action::Rewind { .. } | Action::Checkpoint { .. })
+        matches!(self, Action::Clone { .. } | Action::Rewind { .. })
     }
 }

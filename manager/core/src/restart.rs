@@ -5,7 +5,7 @@ use crate::decide::Plan;
 use crate::election;
 use crate::observed::{Memory, Observed, Policy};
 use crate::steady::streams;
-use pgstead_types::record::{ClusterChange, ClusterRecord, EpochReason, Restart};
+use pgstead_types::record::{ClusterChange, ClusterRecord, EpochReason, MemberRecord, Restart};
 use pgstead_types::report::PrimarySeen;
 use pgstead_types::{Finding, MemberId};
 
@@ -57,13 +57,20 @@ pub(crate) fn plan(
             false => election::begin(cluster, observed, policy, EpochReason::Restart, Some(leader)),
         };
     }
-    let lag = |member: &&pgstead_types::record::MemberRecord| {
+    let lag = |member: &&MemberRecord| {
         let sender = primary.senders.iter().find(|sender| sender.incarnation == Some(member.current()));
         sender.and_then(|sender| sender.flushed)
     };
     let best =
         cluster.members.values().filter(|member| member.id != leader && streams(primary, member)).max_by_key(lag);
+    // Before it counts for an election, only the leader that goes down could elect it.
+    let counts = |target: &MemberRecord| {
+        cluster.config().is_some_and(|config| {
+            config.asynchronous || (config.target.is_none() && config.sync_set.members.contains(&target.current()))
+        })
+    };
     match best {
+        Some(target) if !counts(target) && !late => wait_for(cluster, &target.name, late, deadline),
         Some(target) => Plan::change(ClusterChange::RestartLeader { to: target.id }),
         None => wait_for(cluster, "a standby", late, deadline),
     }

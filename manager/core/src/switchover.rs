@@ -55,6 +55,10 @@ pub(crate) fn plan(
         None => Some("it does not stream from the leader".to_string()),
         Some(_) if !streams(primary, target) => Some("it is catching up".to_string()),
         Some(lag) if lag > LAG_MAX => Some(format!("it is {lag} behind")),
+        // Until that is settled only the leader that goes down might be able to elect it.
+        Some(_) if cluster.config().is_some_and(|config| config.target.is_some()) => {
+            Some("the sync set is being changed".to_string())
+        }
         Some(_) => None,
     };
     let checkpointed =

@@ -182,8 +182,8 @@ struct View {
     /// They went on with fewer, and must not any more: they wait until so many are back, whoever is here now.
     waits_again: bool,
     streaming: BTreeSet<Incarnation>,
-    /// Standbys that need not be made anew.
-    well: BTreeSet<Incarnation>,
+    /// Every standby, those that must be made anew among them.
+    everyone: BTreeSet<Incarnation>,
     /// Standbys outside the set that have caught up.
     joining: BTreeSet<Incarnation>,
     /// Members of the set that must not stay in it.
@@ -209,7 +209,7 @@ impl View {
             may_degrade: may_degrade(cluster, observed, leader),
             may_be_alone: counts_lease(cluster, observed, policy, leader),
             waits_again: config.degraded && cluster.spec.durability == Durability::Strict,
-            well: BTreeSet::new(),
+            everyone: standbys().map(|member| member.current()).collect(),
             streaming: standbys().map(|member| member.current()).filter(|life| streams(*life)).collect(),
             joining: BTreeSet::new(),
             leaving: BTreeSet::new(),
@@ -218,9 +218,6 @@ impl View {
         for member in standbys() {
             let life = member.current();
             let broken = why_rebuild(cluster, observed, policy, member).is_some();
-            if !broken {
-                view.well.insert(life);
-            }
             let can_be_made_anew = || health::no_good_source(cluster, observed, leader, member).is_none();
             match (view.now.members.contains(&life), broken) {
                 (true, true) if can_be_made_anew() => _ = view.leaving.insert(life),
@@ -246,11 +243,15 @@ impl View {
 
     /// Whether commits have waited for long enough to go on with fewer.
     fn is_degrading_due(&self, memory: &mut SetMemory, observed: &Observed, policy: &Policy, plan: &mut Plan) -> bool {
-        if self.live(&self.staying(&self.candidates())) >= usize::from(self.now.needed.min(self.wanted)) {
+        let enough = usize::from(self.now.needed.min(self.wanted));
+        if self.live(&self.staying(&self.candidates())) >= enough {
             memory.interrupted();
             return false;
         }
-        let until = memory.short_since(memory.epoch, observed) + policy.degrade_after;
+        // While those that must be made anew still acknowledge, no commit waits: others get time to come back.
+        let acknowledged = self.live(&self.candidates()) >= enough;
+        let patience = if acknowledged { policy.degrade_after.max(policy.shrink_after) } else { policy.degrade_after };
+        let until = memory.short_since(memory.epoch, observed) + patience;
         if self.may_degrade && observed.now < until {
             plan.wake_at = Some(plan.wake_at.map_or(until, |held| held.min(until)));
         }
@@ -273,7 +274,10 @@ impl View {
         let mut members = self.candidates();
         let mut needed = self.now.needed.min(self.wanted);
         if self.waits_again {
-            members.extend(&self.well);
+            // Whoever is away or broken too, where the others are too few: commits wait for them, or for their next lives.
+            if self.live(&self.staying(&members)) < usize::from(self.wanted) {
+                members.extend(&self.everyone);
+            }
             needed = self.wanted.min(count(members.len())).max(needed);
         }
         let live = self.live(&self.staying(&members));

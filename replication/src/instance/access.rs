@@ -1,6 +1,7 @@
 //! What a running leader is told: who may connect, who replicates, what a commit waits for.
 
 use super::applied::{Admitted, Shape, SyncNames};
+use super::checkpoints::Purpose;
 use super::sql::Sql;
 use super::{Instance, InstanceError};
 use pgstead_types::record::SyncSet;
@@ -9,8 +10,8 @@ use pgstead_types::{Epoch, Incarnation, Tick};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-/// A checkpoint writes every dirty page; the caller's patience is the only bound that makes sense beyond this.
-const CHECKPOINT_TIME_MAX: Duration = Duration::from_secs(600);
+/// For a caller that waits to the end, between two looks.
+const CHECKPOINTS_PATIENCE: Duration = Duration::from_secs(60);
 /// For WAL senders to take note of a changed set.
 const SENDERS_TIME_MAX: Duration = Duration::from_secs(10);
 
@@ -39,33 +40,70 @@ impl Instance {
         sync_set: &SyncSet,
         admitted: &BTreeSet<Incarnation>,
     ) -> Result<(), InstanceError> {
-        self.update_sync_set_unless(epoch, sync_set, admitted, std::future::pending()).await
+        loop {
+            match self.update_sync_set_within(epoch, sync_set, admitted, CHECKPOINTS_PATIENCE).await {
+                Err(InstanceError::Checkpointing) => {}
+                other => return other,
+            }
+        }
     }
 
     /// [`Instance::update_sync_set`]. Where commits did not wait before, it takes two checkpoints, minutes on a large
-    /// Postgres: it gives up as soon as `overtaken` ends, and the set is not in effect then.
-    pub async fn update_sync_set_unless(
+    /// Postgres: after `patience` the answer is [`InstanceError::Checkpointing`], and the set is not in effect then. Asked
+    /// again for the same, it goes on waiting.
+    pub async fn update_sync_set_within(
         &self,
         epoch: Epoch,
         sync_set: &SyncSet,
         admitted: &BTreeSet<Incarnation>,
-        overtaken: impl Future<Output = ()> + Send,
+        patience: Duration,
     ) -> Result<(), InstanceError> {
         let _changing = self.changing.lock().await;
         let sql = Sql::connect(&self.config()).await?;
         if sql.is_in_recovery().await? {
             return Err(InstanceError::NotAPrimary);
         }
-        // Slots first: whoever is admitted finds its own.
-        self.ensure_slots(&sql, admitted).await?;
-        // Known only when the last change of it was seen through: one that was cut short may have reached some senders.
-        let applied = self.applied();
-        let before = applied.seen.map(|seen| seen.sync_names).filter(|_| !applied.senders_pending);
         let admitted = Admitted { epoch, incarnations: admitted.clone() };
         let shape =
             Shape { sync_names: SyncNames::Set(sync_set.clone()), admitted: Some(admitted.clone()), ..self.wanted() };
+        let applied = self.applied();
+        let under_way = self.checkpoints_for(Purpose::Generation(applied.generation)).await;
+        let generation = if under_way && applied.wanted == shape {
+            // All but the checkpoints is done, for this very file.
+            applied.generation
+        } else {
+            let (generation, waits_anew) = self.load_sync_set(&sql, sync_set, &admitted, shape).await?;
+            if !waits_anew {
+                self.drop_slots(&sql, &admitted.incarnations).await?;
+                return self.note_seen(generation);
+            }
+            generation
+        };
+        // Whether commits wait at all is for the checkpointer to say to the backends, when it has seen the reload. It looks
+        // before each checkpoint; the one that it may be writing by the first request began before.
+        if !self.checkpoints(Purpose::Generation(generation), 2, patience).await? {
+            return Err(InstanceError::Checkpointing);
+        }
+        self.drop_slots(&sql, &admitted.incarnations).await?;
+        self.note_seen(generation)
+    }
+
+    /// Has every WAL sender go by the set. The generation of the configuration that says so, and whether commits wait by it
+    /// that may not have waited before.
+    async fn load_sync_set(
+        &self,
+        sql: &Sql,
+        sync_set: &SyncSet,
+        admitted: &Admitted,
+        shape: Shape,
+    ) -> Result<(u64, bool), InstanceError> {
+        // Slots first: whoever is admitted finds its own.
+        self.ensure_slots(sql, &admitted.incarnations).await?;
+        // Known only when the last change of it was seen through: one that was cut short may have reached some senders.
+        let applied = self.applied();
+        let before = applied.seen.map(|seen| seen.sync_names).filter(|_| !applied.senders_pending);
         let (sql, generation) = self.load_shape(shape).await?;
-        self.end_senders(&sql, Some(&admitted)).await?;
+        self.end_senders(&sql, Some(admitted)).await?;
         // Each WAL sender reads its configuration by itself, and with the old number it would release commits too early.
         // Nothing shows which number it goes by, so all dial in again when more acknowledgements are needed than before.
         let before_needed = match &before {
@@ -81,16 +119,7 @@ impl Instance {
             Some(SyncNames::Nobody) | None => BTreeSet::new(),
         };
         self.senders_know(&sql, sync_set, &left).await?;
-        // Whether commits wait at all is for the checkpointer to say to the backends, when it has seen the reload. It looks
-        // before each checkpoint; the one that it may be writing by the first request began before.
-        if sync_set.needed > 0 && before_needed.is_none_or(|before| before == 0) {
-            tokio::select! {
-                checkpointed = two_checkpoints(&sql) => checkpointed?,
-                () = overtaken => return Err(InstanceError::Overtaken),
-            }
-        }
-        self.drop_slots(&sql, &admitted.incarnations).await?;
-        self.note_seen(generation)
+        Ok((generation, sync_set.needed > 0 && before_needed.is_none_or(|before| before == 0)))
     }
 
     /// Waits until every WAL sender counts as synchronous exactly when the set names it. One whose standby has not said yet
@@ -157,19 +186,6 @@ impl Instance {
         }
         Ok(())
     }
-
-    /// Writes a checkpoint.
-    pub async fn checkpoint(&self) -> Result<(), InstanceError> {
-        let sql = Sql::connect(&self.config()).await?;
-        sql.values_within("write a checkpoint", "CHECKPOINT", CHECKPOINT_TIME_MAX).await.map(drop)
-    }
-}
-
-async fn two_checkpoints(sql: &Sql) -> Result<(), InstanceError> {
-    for _ in 0..2 {
-        sql.values_within("let the checkpointer see the sync set", "CHECKPOINT", CHECKPOINT_TIME_MAX).await?;
-    }
-    Ok(())
 }
 
 /// A condition on `pg_stat_replication`: one of these.

@@ -47,8 +47,8 @@ pub enum InstanceError {
     NotAStandby,
     #[error("Postgres is not a primary")]
     NotAPrimary,
-    #[error("stopped while it waited: something newer is to be done")]
-    Overtaken,
+    #[error("a checkpoint is being written; it goes on")]
+    Checkpointing,
     #[error("there is no data folder at {data_dir}")]
     NoData { data_dir: PathBuf },
     #[error("the data folder {data_dir} is unfinished: its {what} was cut short; discard it first")]

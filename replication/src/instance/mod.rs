@@ -7,6 +7,7 @@
 mod access;
 mod applied;
 mod basebackup;
+mod checkpoints;
 mod clients;
 mod config;
 mod control;
@@ -122,6 +123,7 @@ pub struct Instance {
     changing: tokio::sync::Mutex<()>,
     /// The probe's own connection, kept open.
     probing: tokio::sync::Mutex<Option<sql::Sql>>,
+    checkpointing: tokio::sync::Mutex<Option<checkpoints::Checkpoints>>,
     control: control::ControlCache,
     local_users: tokio::sync::OnceCell<Vec<String>>,
     /// Nanoseconds of the boot clock at which the lease ends that the guard counts; 0 where it counts none.
@@ -148,6 +150,7 @@ impl Instance {
             applied: Mutex::new(applied),
             changing: tokio::sync::Mutex::new(()),
             probing: tokio::sync::Mutex::new(None),
+            checkpointing: tokio::sync::Mutex::new(None),
             control: control::ControlCache::default(),
             local_users: tokio::sync::OnceCell::new(),
             lease: AtomicU64::new(0),

@@ -563,6 +563,24 @@ fn a_restart_takes_standbys_one_at_a_time_and_the_leader_last() {
 }
 
 #[test]
+fn the_leader_does_not_go_down_for_one_that_only_it_could_elect() {
+    // Nobody counts yet: the set is being changed.
+    let changing = |world: World| {
+        world.with_primary(|primary| primary.sync_set = Some(SyncSet::default())).recorded(|record| {
+            let target = SetChange { set: set(&["b"], 1), revision: record.revision };
+            record.configs[0].sync_set = SyncSet::default();
+            record.configs[0].target = Some(target);
+        })
+    };
+    let mut restarts = changing(two().restart(&["a"], None));
+    assert!(restarts.findings().contains(&"restart_waits".to_string()));
+    assert!(!matches!(restarts.decide().change, Some(ClusterChange::RestartLeader { .. })));
+    let switched = changing(two().switchover("a", "b", false));
+    let mut switched = switched.report("a", |report| report.checkpointed = Some(OPERATION));
+    assert!(switched.findings().contains(&"switchover_waits".to_string()));
+}
+
+#[test]
 fn a_single_member_restarts_by_an_epoch_of_its_own() {
     let mut world = world().leader("a").restart(&["a"], None);
     assert_eq!(begins(&world.decide()), Some(EpochReason::Restart));

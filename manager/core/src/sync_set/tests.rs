@@ -1,5 +1,7 @@
 //! What the set becomes by what is seen of the leader and its standbys, and when a change of it is settled.
 
+use super::{SetMemory, View};
+use crate::decide::Plan;
 use crate::observed::testing::*;
 use pgstead_types::record::{ClusterChange, EpochReason, SetChange, SyncSet};
 use pgstead_types::report::{MemberReport, SenderSeen};
@@ -305,4 +307,50 @@ fn commits_that_went_on_with_fewer_wait_again_once_the_spec_is_strict() {
     let alone = |world: World| world.recorded(|record| record.configs[0].sync_set = SyncSet::default());
     let mut world = alone(away(crate::observed::testing::world().leader("a").standby("b", lag(0)), "b"));
     assert_eq!(world.decide().change, None);
+}
+
+#[test]
+fn strict_waits_for_a_standby_that_must_be_made_anew_as_well() {
+    let broken = away(world().leader("a").standby("b", lag(0)), "b")
+        .report("b", |report| report.troubles = vec![Trouble::RecoveryStuck { why: "x".into() }]);
+    // Made anew in vain a moment ago, so that it is not made anew again yet; commits do not go on without it for that.
+    let mut world = broken.recorded(|record| {
+        record.configs[0].sync_set = SyncSet::default();
+        record.configs[0].degraded = true;
+        record.spec.durability = Durability::Strict;
+    });
+    let view = |world: &World| {
+        let config = world.record.config().unwrap();
+        let primary = world.observed.nodes.values().find_map(|node| node.report.members[0].as_primary()).unwrap();
+        let leader = member("a");
+        let view = View::new(&world.record, &world.observed, &world.policy, primary, config, leader);
+        view.goal(&mut SetMemory::default(), world.observed.now, &world.policy, &mut Plan::default())
+    };
+    assert_eq!(view(&world), set(&["b"], 1));
+    world = world.report("b", |report| report.troubles.clear());
+    assert_eq!(view(&world), set(&["b"], 1));
+}
+
+#[test]
+fn one_that_is_away_for_long_is_not_taken_back_while_enough_others_stream() {
+    let world = away(world().leader("a").standby("b", lag(0)).standby("c", lag(0)), "c");
+    let mut world =
+        loaded(changing(world, SyncSet::default(), set(&["b"], 1)), SyncSet::default()).recorded(|record| {
+            record.configs[0].degraded = true;
+            record.spec.durability = Durability::Strict;
+        });
+    assert_eq!(world.decide().change, None, "b streams and is enough");
+}
+
+#[test]
+fn while_a_broken_standby_still_acknowledges_commits_get_longer_before_they_go_on_without() {
+    let world = available(away(world().leader("a").standby("b", lag(0)).standby("c", lag(0)), "c"));
+    let mut world = world.report("b", |report| report.troubles = vec![Trouble::RecoveryStuck { why: "x".into() }]);
+    let degrades = |world: &mut World| matches!(world.decide().change, Some(ClusterChange::SetSyncSet { set, .. }) if set.needed == 0);
+    assert!(!degrades(&mut world));
+    let (short, long) = (world.policy.degrade_after, world.policy.shrink_after);
+    let mut world = world.later(short);
+    assert!(!degrades(&mut world), "no commit waits, and c may be back in a moment");
+    let mut world = world.later(long);
+    assert!(degrades(&mut world));
 }

@@ -13,7 +13,7 @@ use pgstead_replication::instance::{Bootstrap, Divergence, SafetyCopy, StartAs};
 use pgstead_replication::{Instance, InstanceError};
 use pgstead_types::record::{ClusterRecord, MemberRecord};
 use pgstead_types::report::{PostgresSeen, PromiseAnswer};
-use pgstead_types::{Epoch, Lsn, MemberId, Position, Step};
+use pgstead_types::{Bytes, Epoch, Lsn, MemberId, Position, Step};
 use pgstead_volumes::{Creation, NewVolume, Owner, Removal, Removed, VolumeError, VolumeTags};
 use std::io;
 use std::path::PathBuf;
@@ -21,6 +21,9 @@ use std::time::Duration;
 
 /// A clean stop sends the whole log to every standby that answers; one that takes longer is cut short.
 const STOP_TIME: Duration = Duration::from_secs(8);
+
+/// A checkpoint takes as long as there are dirty pages; after this the member is looked at, and it is waited for again.
+const CHECKPOINT_PATIENCE: Duration = Duration::from_millis(500);
 
 #[derive(Debug, thiserror::Error)]
 pub enum ExecuteError {
@@ -36,6 +39,11 @@ pub enum ExecuteError {
     Notes(#[source] io::Error),
     #[error("cannot set the old data folder {path} aside")]
     SetAside { path: PathBuf, source: io::Error },
+    #[error(
+        "no other standby has what the leader has, so its old data is kept before it is rewound, and there is no room for that: \
+         {needed} are needed and {free} are free; make room on this disk"
+    )]
+    NoRoomBesideOne { needed: Bytes, free: Bytes },
     #[error("the log on disk is still being read; there is no answer yet")]
     NoPosition,
     #[error("a sync set was loaded by a newer record before")]
@@ -44,6 +52,13 @@ pub enum ExecuteError {
     StalePromise,
     #[error("stopped: the cluster has begun another epoch")]
     Overtaken,
+}
+
+impl ExecuteError {
+    /// Nothing went wrong: it goes on, and is to be asked for again.
+    pub fn goes_on(&self) -> bool {
+        matches!(self, ExecuteError::Instance(InstanceError::Checkpointing))
+    }
 }
 
 pub struct Executor<'a> {
@@ -116,12 +131,7 @@ impl Executor<'_> {
                 if self.notes.get().set_by > by {
                     return Err(ExecuteError::StaleSet);
                 }
-                let (mut record, id) = (self.context.consensus.watch_record(), self.cluster.id);
-                let overtaken = async {
-                    // An end of the watch is the end of this daemon.
-                    let _ = record.wait_until(|next| next.clusters.get(&id).is_none_or(|c| c.epoch != *epoch)).await;
-                };
-                Ok(self.instance.update_sync_set_unless(*epoch, sync_set, admitted, overtaken).await?)
+                Ok(self.instance.update_sync_set_within(*epoch, sync_set, admitted, CHECKPOINT_PATIENCE).await?)
             }
             Action::Follow { leader, epoch } => {
                 let source = self.source(*leader, *epoch)?;
@@ -129,7 +139,7 @@ impl Executor<'_> {
             }
             Action::HoldClients => Ok(self.instance.hold_clients().await?),
             Action::Checkpoint { operation } => {
-                self.instance.checkpoint().await?;
+                self.instance.checkpoint_for(*operation, CHECKPOINT_PATIENCE).await?;
                 let operation = *operation;
                 self.note(|noted| noted.checkpointed = Some(operation))
             }
@@ -215,12 +225,21 @@ impl Executor<'_> {
                 tracing::info!(%cluster, %member, bytes, shared, "a safety copy is made before the rewind");
             }
             SafetyCopy::AlreadyThere => {}
+            // The leader's disk may be the only other one with what this member holds.
+            SafetyCopy::NoRoom { needed, free } if self.leader_is_alone() => {
+                return Err(ExecuteError::NoRoomBesideOne { needed: Bytes(needed), free: Bytes(free) });
+            }
             SafetyCopy::NoRoom { needed, free } => {
                 tracing::warn!(%cluster, %member, needed, free, "no room for a safety copy; rewinding without one");
             }
         }
         self.instance.rewind_from(&source, divergence, &progress).await?;
         Ok(())
+    }
+
+    /// What was acknowledged before its epoch it may hold alone: it was confirmed with nobody else.
+    fn leader_is_alone(&self) -> bool {
+        self.cluster.config().is_some_and(|config| config.acknowledges_alone() && !config.asynchronous)
     }
 
     /// Where the leader's history leaves this member's, by the last position that this member answered with.

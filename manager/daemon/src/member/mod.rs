@@ -280,6 +280,7 @@ impl MemberTask {
                 tracing::info!(cluster = %cluster.spec.name, member = %self.member, epoch = %cluster.epoch, action = %step, elapsed_ms = elapsed.as_millis() as u64, "done");
                 self.failed = None;
             }
+            Err(error) if error.goes_on() => self.failed = None,
             Err(error) => {
                 let error = chain(&error);
                 tracing::warn!(cluster = %cluster.spec.name, member = %self.member, epoch = %cluster.epoch, action = %step, attempt, %error, "failed");
