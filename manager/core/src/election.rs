@@ -81,7 +81,7 @@ pub(crate) fn plan(
     let leases = lease::leases(cluster, observed, policy, memory);
     let promises = promises(cluster, observed, policy);
     let lacking = recovered::waits_for(cluster, observed, policy, &promises.keys().copied().collect());
-    if reason == EpochReason::Forced && (lacking.is_some() || !forced::is_needless(cluster, &promises)) {
+    if reason == EpochReason::Forced && (lacking.is_some() || !forced::is_needless(cluster, observed, &promises)) {
         return forced::plan(cluster, observed, policy, memory, &promises, preferred, &leases);
     }
     if lacking.is_some() {

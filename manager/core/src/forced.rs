@@ -4,12 +4,13 @@
 use crate::candidate::Promises;
 use crate::decide::Plan;
 use crate::election::{here_with_data, missing_finding};
+use crate::health;
 use crate::lease::{self, Leases};
 use crate::observed::{Memory, Observed, Policy};
 use crate::quorum::electable;
 use crate::recovered;
 use pgstead_types::record::{ClusterChange, ClusterRecord, ForcedLoss, Lifecycle, SyncSet};
-use pgstead_types::report::{MemberReport, PostgresSeen};
+use pgstead_types::report::{MemberReport, PostgresSeen, PromiseAnswer};
 use pgstead_types::{Epoch, Finding, Incarnation, MemberId, Position, Timeline};
 use std::collections::BTreeSet;
 
@@ -95,10 +96,12 @@ fn refusals(
     let mut refused = Vec::new();
     let mut refuse = |code: &str, text: String| refused.push(Finding::error(code, text).on_cluster(cluster.id));
     let name = |id: MemberId| cluster.members.get(&id).map_or_else(|| id.to_string(), |member| member.name.clone());
+    let is_corrupted = |id: MemberId| health::is_corrupted(cluster, observed, id);
     if cluster.lifecycle != Lifecycle::Active {
         refuse("being_deleted", "the cluster is being deleted".into());
     }
-    if could_serve(cluster, here) && recovered::waits_for(cluster, observed, policy, here).is_none() {
+    if could_serve(cluster, observed, here, members) && recovered::waits_for(cluster, observed, policy, here).is_none()
+    {
         refuse(
             "unforced_possible",
             "enough members are here for an election that loses nothing; let it happen, or use a switchover".into(),
@@ -110,9 +113,11 @@ fn refusals(
     }
     match members.iter().find(|seen| seen.member == to) {
         Some(seen) if seen.here => {
+            // One whose pages are wrong is no better for reaching further: what is wrong on them would be copied.
+            let is_worse = |other: &&CandidateSeen| is_corrupted(other.member) && !is_corrupted(to);
             let better = members
                 .iter()
-                .filter(|other| other.here && other.reaches > seen.reaches)
+                .filter(|other| other.here && other.reaches > seen.reaches && !is_worse(other))
                 .max_by_key(|other| other.reaches);
             if let (Some(better), Some(reaches)) = (better, better.and_then(|better| better.reaches)) {
                 let text = format!("the log of {} reaches further, to {reaches}; name that one", name(better.member));
@@ -125,15 +130,39 @@ fn refusals(
 }
 
 /// Whether those who are here could elect a leader by the rules and confirm it; at the latest when a lease is over.
-fn could_serve(cluster: &ClusterRecord, here: &BTreeSet<Incarnation>) -> bool {
+fn could_serve(
+    cluster: &ClusterRecord,
+    observed: &Observed,
+    here: &BTreeSet<Incarnation>,
+    members: &[CandidateSeen],
+) -> bool {
     let needed = usize::from(cluster.configs.last().map_or(0, |config| config.sync_set.needed));
-    lease::has_prospect(cluster, here).is_ok() && here.len() > needed
+    let reaches = |life: &Incarnation| members.iter().find(|seen| seen.member == life.member)?.reaches;
+    finds_sound_leader(cluster, observed, here, needed, reaches)
 }
 
 /// Enough have promised to elect by the rules and to confirm: then nothing has to be given up.
-pub(crate) fn is_needless(cluster: &ClusterRecord, promises: &Promises) -> bool {
+pub(crate) fn is_needless(cluster: &ClusterRecord, observed: &Observed, promises: &Promises) -> bool {
     let promised: BTreeSet<Incarnation> = promises.keys().copied().collect();
-    lease::has_prospect(cluster, &promised).is_ok() && promises.len() > usize::from(cluster.spec.needed())
+    let reaches = |life: &Incarnation| promises.get(life).map(|answer| answer.position);
+    finds_sound_leader(cluster, observed, &promised, usize::from(cluster.spec.needed()), reaches)
+}
+
+/// An election among `those` ends with a leader whose pages are not known to be wrong: the sound ones are enough, or one of
+/// them reaches as far as anybody. Any other would hold for ever.
+fn finds_sound_leader(
+    cluster: &ClusterRecord,
+    observed: &Observed,
+    those: &BTreeSet<Incarnation>,
+    needed: usize,
+    reaches: impl Fn(&Incarnation) -> Option<Position>,
+) -> bool {
+    let enough = |those: &BTreeSet<Incarnation>| lease::has_prospect(cluster, those).is_ok() && those.len() > needed;
+    let is_corrupted = |life: &Incarnation| health::is_corrupted(cluster, observed, life.member);
+    let sound: BTreeSet<Incarnation> = those.iter().copied().filter(|life| !is_corrupted(life)).collect();
+    let furthest = those.iter().filter_map(&reaches).max();
+    let as_far = || sound.iter().any(|life| reaches(life) == furthest);
+    enough(those) && (cluster.members.len() == 1 || sound.len() == those.len() || enough(&sound) || as_far())
 }
 
 /// A forced epoch is open and too few have promised for an ordinary choice: the best of those who have, once everyone who
@@ -162,7 +191,12 @@ pub(crate) fn plan(
     }
     let free = memory.electable.map_or(began, |at| began.max(at + refused));
     let until = free + policy.preferred_patience;
-    let best = promises.values().max_by_key(|answer| (answer.position, Some(answer.incarnation.member) == preferred));
+    let key = |answer: &&PromiseAnswer| {
+        let named = Some(answer.incarnation.member) == preferred;
+        let sound = named || !health::is_corrupted(cluster, observed, answer.incarnation.member);
+        (sound, answer.position, named)
+    };
+    let best = promises.values().max_by_key(key);
     match best {
         Some(best) if !awaited || observed.now >= until => Plan::change(choice(cluster, promises, *best)),
         _ => {
@@ -176,7 +210,7 @@ pub(crate) fn plan(
 }
 
 /// The best of those who promised leads. Every other life of data is retired: whoever comes back is made anew from it.
-fn choice(cluster: &ClusterRecord, promises: &Promises, chosen: pgstead_types::report::PromiseAnswer) -> ClusterChange {
+fn choice(cluster: &ClusterRecord, promises: &Promises, chosen: PromiseAnswer) -> ClusterChange {
     let members: BTreeSet<Incarnation> = promises
         .values()
         .filter(|answer| answer.incarnation != chosen.incarnation)
@@ -204,8 +238,8 @@ fn choice(cluster: &ClusterRecord, promises: &Promises, chosen: pgstead_types::r
 mod tests {
     use super::*;
     use crate::observed::testing::{World, at, lag, life, member, set, world};
-    use pgstead_types::Bytes;
     use pgstead_types::record::EpochReason;
+    use pgstead_types::{Bytes, Trouble};
 
     /// The leader and one standby of three are gone.
     fn disaster() -> World {
@@ -254,6 +288,19 @@ mod tests {
         let world = world.recorded(|record| record.configs[0].sync_set = set(&["b", "c", "d"], 2)).gone("b");
         let found = refused(&world, "d");
         assert!(found.contains(&"another_has_more".to_string()), "{found:?}");
+    }
+
+    #[test]
+    fn it_is_the_way_on_where_only_wrong_pages_could_be_elected() {
+        // b has everything and wrong pages, c has less, and a is gone: an election holds for ever.
+        let world = world().leader("a").standby("b", lag(0)).standby("c", lag(300)).gone("a");
+        let broken = world.recorded(|record| record.configs[0].sync_set = set(&["b"], 1));
+        let broken = broken.report("b", |report| report.troubles = vec![Trouble::Corrupted { failures: 1 }]);
+        let found = check(&broken, "c");
+        assert_eq!((found.refused, found.loss.bytes), (vec![], Some(Bytes(300))));
+        let open = broken.promised("b", 2, at(2, 1000)).promised("c", 2, at(2, 700)).electing_forced("c");
+        let chosen = open.later(Policy::default().preferred_patience).decide().change;
+        assert!(matches!(&chosen, Some(ClusterChange::Choose { leader, .. }) if *leader == life("c", 1)), "{chosen:?}");
     }
 
     #[test]

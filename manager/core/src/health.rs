@@ -49,7 +49,7 @@ pub(crate) fn only_corrupted(cluster: &ClusterRecord, member: MemberId) -> Findi
     let name = cluster.members.get(&member).map_or("?", |member| member.name.as_str());
     let text = format!(
         "only {name} can be elected now and pages of it have wrong checksums: nobody is elected; bring another member back, or, if \
-         none will come back, stop the daemon and Postgres of {name}'s node and force a failover to one that is well"
+         none will come back, force a failover to one that is well"
     );
     Finding::error("data_corruption", text).on_cluster(cluster.id).on_member(member)
 }
