@@ -185,7 +185,11 @@ pub fn course(world: &mut World) -> Result<(), String> {
         world.calm();
         for _ in 0..20 {
             world.run_for(Duration::from_secs(3))?;
-            if world.cluster().is_none_or(|cluster| cluster.recovering().is_none()) || world.force(survivor).is_ok() {
+            if world.cluster().is_none_or(|cluster| cluster.recovering().is_none()) {
+                break;
+            }
+            // Refused where another that is back has more: the person names that one then.
+            if [survivor, leader, other].into_iter().any(|member| world.force(member).is_ok()) {
                 break;
             }
         }
