@@ -45,6 +45,18 @@ drill: ## Run the tests with real faults in their long form, as root: some half 
 	@scripts/setup.sh build postgres test
 	@scripts/drill.sh $(LOCKED)
 
+MUTANTS ?=
+MUTANT_SEEDS ?= 10000
+.PHONY: sim-mutants
+sim-mutants: ## Remove one protocol rule after another from a copy and see the simulation notice (hours; MUTANTS=name for some)
+	@scripts/setup.sh build
+	@cargo run --quiet $(LOCKED) -p pgstead-sim --bin mutants -- --root . --seeds $(MUTANT_SEEDS) $(MUTANTS)
+
+.PHONY: model
+model: ## Search every state of small clusters, larger ones than `make test` does (minutes to an hour)
+	@scripts/setup.sh build
+	@cargo run --quiet --release $(LOCKED) -p pgstead-model --bin model
+
 # Longer tests: `vm`.
 
 .PHONY: verify

@@ -9,6 +9,7 @@ pub mod faults;
 pub mod invariants;
 pub mod lease;
 pub mod machine;
+pub mod mutant;
 pub mod operator;
 pub mod postgres;
 pub mod raft;

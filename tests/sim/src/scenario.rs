@@ -143,6 +143,11 @@ fn run(world: &mut World, command: &str) -> Result<(), String> {
             world.add_client(None, u64::MAX);
             Ok(())
         }
+        ["begin", "writing", "from", node] => {
+            let home = who(world, node)?;
+            world.add_client(Some(home), u64::MAX);
+            Ok(())
+        }
         ["stop", "writing"] => {
             world.clients.iter_mut().for_each(|client| client.to_write = 0);
             world.run_for(Duration::from_secs(2))
@@ -161,7 +166,11 @@ fn run(world: &mut World, command: &str) -> Result<(), String> {
             Ok(())
         }
         ["kill", "postgres", "of", member] => fault(world, member, Fault::KillPostmaster),
+        ["kill", "guard", "of", member] => fault(world, member, Fault::KillGuard),
         ["hang", "postgres", "of", member] => fault(world, member, Fault::HangPostgres),
+        ["resume", "postgres", "of", member] => fault(world, member, Fault::ResumePostgres),
+        ["fill", "disk", "of", node] => fault(world, node, Fault::FillDisk),
+        ["free", "disk", "of", node] => fault(world, node, Fault::FreeDisk),
         ["kill", "daemon", "of", node] => fault(world, node, Fault::KillDaemon),
         ["start", "daemon", "of", node] => fault(world, node, Fault::StartDaemon),
         ["suspend", node] => fault(world, node, Fault::Freeze),

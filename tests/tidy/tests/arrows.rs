@@ -22,6 +22,7 @@ const ARROWS: &[(&str, Option<&[&str]>)] = &[
     ("volumes", Some(&[TYPES])),
     ("replication", Some(&[TYPES])),
     ("tests/sim", None),
+    ("tests/model", None),
     ("tests/cluster", None),
     ("tests/tidy", Some(&[])),
 ];

@@ -59,7 +59,7 @@ const WEIGHTS: &[(u64, Draw)] = &[
     (5, Draw::Direction),
     (5, Draw::CutOff),
     (4, Draw::Flap),
-    (5, Draw::Replication),
+    (8, Draw::Replication),
     (5, Draw::SlowDisk),
     (5, Draw::FullDisk),
     (5, Draw::Clocks),
@@ -204,8 +204,8 @@ impl World {
             }
             Draw::Replication => {
                 // The leader mostly, and for longer than it is left alone with that.
-                let from = if self.rng.chance(70) { leader } else { node };
-                let until = if self.rng.chance(70) { span.at + self.rng.ms(6000, 15_000) } else { span.until };
+                let from = if self.rng.chance(85) { leader } else { node };
+                let until = if self.rng.chance(80) { span.at + self.rng.ms(7000, 16_000) } else { span.until };
                 for other in (0..self.members).filter(|other| *other != from) {
                     let span = Span { until, ..span };
                     self.both(span, Fault::CutPostgres(from, other), Fault::JoinPostgres(from, other));
