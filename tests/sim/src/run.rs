@@ -87,6 +87,8 @@ fn heal(world: &mut World) -> Result<(), String> {
         client.to_write = 0;
     }
     world.run_for(Duration::from_secs(3))?;
+    // What was asked for while nothing could be recorded may have been recorded only since.
+    settle(world, HEAL)?;
     final_state(world)
 }
 
