@@ -51,17 +51,24 @@ async fn bench(rounds: usize) -> anyhow::Result<()> {
     let mut reference = Reference::start().await?;
     println!("{rounds} rounds of {} faults, pgstead and the reference in turn:", Fault::ALL.len());
     let mut results = Vec::new();
+    let mut first_id = 0;
     for round in 1..=rounds {
         for fault in Fault::ALL {
-            let first_id = results.len() as i64 * IDS_PER_ROUND;
+            first_id += IDS_PER_ROUND;
             let begun_round = Round::of(Subject::Pgstead, fault, round);
-            results.push(lose_pgsteads(&mut bed, begun_round, load, first_id).await?);
+            let Some(lost) = lose_pgsteads(&mut bed, begun_round, load, first_id).await? else {
+                println!(
+                    "  {round}  {fault} is left out: the controller did not stay where it needs it, {ATTEMPTS} times"
+                );
+                continue;
+            };
+            results.push(lost);
             println!("{}", results[results.len() - 1].line());
             results.push(lose_references(&mut reference, fault, round, load, first_id).await?);
             println!("{}", results[results.len() - 1].line());
         }
     }
-    let proof = prove_the_check(&mut reference, load, results.len() as i64 * IDS_PER_ROUND).await?;
+    let proof = prove_the_check(&mut reference, load, first_id + IDS_PER_ROUND).await?;
     drop(reference);
     let idle_after_rounds = usage::measure(&bed, IDLE).await?;
     let report = Report {
@@ -149,7 +156,8 @@ async fn arrange(bed: &Testbed, fault: Fault) -> anyhow::Result<()> {
     }
 }
 
-async fn lose_pgsteads(bed: &mut Testbed, round: Round, load: Load, first_id: i64) -> anyhow::Result<Round> {
+/// `None` where the fault could not be arranged: a node that leads hands the control plane on as soon as it can.
+async fn lose_pgsteads(bed: &mut Testbed, round: Round, load: Load, first_id: i64) -> anyhow::Result<Option<Round>> {
     let fault = round.fault;
     for attempt in 0..ATTEMPTS {
         arrange(bed, fault).await?;
@@ -193,9 +201,9 @@ async fn lose_pgsteads(bed: &mut Testbed, round: Round, load: Load, first_id: i6
         if matches!(fault, Fault::NodeKilled | Fault::ControllerNodeKilled) {
             bed.start_daemon(leader)?;
         }
-        return judge(&target, &written?, at, Round { controller_there, ..round }).await;
+        return judge(&target, &written?, at, Round { controller_there, ..round }).await.map(Some);
     }
-    bail!("the controller was not where {fault} needs it, {ATTEMPTS} times")
+    Ok(None)
 }
 
 async fn lose_references(
