@@ -165,8 +165,9 @@ pub struct CreateArgs {
     /// Standbys that must have a commit on disk before it is acknowledged [default: 1, or 0 for one member]
     #[arg(long, value_name = "K")]
     pub sync_replicas: Option<u8>,
-    /// strict: commits wait while fewer standbys than that are there. asynchronous: they never wait, and a failover may lose
-    /// what no standby had yet, and says how much [default: strict]
+    /// strict: commits wait while fewer standbys than that are there. available: after a moment they go on with fewer, at last
+    /// with the leader alone, and say so. asynchronous: they never wait, and a failover may lose what no standby had yet, and
+    /// says how much [default: strict]
     #[arg(long, value_name = "HOW", value_parser = durability)]
     pub durability: Option<Durability>,
     /// A Postgres setting; may be repeated
@@ -191,7 +192,8 @@ pub struct UpdateArgs {
     /// Standbys that must have a commit on disk before it is acknowledged
     #[arg(long, value_name = "K")]
     pub sync_replicas: Option<u8>,
-    /// What happens when fewer standbys than that are there: commits wait, or go on with fewer
+    /// What happens when fewer standbys than that are there. strict: commits wait. available: after a moment they go on with
+    /// fewer. asynchronous: they never wait for any; clients are held for a moment at the change to it and from it
     #[arg(long, value_name = "HOW", value_parser = durability)]
     pub durability: Option<Durability>,
     #[command(flatten)]
@@ -201,7 +203,7 @@ pub struct UpdateArgs {
 fn durability(text: &str) -> Result<Durability, String> {
     let all = [Durability::Strict, Durability::Available, Durability::Asynchronous];
     let found = all.into_iter().find(|durability| durability.as_str() == text);
-    found.ok_or_else(|| "expected strict or asynchronous".to_string())
+    found.ok_or_else(|| format!("expected one of {}", all.map(Durability::as_str).join(", ")))
 }
 
 fn setting(text: &str) -> Result<(String, String), String> {

@@ -61,6 +61,8 @@ pub struct State {
     pub not_ready: Option<String>,
     /// What stands in the way of a change of leader.
     pub in_the_way: Vec<Finding>,
+    /// What somebody else changes between the reading of the record and the next change of a spec.
+    pub meanwhile: Option<ClusterChange>,
     /// Makes `metrics` panic with this text.
     pub panic: Option<String>,
 }
@@ -148,6 +150,10 @@ impl Backend for Fake {
         revision: Option<u64>,
     ) -> Result<Accepted, Rejected> {
         let spec = Box::new(spec);
+        let meanwhile = self.state().meanwhile.take();
+        if let Some(change) = meanwhile {
+            self.operation(cluster, None, |_| change)?;
+        }
         self.operation(cluster, revision, |operation| ClusterChange::UpdateSpec { operation, spec })
     }
     async fn restart_cluster(&self, cluster: ClusterId, revision: Option<u64>) -> Result<Accepted, Rejected> {

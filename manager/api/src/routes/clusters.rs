@@ -1,6 +1,7 @@
 //! `/v1/clusters`: making, seeing and changing clusters.
 
 use super::{Look, accepted};
+use crate::backend::Rejected;
 use crate::extract::{Asked, Body, IfMatch, Params, find_cluster};
 use crate::page::{Page, PageParams, cut};
 use crate::problem::{Code, Problem};
@@ -10,12 +11,15 @@ use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use http::header;
-use pgstead_types::record::ClusterRecord;
+use pgstead_types::record::{ClusterRecord, Refusal};
 use pgstead_types::spec::{ClusterSpec, Durability};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
+
+/// Changes that somebody else makes meanwhile are waited out so often.
+const TRIES: usize = 10;
 
 pub(crate) fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::new()
@@ -118,13 +122,21 @@ async fn update(
     IfMatch(revision): IfMatch,
     Body(change): Body<SpecChange>,
 ) -> Result<Response, Problem> {
-    let (cluster, spec) = {
-        let record = app.record();
-        let cluster = at_revision(find_cluster(&record, &asked)?, revision)?;
-        (cluster.id, change.apply_to(cluster.spec.clone()))
-    };
-    spec.check().map_err(|error| Problem::new(Code::Invalid, error.to_string()))?;
-    Ok(accepted(app.update_cluster(cluster, spec, revision).await?))
+    for _ in 0..TRIES {
+        let (cluster, spec, read_at) = {
+            let record = app.record();
+            let cluster = at_revision(find_cluster(&record, &asked)?, revision)?;
+            (cluster.id, change.apply_to(cluster.spec.clone()), cluster.revision)
+        };
+        spec.check().map_err(|error| Problem::new(Code::Invalid, error.to_string()))?;
+        // At the revision that it was made from: what somebody else has changed meanwhile stays changed.
+        match app.update_cluster(cluster, spec, Some(read_at)).await {
+            Err(Rejected::Refused(Refusal::StaleRevision { .. })) if revision.is_none() => {}
+            answer => return Ok(accepted(answer?)),
+        }
+    }
+    let why = "the cluster changed each time while this was being recorded; nothing was done, ask again";
+    Err(Problem::new(Code::Conflict, why))
 }
 
 /// Restarts every member, standbys first, one at a time, the leader last by a switchover.
@@ -149,8 +161,8 @@ async fn restart(State(app): State<App>, Asked(asked): Asked, IfMatch(revision):
 pub(super) fn at_revision(cluster: &ClusterRecord, revision: Option<u64>) -> Result<&ClusterRecord, Problem> {
     match revision {
         Some(expected) if expected != cluster.revision => {
-            let refusal = pgstead_types::record::Refusal::StaleRevision { expected, found: cluster.revision };
-            Err(crate::backend::Rejected::from(refusal).into())
+            let refusal = Refusal::StaleRevision { expected, found: cluster.revision };
+            Err(Rejected::from(refusal).into())
         }
         _ => Ok(cluster),
     }

@@ -1,9 +1,13 @@
 //! Tokens, bodies, parameters, preconditions, and what each resource answers.
 
 use super::{get, post, request, router, send};
-use crate::fake::{Fake, PASSWORD};
+use crate::backend::Backend;
+use crate::fake::{APP, Fake, PASSWORD};
 use axum::body::Body;
 use http::{Request, StatusCode, header};
+use pgstead_types::OperationId;
+use pgstead_types::record::ClusterChange;
+use pgstead_types::spec::Durability;
 use serde_json::json;
 
 #[tokio::test]
@@ -104,6 +108,21 @@ async fn a_change_of_the_spec_names_what_changes_and_leaves_the_rest() {
     assert_eq!(patch(r#"{"sync_replicas":3}"#).await.problem(), "invalid");
     assert_eq!(patch(r#"{"members":0}"#).await.problem(), "invalid");
     assert_eq!(patch(r#"{"sync_replicas":2}"#).await.problem(), "conflict");
+}
+
+#[tokio::test]
+async fn two_changes_of_the_spec_at_once_are_both_kept() {
+    let fake = Fake::new(1);
+    let api = router(&fake);
+    let mut other = fake.record().clusters[&APP].spec.clone();
+    other.durability = Durability::Available;
+    let operation = OperationId::from_u128(77);
+    fake.state().meanwhile = Some(ClusterChange::UpdateSpec { operation, spec: Box::new(other) });
+    let asked = request("PATCH", "/v1/clusters/app").header(header::CONTENT_TYPE, "application/json");
+    let answer = send(&api, asked.body(Body::from(r#"{"sync_replicas":2}"#)).unwrap()).await;
+    assert_eq!(answer.status, StatusCode::ACCEPTED, "{}", answer.text);
+    let spec = &fake.record().clusters[&APP].spec;
+    assert_eq!((spec.sync_replicas, spec.durability), (Some(2), Durability::Available));
 }
 
 #[tokio::test]
