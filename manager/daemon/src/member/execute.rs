@@ -46,7 +46,7 @@ pub enum ExecuteError {
     NoRoomBesideOne { needed: Bytes, free: Bytes },
     #[error("the log on disk is still being read; there is no answer yet")]
     NoPosition,
-    #[error("a sync set was loaded by a newer record before")]
+    #[error("a sync set was loaded by a newer record than this node knows; it loads none until it has caught up")]
     StaleSet,
     #[error("the promise was made for a newer epoch meanwhile")]
     StalePromise,

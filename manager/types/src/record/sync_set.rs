@@ -92,12 +92,11 @@ impl ClusterRecord {
         let before = config.sync_set.clone();
         let recorded = before.widened(set);
         let done = recorded == *set;
-        if set.needed < before.needed && set.needed < self.spec.needed() {
-            let text = self.degraded_text(set);
-            outcome.event("durability_degraded", text);
+        let fewer = set.needed < before.needed && set.needed < self.spec.needed();
+        if fewer {
+            outcome.event("durability_degraded", self.degraded_text(set));
         }
-        let degrades = set.needed < before.needed && set.needed < self.spec.needed();
-        let degrades = degrades && self.spec.durability == Durability::Available;
+        let degrades = fewer && self.spec.durability == Durability::Available;
         let joined: Vec<String> =
             set.members.difference(&before.members).map(|life| self.member_name(life.member)).collect();
         if !joined.is_empty() {
