@@ -38,7 +38,7 @@ START ?= 1
 .PHONY: sim
 sim: ## Simulate SEEDS courses of faults from seed START on (VERBOSE=1 tells each); the last line is the verdict
 	@scripts/setup.sh build
-	@cargo run --quiet $(LOCKED) -p pgstead-sim --bin sim -- --seeds $(SEEDS) --start $(START) $(if $(VERBOSE),--verbose)
+	@cargo run --quiet --release $(LOCKED) -p pgstead-sim --bin sim -- --seeds $(SEEDS) --start $(START) $(if $(VERBOSE),--verbose)
 
 .PHONY: drill
 drill: ## Run the tests with real faults in their long form, as root: some half an hour
@@ -85,14 +85,15 @@ bless: ## Rewrite the golden files from what the code does now; commit only a di
 	INSTA_UPDATE=always INSTA_FORCE_PASS=1 PGSTEAD_BLESS=1 scripts/test.sh
 	git status --short
 
-# Rounds of `bench-failover`: 20 take some forty minutes, 1 takes four.
+# Rounds of `bench-failover`: 20 take some fifteen minutes, 1 takes two. FAULTS=switchover,node_killed measures only those.
 ROUNDS ?= 20
+FAULTS ?=
 
 .PHONY: bench-failover
 bench-failover: ## Measure failovers beside a plain Postgres pair, and the cost of management at rest
 	@scripts/setup.sh build postgres
 	cargo build --release $(LOCKED) -p pgstead -p pgstead-cluster-tests --bin pgstead --bin bench-failover
-	ROUNDS=$(ROUNDS) target/release/bench-failover
+	ROUNDS=$(ROUNDS) FAULTS=$(FAULTS) target/release/bench-failover
 
 MINUTES ?= 30
 

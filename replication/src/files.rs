@@ -5,8 +5,8 @@ use rustix::fs::{Gid, Uid};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// What must be true when a write returns.
@@ -34,6 +34,28 @@ pub fn replace(path: &Path, bytes: &[u8], owner: RunAs, survives: Survives) -> i
         sync_parent(path)?;
     }
     Ok(())
+}
+
+/// [`replace`] where anything is not as that would make it; else the file is left alone.
+pub fn ensure(path: &Path, bytes: &[u8], owner: RunAs, survives: Survives) -> io::Result<()> {
+    if is_as_wanted(path, bytes, owner).unwrap_or(false) { Ok(()) } else { replace(path, bytes, owner, survives) }
+}
+
+/// Never follows a link and never waits, whatever the folder's user has put there.
+fn is_as_wanted(path: &Path, bytes: &[u8], owner: RunAs) -> io::Result<bool> {
+    let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
+    let mut file = OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(path)?;
+    let found = file.metadata()?;
+    if !found.is_file()
+        || found.permissions().mode() & 0o7777 != 0o600
+        || (found.uid(), found.gid()) != (owner.uid, owner.gid)
+        || found.len() != bytes.len() as u64
+    {
+        return Ok(false);
+    }
+    let mut held = Vec::with_capacity(bytes.len());
+    file.read_to_end(&mut held)?;
+    Ok(held == bytes)
 }
 
 /// Gives each of `paths`, which must not exist and lie in one folder, the same content: names of one file, so that a thousand

@@ -11,11 +11,12 @@ use std::time::Duration;
 /// Times by which the controller judges. The defaults are for nodes within one region.
 #[derive(Clone, Copy, Debug)]
 pub struct Policy {
-    /// Silence of a node for so long makes it suspect. Never below 1 s: a busy host is silent for parts of that.
+    /// Silence of a node for so long makes it suspect. Never below 1 s: a busy host is silent for parts of that. About as
+    /// long as a receiver waits before it ends, which is what a witness goes by.
     pub suspicion: Duration,
     /// A WAL receiver that has heard nothing for so long says that its sender is silent. On an idle leader it asks for a
-    /// sign of life after a second, and the report of that may be half a second old: anything near 1.6 s would make a
-    /// restart of the leader's daemon look like its death. A receiver ends by itself after 2 s, so more costs nothing.
+    /// sign of life after 0.8 s, and the report of that may be half a second old: anything near 1.4 s would make a
+    /// restart of the leader's daemon look like its death. A receiver ends by itself after 1.6 s, so more costs nothing.
     pub witness_silence: Duration,
     /// A closed connection must stay closed for so long: a report on its way may still arrive.
     pub disconnect_grace: Duration,
@@ -59,7 +60,7 @@ pub struct Policy {
 impl Default for Policy {
     fn default() -> Self {
         Self {
-            suspicion: Duration::from_millis(2000),
+            suspicion: Duration::from_millis(1600),
             witness_silence: Duration::from_millis(2500),
             disconnect_grace: Duration::from_millis(30),
             first_report: Duration::from_millis(400),

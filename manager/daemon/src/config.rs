@@ -65,6 +65,9 @@ impl Default for PortRange {
     }
 }
 
+/// About as long as a WAL receiver waits for a word of its sender before it ends.
+const SUSPICION_MS_DEFAULT: u64 = 1600;
+
 /// Times in milliseconds. The defaults are for nodes within a region.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -76,8 +79,8 @@ pub struct TimingConfig {
     pub raft_heartbeat_ms: u64,
     pub raft_election_ms_min: u64,
     pub raft_election_ms_max: u64,
-    /// Silence of a node for so long makes it suspect.
-    pub suspicion_ms: u64,
+    /// Silence of a node for so long makes it suspect; 1600 or three heartbeats where nothing is said.
+    pub suspicion_ms: Option<u64>,
     /// How long primaries may run without a controller's word. Read by `pgstead init` and recorded for the deployment.
     pub lease_ms: u64,
 }
@@ -90,7 +93,7 @@ impl Default for TimingConfig {
             raft_heartbeat_ms: 150,
             raft_election_ms_min: 600,
             raft_election_ms_max: 900,
-            suspicion_ms: 2000,
+            suspicion_ms: None,
             lease_ms: LEASE_MS_DEFAULT,
         }
     }
@@ -227,11 +230,14 @@ impl NodeConfig {
 }
 
 impl TimingConfig {
+    pub fn suspicion_ms(&self) -> u64 {
+        self.suspicion_ms.unwrap_or_else(|| (3 * self.heartbeat_ms).max(SUSPICION_MS_DEFAULT))
+    }
     fn check(&self) -> Result<(), String> {
         if !(50..=10_000).contains(&self.heartbeat_ms) || !(50..=10_000).contains(&self.probe_ms) {
             return Err("timing: heartbeat_ms and probe_ms must be between 50 and 10000".to_string());
         }
-        if self.suspicion_ms < 1000 || self.suspicion_ms < 3 * self.heartbeat_ms {
+        if self.suspicion_ms() < 1000 || self.suspicion_ms() < 3 * self.heartbeat_ms {
             return Err("timing: suspicion_ms must be at least 1000 and three heartbeats".to_string());
         }
         if !(LEASE_MS_MIN..=LEASE_MS_MAX).contains(&self.lease_ms) || self.lease_ms < 4 * self.heartbeat_ms {
@@ -313,6 +319,8 @@ mod tests {
         assert!(load("zonne = \"a\"\n").unwrap_err().contains("zonne"));
         assert!(load("[timing]\nheartbeat_ms = \"1s\"\n").unwrap_err().contains("heartbeat_ms"));
         assert!(load("[timing]\nsuspicion_ms = 200\n").unwrap_err().contains("suspicion_ms"));
+        assert!(load("[timing]\nheartbeat_ms = 600\nsuspicion_ms = 1600\n").unwrap_err().contains("suspicion_ms"));
+        assert_eq!(load("[timing]\nheartbeat_ms = 600\n").unwrap().timing.suspicion_ms(), 1800);
         assert!(load("[[pool]]\nname = \"p\"\ndriver = \"zfs\"\npath = \"/x\"\n").unwrap_err().contains("zfs"));
     }
 }

@@ -69,7 +69,7 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
     let ends = server::Ends { reports: report_ends, raft: raft_ends };
     let ended = Ended::default();
     tokio::spawn(succession::run(consensus.clone(), raft_closed, ended.clone(), stop.clone()));
-    let suspicion = Duration::from_millis(config.timing.suspicion_ms);
+    let suspicion = Duration::from_millis(config.timing.suspicion_ms());
     let policy = Policy { suspicion, ..Policy::default() };
     let controller = controller::start(consensus.clone(), policy, closed, ended, stop.clone());
 

@@ -16,7 +16,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
 
-const SEND_TIMEOUT: Duration = Duration::from_secs(1);
+/// One report that hangs and the next attempt come well before the silence that makes a node suspect.
+const SEND_TIMEOUT: Duration = Duration::from_millis(700);
 /// After a report that could not be delivered.
 const RETRY: Duration = Duration::from_millis(100);
 

@@ -12,6 +12,7 @@ mod frames;
 mod gateway;
 mod listener;
 mod member;
+mod opening;
 mod options;
 mod relay;
 mod routes_feed;

@@ -21,8 +21,11 @@ use tokio_rustls::server::TlsStream;
 
 /// Between two attempts at members that the routes name but that do not answer. The first is short: a new leader is
 /// published some 10 ms before it lets clients in.
-const RETRY_FIRST: Duration = Duration::from_millis(20);
+const RETRY_FIRST: Duration = Duration::from_millis(10);
 const RETRY_MAX: Duration = Duration::from_millis(500);
+/// The same while others wait for this one to find out, and how often it may be the one.
+const FIRST_RETRY_MAX: Duration = Duration::from_millis(40);
+const FIRST_ATTEMPTS_MAX: u32 = 20;
 const ATTEMPT_MIN: Duration = Duration::from_secs(1);
 /// What a client may send before it has heard anything; real ones send nothing.
 const EARLY_BYTES_MAX: usize = 1024;
@@ -172,6 +175,8 @@ async fn search(shared: &Shared, startup: &Startup, id: ClusterId, access: Acces
     let mut routes = shared.routes.subscribe();
     let mut pause = RETRY_FIRST;
     let mut last_error = None;
+    // Kept between two attempts at the same leader, for a while: it may refuse this client for reasons of its own.
+    let (mut goes_first, mut failed) = (None, 0);
     let hold = shared.options.hold;
     // A member that answers slowly gets a fair try even when the hold is short.
     let left = || hold.saturating_sub(Tick::now().since(began)).max(ATTEMPT_MIN);
@@ -180,9 +185,26 @@ async fn search(shared: &Shared, startup: &Startup, id: ClusterId, access: Acces
         let targets = cluster.rank_targets(access, shared.next_turn());
         let known = !targets.is_empty();
         for target in targets {
+            let leads = target.leads.is_some();
+            if !leads {
+                goes_first = None;
+            }
+            let attempt = async {
+                if leads && goes_first.is_none() && failed < FIRST_ATTEMPTS_MAX {
+                    goes_first = cluster.opening.turn().await;
+                }
+                let greeting = member::greet(&target.member, &startup.packet, &startup.user);
+                tokio::time::timeout(left(), greeting).await
+            };
             tokio::select! {
-                greeted = tokio::time::timeout(left(), member::greet(&target.member, &startup.packet, &startup.user)) => match greeted {
-                    Ok(Ok(greeted)) => return Ok((target, greeted)),
+                greeted = attempt => match greeted {
+                    Ok(Ok(greeted)) => {
+                        // Anything but a question for the password says nothing of other clients.
+                        if leads && greeted.answer.first() == Some(&b'R') {
+                            cluster.opening.note_open();
+                        }
+                        return Ok((target, greeted));
+                    }
                     Ok(Err(why)) => last_error = Some(why),
                     Err(_) => last_error = Some(member::silent(&target.member)),
                 },
@@ -197,9 +219,17 @@ async fn search(shared: &Shared, startup: &Startup, id: ClusterId, access: Acces
         let wait = if known { left.min(pause) } else { left };
         match tokio::time::timeout(wait, routes.changed()).await {
             // Perhaps another leader: it has not been tried yet, so it is not made to pay for the attempts at the last one.
-            Ok(Ok(())) => pause = RETRY_FIRST,
+            Ok(Ok(())) => (pause, goes_first, failed) = (RETRY_FIRST, None, 0),
             Ok(Err(_)) => return Err(stopped()),
-            Err(_) => pause = (pause * 2).min(RETRY_MAX),
+            Err(_) => {
+                failed += 1;
+                if failed >= FIRST_ATTEMPTS_MAX {
+                    goes_first = None;
+                }
+                // Whoever goes first asks for all that wait.
+                let longest = if goes_first.is_some() { FIRST_RETRY_MAX } else { RETRY_MAX };
+                pause = (pause * 2).min(longest);
+            }
         }
     }
 }

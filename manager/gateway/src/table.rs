@@ -1,6 +1,7 @@
 //! What is known of the clusters now, and who serves a connection. Replaced whole at every change; never edited.
 
 use crate::member::Member;
+use crate::opening::Opening;
 use crate::tls::{ClusterTls, TlsError};
 use pgstead_types::routes::{ClusterRoute, Endpoint, Routes};
 use pgstead_types::{ClusterId, Epoch};
@@ -27,6 +28,8 @@ pub struct Cluster {
     pub route: ClusterRoute,
     /// `None` when the certificate in the routes cannot be used and there was none before.
     pub tls: Option<ClusterTls>,
+    /// Of the leader in the routes.
+    pub opening: Arc<Opening>,
 }
 
 /// Why routes were not taken. The ones before them stay in force.
@@ -62,7 +65,13 @@ impl RouteTable {
                     }
                 },
             };
-            clusters.insert(route.cluster, Arc::new(Cluster { route: route.clone(), tls }));
+            let opening = match before {
+                Some(cluster) if cluster.route.epoch == route.epoch && cluster.route.leader == route.leader => {
+                    cluster.opening.clone()
+                }
+                _ => Arc::default(),
+            };
+            clusters.insert(route.cluster, Arc::new(Cluster { route: route.clone(), tls, opening }));
         }
         Ok((Self { revision: routes.revision, clusters }, errors))
     }

@@ -20,7 +20,8 @@ impl Instance {
     pub async fn open_clients(&self) -> Result<(), InstanceError> {
         let _changing = self.changing.lock().await;
         let shape = Shape { access: ClientAccess::Open, ..self.wanted() };
-        let (_, generation) = self.load_shape(shape).await?;
+        let (sql, generation) = self.load_shape(shape).await?;
+        self.keep(sql).await;
         self.note_access_seen(generation)
     }
 
@@ -154,21 +155,24 @@ impl Instance {
     /// A physical slot per incarnation, which keeps WAL from its making on. Works on a standby as well.
     pub(super) async fn ensure_slots(&self, sql: &Sql, wanted: &BTreeSet<Incarnation>) -> Result<(), InstanceError> {
         let mine = self.config().incarnation;
-        for incarnation in wanted.iter().filter(|one| **one != mine) {
-            // One that has lost its log to the budget streams no more, whatever else of the log is left: it is made anew, and
-            // whether its standby can go on is told by the log that is there.
-            let lost = format!(
-                "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots \
-                 WHERE slot_name = '{incarnation}' AND wal_status = 'lost' AND NOT active"
-            );
-            sql.value("drop a slot that has lost its log", &lost).await?;
-            let text = format!(
-                "SELECT pg_create_physical_replication_slot('{incarnation}', true) \
-                 WHERE NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = '{incarnation}')"
-            );
-            sql.value("make a slot", &text).await?;
+        let statements: Vec<String> = wanted
+            .iter()
+            .filter(|one| **one != mine)
+            .map(|incarnation| {
+                // One that has lost its log to the budget streams no more, whatever else of the log is left: it is made anew,
+                // and whether its standby can go on is told by the log that is there.
+                format!(
+                    "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots \
+                     WHERE slot_name = '{incarnation}' AND wal_status = 'lost' AND NOT active; \
+                     SELECT pg_create_physical_replication_slot('{incarnation}', true) \
+                     WHERE NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = '{incarnation}')"
+                )
+            })
+            .collect();
+        if statements.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        sql.values("make the slots", &statements.join("; ")).await.map(drop)
     }
 
     /// Drops the slots of incarnations that are not wanted; what else there is belongs to someone else.

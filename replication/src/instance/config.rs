@@ -4,7 +4,7 @@
 //! member's data folder never brings that member's configuration along.
 
 use super::applied::{Applied, Presented, Shape};
-use super::sql::Sql;
+use super::sql::{NoConnection, Sql};
 use super::{Instance, InstanceConfig, InstanceError, hba, sync_names};
 use crate::files::{self, Survives};
 use pgstead_types::Tick;
@@ -64,7 +64,7 @@ fn render_conf(config: &InstanceConfig, applied: &Applied) -> String {
     set("wal_retrieve_retry_interval", "100ms");
     // A receiver asks its sender for a sign of life after half of this, and gives up after all of it. Shorter would cut
     // streams at every hiccup of a disk; longer hides a dead network behind a stream that looks alive.
-    set("wal_receiver_timeout", "2s");
+    set("wal_receiver_timeout", "1600ms");
     set("wal_receiver_status_interval", "1s");
     // Only ends senders whose standby has vanished without a word. It decides nothing, so it need not be short; it must be
     // far above the receivers' status interval.
@@ -152,7 +152,7 @@ impl Instance {
         super::on_disk("write the configuration in", &config.run_dir.clone(), move || {
             let owner = config.owner();
             let write =
-                |name: &str, bytes: &[u8]| files::replace(&config.run_file(name), bytes, owner, Survives::Processes);
+                |name: &str, bytes: &[u8]| files::ensure(&config.run_file(name), bytes, owner, Survives::Processes);
             write("tls/ca.crt", config.tls.ca_pem.as_bytes())?;
             write("tls/server.crt", config.tls.cert_pem.as_bytes())?;
             write("tls/server.key", config.tls.key_pem.expose().as_bytes())?;
@@ -161,7 +161,7 @@ impl Instance {
             // Last: its generation vouches for the two before it.
             write("postgresql.conf", render_conf(&config, &applied).as_bytes())?;
             // ALTER SYSTEM would override the file.
-            files::replace(&config.data_dir.join("postgresql.auto.conf"), b"", owner, Survives::Processes)
+            files::ensure(&config.data_dir.join("postgresql.auto.conf"), b"", owner, Survives::Processes)
         })
         .await
     }
@@ -219,24 +219,33 @@ impl Instance {
     /// Waits until a backend is born with this generation, which means that the postmaster has read the files: it loads
     /// `pg_hba.conf` and `pg_ident.conf` in the same breath, and keeps the old ones where they have mistakes, so those
     /// are asked for as well. The connection that was born last is returned.
-    pub(super) async fn wait_in_effect(&self, generation: u64) -> Result<Sql, InstanceError> {
+    pub(super) async fn wait_in_effect(&self, generation: u64) -> Result<Sql, NoConnection> {
         let config = self.config();
         let begun = Tick::now();
+        let failed = |what| {
+            let waited = Tick::now().since(begun);
+            NoConnection::Other(InstanceError::NotInEffect { what, waited })
+        };
+        // Only the first attempt can find a Postgres that has never accepted connections.
+        let gone = |why: NoConnection| NoConnection::Other(why.into());
+        let mut first = true;
         loop {
-            let sql = Sql::connect(&config).await?;
-            let answer = sql.value("read the configuration's generation", "SHOW pgstead.generation").await?;
+            let connecting = Sql::try_connect(&config).await;
+            let sql = if std::mem::take(&mut first) { connecting? } else { connecting.map_err(gone)? };
+            let asking = sql.value("read the configuration's generation", "SHOW pgstead.generation").await;
+            let answer = asking.map_err(NoConnection::Other)?;
             if answer.as_deref().and_then(|text| text.parse::<u64>().ok()).is_some_and(|seen| seen >= generation) {
+                // Any backend reads the files themselves for this.
                 let mistakes = "SELECT string_agg(error, '; ') FROM (SELECT error FROM pg_hba_file_rules \
                                 UNION ALL SELECT error FROM pg_ident_file_mappings) AS rules WHERE error IS NOT NULL";
-                return match sql.value("look for mistakes in the access rules", mistakes).await? {
+                let found = self.ask_kept("look for mistakes in the access rules", mistakes).await.map_err(gone)?;
+                return match found.into_iter().next().flatten() {
                     None => Ok(sql),
-                    Some(what) => Err(InstanceError::NotInEffect { what, waited: Tick::now().since(begun) }),
+                    Some(what) => Err(failed(what)),
                 };
             }
-            let waited = Tick::now().since(begun);
-            if waited > EFFECT_TIME_MAX {
-                let what = format!("backends still start with generation {answer:?} instead of {generation}");
-                return Err(InstanceError::NotInEffect { what, waited });
+            if Tick::now().since(begun) > EFFECT_TIME_MAX {
+                return Err(failed(format!("backends still start with generation {answer:?} instead of {generation}")));
             }
             tokio::time::sleep(Duration::from_millis(2)).await;
         }

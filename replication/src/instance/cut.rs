@@ -1,6 +1,6 @@
 //! Ending the stream of an older epoch, for certain: the work behind a promise.
 
-use super::sql::{NoConnection, Sql};
+use super::sql::NoConnection;
 use super::{Instance, InstanceError};
 use crate::proc::{self, ProcessId};
 use pgstead_types::Tick;
@@ -23,7 +23,7 @@ pub enum CutStep {
     ConfigurationLoaded,
     /// No WAL receiver is left.
     ReceiverEnded,
-    /// New backends see no upstream, and still no WAL receiver is there.
+    /// A backend that was born since sees no upstream, and still no WAL receiver is there.
     Verified,
 }
 
@@ -45,7 +45,6 @@ impl Instance {
     /// [`Instance::cut_upstream`] with something in between its steps.
     pub async fn cut_upstream_watched(&self, hook: CutHook<'_>) -> Result<(), InstanceError> {
         let _changing = self.changing.lock().await;
-        let config = self.config();
         // The order is what makes it certain. A receiver that connects from here on has no certificate and is refused by
         // the leader; one that has connected is a process by now, and is ended below.
         self.remove_upstream_certificates(None)?;
@@ -61,16 +60,12 @@ impl Instance {
             return self.note_seen(applied.generation);
         }
         self.signal_reload().await?;
-        let accepting = match Sql::try_connect(&config).await {
+        let accepting = match self.wait_in_effect(applied.generation).await {
             Ok(sql) if !sql.is_in_recovery().await? => return Err(InstanceError::NotAStandby),
-            Ok(_) => {
-                self.wait_in_effect(applied.generation).await?;
-                true
-            }
+            Ok(sql) => Some(sql),
             // Before consistency nobody can ask it, and the processes still tell whether a receiver is there.
-            Err(NoConnection::NotYet) => false,
-            Err(NoConnection::Refused) => return Err(InstanceError::NotRunning),
-            Err(NoConnection::Other(error)) => return Err(error),
+            Err(NoConnection::NotYet) => None,
+            Err(why @ (NoConnection::Refused | NoConnection::Other(_))) => return Err(why.into()),
         };
         hook(CutStep::ConfigurationLoaded).await;
 
@@ -78,15 +73,15 @@ impl Instance {
         self.end_receivers().await?;
         hook(CutStep::ReceiverEnded).await;
 
-        if accepting {
-            let sql = self.wait_in_effect(applied.generation).await?;
+        if let Some(sql) = accepting {
             let effective = sql.value("read the effective upstream", "SHOW primary_conninfo").await?;
             if effective.as_deref().is_some_and(|conninfo| !conninfo.is_empty()) {
-                let what = "new backends still see an upstream".to_string();
+                let what = "a backend that was born since still sees an upstream".to_string();
                 return Err(InstanceError::NotInEffect { what, waited: Duration::ZERO });
             }
             // One that the startup process began on its old configuration was refused; it must be gone all the same.
             self.end_receivers().await?;
+            self.keep(sql).await;
         }
         self.note_seen(applied.generation)?;
         hook(CutStep::Verified).await;

@@ -1,7 +1,7 @@
 //! Streaming from the leader of an epoch.
 
 use super::applied::Shape;
-use super::sql::{NoConnection, Sql};
+use super::sql::NoConnection;
 use super::{Instance, InstanceError, UpstreamSource};
 use std::collections::BTreeSet;
 
@@ -17,22 +17,20 @@ impl Instance {
         self.write_upstream_certificates(source)?;
         self.remove_upstream_certificates(Some(source.of.epoch))?;
         let shape = Shape { upstream: Some(follow), ..Shape::at_start(self.wanted().access) };
-        let config = self.config();
-        match Sql::try_connect(&config).await {
-            Ok(sql) => {
-                if !sql.is_in_recovery().await? {
-                    return Err(InstanceError::NotAStandby);
-                }
+        match self.is_in_recovery().await {
+            Ok(false) => Err(InstanceError::NotAStandby),
+            Ok(true) => {
                 let (sql, generation) = self.load_shape(shape).await?;
                 // Slots of a time as a leader, or of a promotion that did not happen, would keep WAL for ever.
                 self.drop_slots(&sql, &BTreeSet::new()).await?;
+                self.keep(sql).await;
                 self.note_seen(generation)
             }
             Err(NoConnection::NotYet | NoConnection::Refused) => {
                 self.write_shape(shape, false).await?;
                 self.signal_reload().await
             }
-            Err(NoConnection::Other(error)) => Err(error),
+            Err(why @ NoConnection::Other(_)) => Err(why.into()),
         }
     }
 }

@@ -121,8 +121,8 @@ pub struct Instance {
     applied: Mutex<Applied>,
     /// One change of configuration at a time.
     changing: tokio::sync::Mutex<()>,
-    /// The probe's own connection, kept open.
-    probing: tokio::sync::Mutex<Option<sql::Sql>>,
+    /// See [`Instance::ask_kept`].
+    kept: tokio::sync::Mutex<Option<sql::Sql>>,
     checkpointing: tokio::sync::Mutex<Option<checkpoints::Checkpoints>>,
     control: control::ControlCache,
     local_users: tokio::sync::OnceCell<Vec<String>>,
@@ -149,7 +149,7 @@ impl Instance {
             events: broadcast::Sender::new(64),
             applied: Mutex::new(applied),
             changing: tokio::sync::Mutex::new(()),
-            probing: tokio::sync::Mutex::new(None),
+            kept: tokio::sync::Mutex::new(None),
             checkpointing: tokio::sync::Mutex::new(None),
             control: control::ControlCache::default(),
             local_users: tokio::sync::OnceCell::new(),

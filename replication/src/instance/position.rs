@@ -46,12 +46,16 @@ pub fn position_of(seen: &LogSeen, pg_wal: &Path) -> io::Result<Option<Position>
     Ok(Some(Position { timeline, lsn }))
 }
 
+const OBSERVING: &str = "ask for the position of the log";
+
 pub async fn observe_log(sql: &Sql) -> Result<LogSeen, InstanceError> {
-    let doing = "ask for the position of the log";
-    let mut values = sql.values(doing, STATEMENTS).await?;
+    log_seen(sql.values(OBSERVING, STATEMENTS).await?)
+}
+
+fn log_seen(mut values: Vec<Option<String>>) -> Result<LogSeen, InstanceError> {
     let positions = values.pop().flatten().unwrap_or_default();
     let mut seen: LogSeen = serde_json::from_str(&positions)
-        .map_err(|error| InstanceError::SqlAnswer { doing, answer: format!("{positions}: {error}") })?;
+        .map_err(|error| InstanceError::SqlAnswer { doing: OBSERVING, answer: format!("{positions}: {error}") })?;
     seen.startup_wait = values.pop().flatten();
     Ok(seen)
 }
@@ -60,13 +64,12 @@ impl Instance {
     /// The end of the WAL on this standby's disk, on the timeline that it belongs to. As an answer to a promise it counts only
     /// after [`Instance::cut_upstream`]. `None` while it is not known yet: ask again.
     pub async fn position(&self) -> Result<Option<Position>, InstanceError> {
-        let config = self.config();
-        let sql = Sql::connect(&config).await?;
-        if !sql.is_in_recovery().await? {
+        if !self.is_in_recovery().await? {
             return Err(InstanceError::NotAStandby);
         }
-        let seen = observe_log(&sql).await?;
-        position_of(&seen, &config.pg_wal()).map_err(InstanceError::file("read", &config.pg_wal()))
+        let seen = log_seen(self.ask_kept(OBSERVING, STATEMENTS).await?)?;
+        let pg_wal = self.config().pg_wal();
+        position_of(&seen, &pg_wal).map_err(InstanceError::file("read", &pg_wal))
     }
 }
 

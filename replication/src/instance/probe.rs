@@ -91,7 +91,7 @@ impl Instance {
     }
 
     async fn look(&self, postmaster: ProcessId) -> Result<PostgresSeen, InstanceError> {
-        let mut kept = self.probing.lock().await;
+        let mut kept = self.kept.lock().await;
         // Taken out while in use: a look that is given up drops the connection with it.
         if let Some(sql) = kept.take().filter(|sql| !sql.is_closed())
             && let Ok(seen) = self.ask(&sql, postmaster).await

@@ -3,7 +3,6 @@
 
 use super::applied::{Admitted, Shape, SyncNames};
 use super::probe::timeline_of_file;
-use super::sql::Sql;
 use super::{Instance, InstanceError, on_disk, timelines};
 use crate::files::{self, Survives};
 use crate::proc::ProcessId;
@@ -67,8 +66,7 @@ impl Instance {
     ) -> Result<(), InstanceError> {
         let _changing = self.changing.lock().await;
         let config = self.config();
-        let sql = Sql::connect(&config).await?;
-        if !sql.is_in_recovery().await? {
+        if !self.is_in_recovery().await? {
             return Err(InstanceError::NotAStandby);
         }
         if let Some(upstream) = self.applied().upstream() {
@@ -84,7 +82,9 @@ impl Instance {
         self.end_clients(&sql).await?;
         self.ensure_slots(&sql, admitted).await?;
         self.note_seen(generation)?;
-        let position = super::position::position_of(&super::position::observe_log(&sql).await?, &config.pg_wal())
+        let log = super::position::observe_log(&sql).await?;
+        self.keep(sql).await;
+        let position = super::position::position_of(&log, &config.pg_wal())
             .map_err(InstanceError::file("read", &config.pg_wal()))?
             .ok_or(InstanceError::StillReplaying)?;
         let own = position.timeline;
@@ -116,11 +116,9 @@ impl Instance {
     /// anywhere but on `timeline`.
     pub async fn promote(&self, epoch: Epoch, timeline: Timeline) -> Result<Promoted, InstanceError> {
         let _changing = self.changing.lock().await;
-        let config = self.config();
         let postmaster =
             self.guard_status().await?.and_then(|status| status.postmaster).ok_or(InstanceError::NotRunning)?;
-        let sql = Sql::connect(&config).await?;
-        if sql.is_in_recovery().await? {
+        if self.is_in_recovery().await? {
             let applied = self.applied();
             let prepared = applied.seen.as_ref() == Some(&applied.wanted)
                 && applied.access() == ClientAccess::Holding
@@ -130,10 +128,10 @@ impl Instance {
             }
             // Before it can happen: whoever finds this postmaster out of recovery then knows in which epoch that was.
             self.save_promotion(&Promotion { epoch, timeline, postmaster, outcome: None })?;
-            sql.value("promote", "SELECT pg_promote(wait => false)").await?;
+            self.ask_kept("promote", "SELECT pg_promote(wait => false)").await?;
         }
         let begun = Tick::now();
-        while sql.is_in_recovery().await? {
+        while self.is_in_recovery().await? {
             let waited = Tick::now().since(begun);
             if waited > PROMOTE_TIME_MAX {
                 return self.fence_because(InstanceError::DidNotPromote { waited }).await;
@@ -141,9 +139,8 @@ impl Instance {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
         let doing = "ask for the timeline after a promotion";
-        let values = sql
-            .values(doing, "SELECT pg_walfile_name(pg_current_wal_insert_lsn()); SELECT pg_current_wal_flush_lsn()")
-            .await?;
+        let text = "SELECT pg_walfile_name(pg_current_wal_insert_lsn()); SELECT pg_current_wal_flush_lsn()";
+        let values = self.ask_kept(doing, text).await?;
         let (Some(found), Some(flushed)) = (
             values.first().cloned().flatten().as_deref().and_then(timeline_of_file),
             values.get(1).cloned().flatten().and_then(|text| text.parse::<Lsn>().ok()),

@@ -1,6 +1,6 @@
 //! Statements to the local Postgres as its superuser, through the Unix socket. Every wait has an end.
 
-use super::{InstanceConfig, InstanceError, hba};
+use super::{Instance, InstanceConfig, InstanceError, hba};
 use std::time::Duration;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
@@ -13,10 +13,9 @@ pub const STATEMENT_TIME_MAX: Duration = Duration::from_secs(5);
 /// One connection. It closes when dropped.
 pub struct Sql {
     client: Client,
-    pub(super) pid: i32,
 }
 
-/// Why there is no connection.
+/// Why there is no connection, or no answer on a new one.
 #[derive(Debug)]
 pub enum NoConnection {
     /// It answers that it is starting up, shutting down or in recovery.
@@ -26,13 +25,18 @@ pub enum NoConnection {
     Other(InstanceError),
 }
 
+impl From<NoConnection> for InstanceError {
+    fn from(why: NoConnection) -> Self {
+        match why {
+            NoConnection::NotYet | NoConnection::Refused => InstanceError::NotRunning,
+            NoConnection::Other(error) => error,
+        }
+    }
+}
+
 impl Sql {
     pub async fn connect(config: &InstanceConfig) -> Result<Self, InstanceError> {
-        match Self::try_connect(config).await {
-            Ok(sql) => Ok(sql),
-            Err(NoConnection::NotYet | NoConnection::Refused) => Err(InstanceError::NotRunning),
-            Err(NoConnection::Other(error)) => Err(error),
-        }
+        Ok(Self::try_connect(config).await?)
     }
 
     pub async fn try_connect(config: &InstanceConfig) -> Result<Self, NoConnection> {
@@ -59,11 +63,7 @@ impl Sql {
         })?;
         // Ends with the client.
         tokio::spawn(connection);
-        let mut sql = Self { client, pid: 0 };
-        let pid =
-            sql.value("ask for the backend's pid", "SELECT pg_backend_pid()").await.map_err(NoConnection::Other)?;
-        sql.pid = pid.and_then(|pid| pid.parse().ok()).unwrap_or(0);
-        Ok(sql)
+        Ok(Self { client })
     }
 
     pub fn is_closed(&self) -> bool {
@@ -100,5 +100,39 @@ impl Sql {
     pub async fn is_in_recovery(&self) -> Result<bool, InstanceError> {
         let answer = self.value("ask whether it is in recovery", "SELECT pg_is_in_recovery()").await?;
         Ok(answer.as_deref() == Some("t"))
+    }
+}
+
+impl Instance {
+    /// A new connection costs Postgres a process with cold caches, milliseconds that are nobody's during a failover. So one
+    /// is kept: the probe's, and the youngest that a step has made. Where none is any good a new one takes its place, and the
+    /// statement is run again: it must be one that may be.
+    pub(super) async fn ask_kept(&self, doing: &'static str, text: &str) -> Result<Vec<Option<String>>, NoConnection> {
+        // Taken out while in use: whoever is cut short drops the connection with it.
+        let mut kept = self.kept.lock().await;
+        if let Some(sql) = kept.take().filter(|sql| !sql.is_closed())
+            && let Ok(answer) = sql.values(doing, text).await
+        {
+            *kept = Some(sql);
+            return Ok(answer);
+        }
+        let sql = Sql::try_connect(&self.config()).await?;
+        let answer = sql.values(doing, text).await.map_err(NoConnection::Other)?;
+        *kept = Some(sql);
+        Ok(answer)
+    }
+
+    /// Whether the running Postgres is a standby, by the kept connection.
+    pub(super) async fn is_in_recovery(&self) -> Result<bool, NoConnection> {
+        let answer = self.ask_kept("ask whether it is in recovery", "SELECT pg_is_in_recovery()").await?;
+        Ok(answer.first().is_some_and(|answer| answer.as_deref() == Some("t")))
+    }
+
+    pub(super) async fn keep(&self, sql: Sql) {
+        *self.kept.lock().await = Some(sql);
+    }
+
+    pub(super) async fn close_kept(&self) {
+        *self.kept.lock().await = None;
     }
 }

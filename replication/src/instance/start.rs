@@ -16,6 +16,8 @@ use std::time::Duration;
 /// How long a start is watched before it is left to the probe. Long recoveries are normal; wrong settings end a postmaster
 /// within a second.
 const WATCHED: Duration = Duration::from_secs(5);
+/// A start is asked so often whatever its file says.
+const ASK_ANYWAY: Duration = Duration::from_secs(1);
 /// For the last process to be gone after SIGKILL. Only a process stuck in the kernel, on a dead disk, takes longer.
 const FENCE_TIME_MAX: Duration = Duration::from_secs(30);
 
@@ -39,6 +41,14 @@ pub enum Started {
 }
 
 impl Instance {
+    /// What the postmaster writes into the eighth line of its file for `pg_ctl`. To be asked by connections again and again
+    /// would cost a recovering Postgres a process each time.
+    async fn takes_connections(&self) -> bool {
+        let path = self.config().data_dir.join("postmaster.pid");
+        let text = on_disk("read", &path.clone(), move || std::fs::read_to_string(path)).await.unwrap_or_default();
+        text.lines().nth(7).is_some_and(|status| ["ready", "standby"].contains(&status.trim()))
+    }
+
     /// Starts Postgres as a standby that streams from nobody, admits nobody and acknowledges nothing.
     pub async fn start_standby(&self, start: StartAs) -> Result<Started, InstanceError> {
         let _changing = self.changing.lock().await;
@@ -88,10 +98,19 @@ impl Instance {
         self.note_seen(applied.generation)?;
         self.note_presented(applied.generation)?;
         let begun = Tick::now();
+        let mut ask_anyway = ASK_ANYWAY;
         loop {
-            match Sql::try_connect(&config).await {
-                Ok(_) => return Ok(Started::Accepting),
-                Err(NoConnection::NotYet | NoConnection::Refused | NoConnection::Other(_)) => {}
+            let waited = Tick::now().since(begun);
+            // The file may be on a disk that is full.
+            if waited >= ask_anyway || self.takes_connections().await {
+                ask_anyway = waited + ASK_ANYWAY;
+                match Sql::try_connect(&config).await {
+                    Ok(sql) => {
+                        self.keep(sql).await;
+                        return Ok(Started::Accepting);
+                    }
+                    Err(NoConnection::NotYet | NoConnection::Refused | NoConnection::Other(_)) => {}
+                }
             }
             if guard.status().await?.postmaster != Some(postmaster) {
                 return Err(InstanceError::EndedAtStart {
@@ -108,15 +127,15 @@ impl Instance {
     /// Stops Postgres: `Fast` writes a shutdown checkpoint and sends the whole log. Returns once no process is left. Nothing
     /// happens when none is there. A stop that takes too long goes on; [`Instance::fence`] ends it.
     pub async fn stop(&self, mode: StopMode, deadline: Duration) -> Result<(), InstanceError> {
-        *self.probing.lock().await = None;
+        self.close_kept().await;
         let Some(guard) = self.guard_if_any().await else { return self.must_be_down().await };
         let begun = Tick::now();
+        let mut events = self.guard_events();
         match guard.stop(mode).await {
             // There is no postmaster, or none any more.
             Ok(()) | Err(GuardError::Refused { .. }) => {}
             Err(error) => return Err(error.into()),
         }
-        let mut events = self.guard_events();
         loop {
             if guard.status().await?.tree_empty {
                 return Ok(());
@@ -125,7 +144,7 @@ impl Instance {
             if waited > deadline {
                 return Err(InstanceError::DidNotStop { waited });
             }
-            // Woken by the guard's events; looks again anyway, as the last one may have come before the subscription.
+            // Woken by the guard's events; looks again anyway, as its connection may have been lost and made anew.
             let _ = tokio::time::timeout(Duration::from_millis(50), events.recv()).await;
         }
     }
@@ -150,7 +169,7 @@ impl Instance {
 
     /// SIGKILL to every process until none is left. Starts a guard to do it where there is none.
     pub async fn fence(&self) -> Result<(), InstanceError> {
-        *self.probing.lock().await = None;
+        self.close_kept().await;
         if self.guard_if_any().await.is_none() && self.processes_there()?.is_empty() {
             return Ok(());
         }

@@ -37,7 +37,7 @@ pub enum Message {
 
 /// `wal_retrieve_retry_interval`.
 const RETRY_MS: u64 = 100;
-/// `wal_receiver_timeout` and `wal_sender_timeout`, and the connection's own.
+/// For `wal_receiver_timeout` and `wal_sender_timeout`, longer than the first and shorter than the second.
 const TIMEOUT: Duration = Duration::from_secs(5);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const KEEP_ALIVE: Duration = Duration::from_millis(500);
@@ -414,6 +414,10 @@ impl World {
         let (Some(newest), Some((standby, theirs))) = (leads.last().copied(), self.machines[from].live()) else {
             return false;
         };
+        // A receiver that has ended meanwhile takes nothing.
+        if standby.receiver.as_ref().is_none_or(|receiver| receiver.connection != connection) {
+            return false;
+        }
         if !leads.contains(&standby.goes_for) {
             return false;
         }

@@ -105,7 +105,10 @@ fn course(world: &mut World) -> Result<(), String> {
             }
         }
     }
-    // Some courses begin before the cluster has come to be.
+    // Some courses begin before the cluster has come to be, but none before it is recorded: whoever asked for it would ask again.
+    if !world.run_until(world.now + SETTLE, |world| world.cluster().is_some())? {
+        return Err("the cluster is not recorded in a sound world".into());
+    }
     if world.rng.chance(80) {
         settle(world, SETTLE)?;
     }

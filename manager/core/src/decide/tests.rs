@@ -61,10 +61,10 @@ fn a_closed_connection_needs_a_standby_that_hears_nothing() {
 }
 
 #[test]
-fn silence_needs_two_seconds_and_a_witness() {
+fn silence_needs_its_time_and_a_witness() {
     let silent = |ms| three().deaf("b").deaf("c").silent("a", Duration::from_millis(ms)).decide();
-    assert_eq!(begins(&silent(1900)), None);
-    assert_eq!(begins(&silent(2100)), Some(EpochReason::NodeSilent));
+    assert_eq!(begins(&silent(1500)), None);
+    assert_eq!(begins(&silent(1700)), Some(EpochReason::NodeSilent));
     assert_eq!(begins(&three().silent("a", Duration::from_secs(9)).decide()), None);
 }
 

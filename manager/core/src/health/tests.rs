@@ -214,7 +214,7 @@ fn an_idle_receivers_silence_is_no_witness() {
     assert_eq!(world.findings(), ["daemon_unreachable"]);
 }
 fn two_idle() -> World {
-    let silent = Some(ReceiverSeen { streaming: true, silent_ms: 1150 });
+    let silent = Some(ReceiverSeen { streaming: true, silent_ms: 950 });
     world().leader("a").standby("b", lag(0)).on_standby("b", |standby| standby.receiver = silent)
 }
 

@@ -33,14 +33,18 @@ async fn main() -> anyhow::Result<()> {
         Ok(text) => text.parse().ok().filter(|rounds| *rounds > 0).context("ROUNDS must be a number above 0")?,
         Err(_) => 20,
     };
+    let faults = match std::env::var("FAULTS").ok().filter(|text| !text.is_empty()) {
+        Some(text) => text.split(',').map(Fault::parse).collect::<anyhow::Result<Vec<_>>>()?,
+        None => Fault::ALL.to_vec(),
+    };
     tokio::select! {
-        result = bench(rounds) => result,
+        result = bench(rounds, &faults) => result,
         // Dropped on the way out: every process of both subjects ends.
         _ = tokio::signal::ctrl_c() => bail!("interrupted"),
     }
 }
 
-async fn bench(rounds: usize) -> anyhow::Result<()> {
+async fn bench(rounds: usize, faults: &[Fault]) -> anyhow::Result<()> {
     let begun = Tick::now();
     let load = Load::default();
     let mut bed = Testbed::start(3).await?;
@@ -49,11 +53,11 @@ async fn bench(rounds: usize) -> anyhow::Result<()> {
     let idle_fresh = usage::measure(&bed, IDLE).await?;
     let idle_many = with_many(&mut bed).await?;
     let mut reference = Reference::start().await?;
-    println!("{rounds} rounds of {} faults, pgstead and the reference in turn:", Fault::ALL.len());
+    println!("{rounds} rounds of {} faults, pgstead and the reference in turn:", faults.len());
     let mut results = Vec::new();
     let mut first_id = 0;
     for round in 1..=rounds {
-        for fault in Fault::ALL {
+        for fault in faults.iter().copied() {
             first_id += IDS_PER_ROUND;
             let begun_round = Round::of(Subject::Pgstead, fault, round);
             let Some(lost) = lose_pgsteads(&mut bed, begun_round, load, first_id).await? else {

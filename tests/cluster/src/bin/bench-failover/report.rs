@@ -1,6 +1,7 @@
 //! The table and the JSON.
 
 use crate::usage::Usage;
+use anyhow::Context;
 use serde::Serialize;
 use std::fmt;
 use std::time::Duration;
@@ -20,6 +21,16 @@ pub enum Fault {
 impl Fault {
     pub const ALL: [Fault; 5] =
         [Fault::PostmasterKilled, Fault::NodeKilled, Fault::ControllerNodeKilled, Fault::NodeFrozen, Fault::Switchover];
+
+    /// As in the JSON.
+    pub fn parse(name: &str) -> anyhow::Result<Fault> {
+        let faults = || Fault::ALL.iter().map(|fault| serde_json::to_value(fault).unwrap_or_default());
+        let at = faults().position(|known| known == name);
+        at.and_then(|at| Fault::ALL.get(at).copied()).with_context(|| {
+            let known: Vec<String> = faults().filter_map(|known| known.as_str().map(str::to_string)).collect();
+            format!("FAULTS names {name:?}; known are {}", known.join(","))
+        })
+    }
 }
 
 impl fmt::Display for Fault {
@@ -125,7 +136,7 @@ impl fmt::Display for Report {
             f,
             "fault                 median    p90    worst  one client    median    p90     median    p90   pgstead  ref."
         )?;
-        for fault in Fault::ALL {
+        for fault in Fault::ALL.into_iter().filter(|fault| self.of(Subject::Pgstead, *fault).next().is_some()) {
             let gaps = |subject| self.of(subject, fault).map(|round| round.gap_ms).collect::<Vec<_>>();
             let lost = |subject| self.of(subject, fault).map(|round| round.lost).sum::<usize>();
             let (ours, floor) = (gaps(Subject::Pgstead), gaps(Subject::Reference));
