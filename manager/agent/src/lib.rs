@@ -7,6 +7,7 @@ mod following;
 mod leading;
 pub mod lease;
 mod promising;
+pub mod wal_budget;
 
 pub use action::Action;
 pub use decide::{Next, decide};

@@ -3,6 +3,7 @@
 use clap::{Args, Subcommand, ValueEnum};
 use pgstead_api::parse_duration;
 use pgstead_types::OperationId;
+use pgstead_types::slots::WalBudget;
 use pgstead_types::spec::Durability;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -75,9 +76,10 @@ pub enum ClusterCommands {
         #[command(flatten)]
         wait: WaitArgs,
     },
-    /// Change how many standbys a commit needs, and what happens without them, while the cluster runs
+    /// Change how many standbys a commit needs, what happens without them, and how much log a slot may keep, while the
+    /// cluster runs
     #[command(after_help = "Examples:\n  pgstead cluster update app --sync-replicas 2\n  \
-        pgstead cluster update app --durability available")]
+        pgstead cluster update app --durability available\n  pgstead cluster update app --slot-wal-budget 20GB")]
     Update(UpdateArgs),
     /// Restart every member, standbys first, one at a time
     Restart {
@@ -176,6 +178,10 @@ pub struct CreateArgs {
     /// When planned work may disturb clients, in UTC, such as "Sun 02:00-04:00"
     #[arg(long, value_name = "WINDOW")]
     pub maintenance_window: Option<String>,
+    /// How much log a replication slot may keep on the leader before it is lost, the one furthest behind first: a size such as
+    /// 8GB, or auto, a share of the room on the volume [default: auto]
+    #[arg(long, value_name = "SIZE")]
+    pub slot_wal_budget: Option<WalBudget>,
     /// A spec in TOML or JSON; the other options win over it
     #[arg(long, value_name = "FILE")]
     pub file: Option<PathBuf>,
@@ -184,7 +190,8 @@ pub struct CreateArgs {
 }
 
 #[derive(Args, Clone, Debug)]
-#[command(group = clap::ArgGroup::new("what").required(true).multiple(true).args(["sync_replicas", "durability"]))]
+#[command(group = clap::ArgGroup::new("what").required(true).multiple(true)
+    .args(["sync_replicas", "durability", "slot_wal_budget"]))]
 pub struct UpdateArgs {
     /// Name or id
     #[arg(value_name = "CLUSTER")]
@@ -196,6 +203,10 @@ pub struct UpdateArgs {
     /// fewer. asynchronous: they never wait for any; clients are held for a moment at the change to it and from it
     #[arg(long, value_name = "HOW", value_parser = durability)]
     pub durability: Option<Durability>,
+    /// How much log a replication slot may keep on the leader before it is lost, the one furthest behind first: a size such as
+    /// 8GB, or auto, a share of the room on the volume
+    #[arg(long, value_name = "SIZE")]
+    pub slot_wal_budget: Option<WalBudget>,
     #[command(flatten)]
     pub wait: WaitArgs,
 }

@@ -23,6 +23,9 @@ pub fn read(args: &CreateArgs) -> Result<ClusterSpec, Failure> {
     if args.maintenance_window.is_some() {
         spec.maintenance_window.clone_from(&args.maintenance_window);
     }
+    if let Some(budget) = args.slot_wal_budget {
+        spec.slot_wal_budget = budget;
+    }
     spec.settings.extend(args.set.iter().cloned());
     // The API checks again; here it needs no server.
     spec.check().map_err(|error| Failure::usage(error.to_string()))?;

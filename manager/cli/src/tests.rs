@@ -195,6 +195,8 @@ async fn lists_and_single_things_come_as_tables_or_as_the_apis_json() {
         ("status", "3 of 3 nodes reachable, controller on n1"),
         ("cluster list", "app-1 leads and every standby streams"),
         ("cluster show app", "every acknowledged commit is on 2 disks"),
+        ("cluster show app", "2 of members, 1 of users; each may keep 4.0 GiB of log (automatic)"),
+        ("cluster show app", "logical (pgoutput)"),
         ("member list", "4.0 KiB"),
         ("member list --cluster app", "streaming"),
         ("volume list", "present"),

@@ -21,6 +21,7 @@ mod record_behind;
 mod recovered;
 mod restart;
 mod schedule;
+mod slots;
 mod steady;
 mod switchover;
 mod switchover_check;

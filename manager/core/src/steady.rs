@@ -7,7 +7,7 @@ use crate::health;
 use crate::leader_lost::{LeaderSeen, leader_seen};
 use crate::lease;
 use crate::observed::{Memory, Observed, Policy};
-use crate::{change_leader, recovered, restart, schedule, switchover, sync_set};
+use crate::{change_leader, recovered, restart, schedule, slots, switchover, sync_set};
 use pgstead_types::record::{ClusterChange, ClusterRecord, EpochConfig, EpochReason, MemberRecord};
 use pgstead_types::report::{ClientAccess, PrimarySeen};
 use pgstead_types::spec::Durability;
@@ -58,6 +58,7 @@ pub(crate) fn plan(
     };
     let mut plan = tend_members(cluster, observed, policy, memory, primary, leader);
     plan.findings.extend(health::findings(cluster, observed));
+    plan.findings.extend(slots::findings(cluster, observed, policy, leader));
     plan.findings.extend(lacking);
     if !plan.settled() {
         return plan;

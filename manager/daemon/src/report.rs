@@ -80,6 +80,7 @@ fn timeless(report: &MemberReport) -> MemberReport {
     }
     // It only ever grows, and matters to those who are away: the next heartbeat is early enough.
     report.oldest_log = None;
+    report.slots = None;
     if let Some(lease) = &mut report.lease {
         lease.remaining_ms = 0;
     }

@@ -5,6 +5,7 @@ use crate::finding::Finding;
 use crate::ids::{ClusterId, Incarnation, MemberId, NodeId, OperationId};
 use crate::position::{Epoch, Lsn, Position, Timeline};
 use crate::record::SyncSet;
+use crate::slots::SlotsSeen;
 use crate::step::Step;
 use crate::trouble::Trouble;
 use serde::{Deserialize, Serialize};
@@ -63,6 +64,9 @@ pub struct MemberReport {
     /// Where the oldest log kept here begins; `None` while that is not known. Who needs older log cannot stream from here.
     #[serde(default)]
     pub oldest_log: Option<Lsn>,
+    /// Its replication slots, by a look of some seconds ago; `None` where there was none yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slots: Option<SlotsSeen>,
     /// What is wrong with it and does not pass by itself.
     #[serde(default)]
     pub troubles: Vec<Trouble>,

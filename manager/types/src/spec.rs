@@ -1,5 +1,6 @@
 //! What a person asks for. Every field is checked here, before anything is recorded, with one sentence per mistake.
 
+use crate::slots::WalBudget;
 use crate::window::{BadWindow, Window};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -45,6 +46,10 @@ pub enum SpecError {
          a letter, up to 63 characters, and not begin with pg; {text:?} is not"
     )]
     BadIdentifier { text: String },
+    #[error(
+        "slot_wal_budget = {budget} and the setting max_slot_wal_keep_size both say how much log a slot may keep; leave one out"
+    )]
+    TwoWalBudgets { budget: WalBudget },
     #[error(transparent)]
     BadWindow(#[from] BadWindow),
 }
@@ -109,6 +114,9 @@ pub struct ClusterSpec {
     /// When planned work may disturb clients, in UTC, such as `Sun 02:00-04:00`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub maintenance_window: Option<String>,
+    /// How much log a replication slot may keep: `auto`, or a size such as `8GB`.
+    #[serde(default, skip_serializing_if = "WalBudget::is_default")]
+    pub slot_wal_budget: WalBudget,
 }
 
 /// Another member leads at once, or the same one after a restart.
@@ -149,6 +157,7 @@ impl ClusterSpec {
             on_leader_crash: OnLeaderCrash::default(),
             settings: BTreeMap::new(),
             maintenance_window: None,
+            slot_wal_budget: WalBudget::Auto,
         }
     }
 
@@ -163,6 +172,12 @@ impl ClusterSpec {
             Durability::Asynchronous => 0,
             Durability::Strict | Durability::Available => self.sync_replicas.unwrap_or(u8::from(self.members > 1)),
         }
+    }
+
+    /// A Postgres setting, by its name in any case.
+    pub fn setting(&self, name: &str) -> Option<&str> {
+        let named = self.settings.iter().find(|(held, _)| held.eq_ignore_ascii_case(name));
+        named.map(|(_, value)| value.as_str())
     }
 
     /// A leader of several members that acknowledges alone. A cluster of one acknowledges alone too, and has nobody to
@@ -193,6 +208,9 @@ impl ClusterSpec {
         check_identifier(&self.database)?;
         check_identifier(&self.owner)?;
         self.window()?;
+        if self.slot_wal_budget != WalBudget::Auto && self.setting("max_slot_wal_keep_size").is_some() {
+            return Err(SpecError::TwoWalBudgets { budget: self.slot_wal_budget });
+        }
         self.settings.iter().try_for_each(|(name, value)| check_setting(name, value))
     }
 }
@@ -341,6 +359,18 @@ mod tests {
     fn no_sync_replica_under_a_synchronous_durability_is_refused() {
         let spec = ClusterSpec { sync_replicas: Some(0), ..ClusterSpec::named("app") };
         assert!(matches!(spec.check(), Err(SpecError::NoSyncReplicas { members: 3, .. })));
+    }
+
+    #[test]
+    fn a_wal_budget_is_said_once_and_written_only_where_it_was() {
+        let mut spec: ClusterSpec = serde_json::from_str(r#"{"name":"app","slot_wal_budget":"8GB"}"#).unwrap();
+        assert_eq!(spec.check(), Ok(()));
+        assert_eq!(serde_json::to_value(&spec).unwrap()["slot_wal_budget"], "8GB");
+        spec.settings.insert("Max_Slot_Wal_Keep_Size".into(), "4GB".into());
+        assert!(matches!(spec.check(), Err(SpecError::TwoWalBudgets { .. })));
+        // Voters of the version before read what does not ask for more.
+        assert!(!serde_json::to_string(&ClusterSpec::named("app")).unwrap().contains("slot_wal_budget"));
+        assert!(serde_json::from_str::<ClusterSpec>(r#"{"name":"app","slot_wal_budget":"8"}"#).is_err());
     }
 
     #[test]

@@ -122,7 +122,7 @@ pub fn shared_with_standbys(config: &InstanceConfig) -> Vec<(String, String)> {
 const DEFAULTS: &[(&str, &str)] = &[
     // For a standby that was away a little, before the new leader has a slot for it.
     ("wal_keep_size", "256MB"),
-    // A member that never comes back must not fill the leader's volume.
+    // A member that never comes back must not fill the leader's volume. Until the node has measured what there is room for.
     ("max_slot_wal_keep_size", "4GB"),
     ("log_line_prefix", "%m [%p] %q%u@%d %a "),
     ("log_timezone", "UTC"),
@@ -277,6 +277,11 @@ impl Instance {
     /// daemon: one that was killed between taking a change and loading it finds it not loaded.
     pub fn presents_config(&self) -> bool {
         self.applied().presented.as_ref() == Some(&Presented::of(&self.config()))
+    }
+
+    /// What a running Postgres is known to have loaded for one of [`InstanceConfig::settings`].
+    pub fn presented_setting(&self, name: &str) -> Option<String> {
+        self.applied().presented.as_ref().and_then(|loaded| loaded.setting(name)).map(str::to_string)
     }
 
     /// Brings changed settings and certificates of the [`InstanceConfig`] to a running Postgres.

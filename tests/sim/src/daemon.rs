@@ -126,6 +126,7 @@ impl World {
             refusing: self.refusing(n),
             working,
             oldest_log: machine.data().map(|data| data.wal.lsn(data.removed)),
+            slots: None,
             troubles: machine.troubles(),
             findings: Vec::new(),
         }

@@ -128,6 +128,7 @@ fn seen(member: MemberId, promised: u64, postgres: PostgresSeen) -> MemberReport
         refusing: None,
         working: None,
         oldest_log: None,
+        slots: None,
         troubles: Vec::new(),
         findings: vec![],
     }

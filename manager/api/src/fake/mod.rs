@@ -21,6 +21,7 @@ use pgstead_types::report::{
     ClientAccess, DataIdentity, DataSeen, MemberReport, PostgresSeen, PrimarySeen, ReceiverSeen, SenderSeen,
     StandbySeen, Upstream,
 };
+use pgstead_types::slots::{SlotKind, SlotSeen, SlotsSeen};
 use pgstead_types::spec::ClusterSpec;
 use pgstead_types::{
     ClusterId, DeploymentId, Epoch, Finding, Incarnation, Lsn, MemberId, NodeId, OperationId, Position, Secret,
@@ -364,6 +365,7 @@ pub fn observations(record: &Record) -> Observations {
         refusing: None,
         working: None,
         oldest_log: None,
+        slots: None,
         troubles: Vec::new(),
         findings: vec![],
     };
@@ -396,7 +398,38 @@ pub fn observations(record: &Record) -> Observations {
             access: ClientAccess::Open,
         })
     };
-    let members = [report(1, primary), report(2, standby(0)), report(3, standby(4096))];
+    let slot = |name: String, kind: SlotKind, kept: u64| SlotSeen {
+        name,
+        kind,
+        database: None,
+        plugin: None,
+        active: true,
+        retained: Some(pgstead_types::Bytes(kept)),
+        lost: false,
+        failover: false,
+        synced: false,
+        temporary: false,
+    };
+    let followed = SlotSeen {
+        database: Some("app".into()),
+        plugin: Some("pgoutput".into()),
+        active: false,
+        failover: true,
+        ..slot("warehouse".into(), SlotKind::Logical, 3 << 20)
+    };
+    let of_member = |n: u128, kept: u64| slot(first_life(n).to_string(), SlotKind::Physical, kept);
+    let copies = SlotsSeen {
+        budget: Some(pgstead_types::Bytes(4 << 30)),
+        slots: vec![SlotSeen { synced: true, ..followed.clone() }],
+        total: 1,
+    };
+    let slots = SlotsSeen {
+        budget: Some(pgstead_types::Bytes(4 << 30)),
+        slots: vec![followed, of_member(3, 4096), of_member(2, 0)],
+        total: 3,
+    };
+    let with = |report: MemberReport, slots: SlotsSeen| MemberReport { slots: Some(slots), ..report };
+    let members = [with(report(1, primary), slots), with(report(2, standby(0)), copies), report(3, standby(4096))];
     Observations {
         at: WallTime(1_700_000_100_000),
         nodes: (1..=3).map(|n| (node(n), NodeSeen { reachable: true, silent_ms: Some(120) })).collect(),

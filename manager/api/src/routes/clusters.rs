@@ -12,6 +12,7 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use http::header;
 use pgstead_types::record::{ClusterRecord, Refusal};
+use pgstead_types::slots::WalBudget;
 use pgstead_types::spec::{ClusterSpec, Durability};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -93,6 +94,10 @@ pub struct SpecChange {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub durability: Option<Durability>,
+    /// `auto`, or a size such as `8GB`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub slot_wal_budget: Option<WalBudget>,
 }
 
 impl SpecChange {
@@ -101,6 +106,7 @@ impl SpecChange {
         // Where no standby is to have a commit, how many it was is of no meaning any more.
         let before = spec.sync_replicas.filter(|_| spec.durability != Durability::Asynchronous);
         spec.sync_replicas = self.sync_replicas.or(before);
+        spec.slot_wal_budget = self.slot_wal_budget.unwrap_or(spec.slot_wal_budget);
         spec
     }
 }

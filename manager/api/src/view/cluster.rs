@@ -2,9 +2,10 @@
 //! member is at, and what would be lost if the leader were lost now.
 
 use super::world::{cluster_ref, member_name, member_ref};
-use super::{ClusterRef, FindingView, ForcedView, MemberRef, MemberView, ScheduledView, World, finding};
+use super::{ClusterRef, FindingView, ForcedView, MemberRef, MemberView, ScheduledView, SlotsView, World, finding};
 use pgstead_types::record::{ClusterRecord, EpochReason, HistoryEntry, Leadership, Lifecycle, SyncSet};
 use pgstead_types::report::ClientAccess;
+use pgstead_types::slots::WalBudget;
 use pgstead_types::spec::{ClusterSpec, Durability, OnLeaderCrash};
 use pgstead_types::{ClusterId, Epoch, Lsn, OperationId, Timeline};
 use serde::{Deserialize, Serialize};
@@ -42,6 +43,8 @@ pub struct ClusterView {
     /// What would be lost if the leader were lost now.
     pub rpo: RpoView,
     pub members: Vec<MemberView>,
+    /// The leader's replication slots; `null` while they are not observed.
+    pub slots: Option<SlotsView>,
     /// One entry per promotion, oldest first.
     pub history: Vec<HistoryView>,
     /// A switchover that begins later.
@@ -206,6 +209,10 @@ pub struct SpecSchema {
     /// When planned work may disturb clients, in UTC, such as `Sun 02:00-04:00`.
     #[schema(required = false)]
     maintenance_window: Option<String>,
+    /// How much log a replication slot may keep on the leader before it is lost, the one furthest behind first: `auto`, a share
+    /// of the room on the volume; or a size such as `8GB`, 64MB at least.
+    #[schema(required = false, default = "auto", value_type = String, pattern = "^(auto|[0-9]+ ?(MB|GB|TB))$")]
+    slot_wal_budget: WalBudget,
 }
 
 impl ClusterView {
@@ -238,6 +245,7 @@ impl ClusterView {
             sync_set: SyncSetView::new(world, cluster),
             rpo: RpoView::new(world, cluster),
             members,
+            slots: SlotsView::of(world, cluster),
             history: cluster.history.iter().map(|entry| HistoryView::new(cluster, entry)).collect(),
             scheduled: ScheduledView::of(cluster),
             forced: cluster.forced.iter().map(|forced| ForcedView::new(cluster, forced)).collect(),

@@ -9,6 +9,7 @@ mod leaders;
 mod log;
 mod member;
 mod node;
+mod slots;
 mod volume;
 mod world;
 
@@ -21,6 +22,7 @@ pub use leaders::{FailoverCheckView, FailoverMemberView, ForcedView, ScheduledVi
 pub use log::{EventView, EventsView, OperationStateView, OperationView};
 pub use member::{Access, DataState, MemberObserved, MemberState, MemberView, Role, WorkingView};
 pub use node::{NodeObserved, NodeView};
+pub use slots::{SlotView, SlotsView};
 pub use volume::VolumeView;
 pub use world::World;
 

@@ -34,10 +34,20 @@ pub async fn run(command: &ClusterCommands, client: &Client, screen: &mut Screen
         }
         ClusterCommands::Update(args) => {
             let cluster = client.cluster(&args.name).await?;
-            let change = SpecChange { sync_replicas: args.sync_replicas, durability: args.durability };
+            let change = SpecChange {
+                sync_replicas: args.sync_replicas,
+                durability: args.durability,
+                slot_wal_budget: args.slot_wal_budget,
+            };
             let spec = change.apply_to(cluster.spec.clone());
             spec.check().map_err(|error| Failure::usage(error.to_string()))?;
-            let says = |spec: &ClusterSpec| format!("sync_replicas {}, durability {}", spec.needed(), spec.durability);
+            let says = |spec: &ClusterSpec| {
+                let budget = match args.slot_wal_budget {
+                    Some(_) => format!(", slot_wal_budget {}", spec.slot_wal_budget),
+                    None => String::new(),
+                };
+                format!("sync_replicas {}, durability {}{budget}", spec.needed(), spec.durability)
+            };
             writeln!(screen.err, "{}: {} -> {}", cluster.name, says(&cluster.spec), says(&spec))?;
             let accepted = client.update_cluster(&cluster.id.to_string(), &change, None).await?;
             finish(client, &accepted, args.wait, screen, &format!("{} is as asked: {}", cluster.name, says(&spec)))

@@ -1,7 +1,7 @@
 //! Clusters and members.
 
-use super::leaders;
 use super::{age, findings, or_dash, pairs, size, table, words};
+use super::{leaders, slots};
 use pgstead_api::view::{
     Access, ClusterSummary, ClusterView, ConnectionView, DataState, Health, MemberObserved, MemberState, MemberView,
     Phase, RpoState, WorkingView,
@@ -78,6 +78,9 @@ pub fn cluster(view: &ClusterView, width: u16) -> String {
         ),
         ("created", format!("{}, revision {}", view.created_at, view.revision)),
     ];
+    if let Some(held) = &view.slots {
+        facts.push(("slots", slots::summary(held)));
+    }
     if !view.spec.settings.is_empty() {
         let settings: Vec<String> =
             view.spec.settings.iter().map(|(name, value)| format!("{name} = {value}")).collect();
@@ -97,6 +100,10 @@ pub fn cluster(view: &ClusterView, width: u16) -> String {
         facts.push(("under way", format!("operation {operation}")));
     }
     let mut parts = vec![pairs(facts, width), of_one_cluster(&view.members, width)];
+    // Members' own are of interest where they keep much; findings say so.
+    if let Some(held) = view.slots.as_ref().filter(|held| held.slots.iter().any(|slot| slot.member.is_none())) {
+        parts.push(slots::slots(held, width));
+    }
     if !view.history.is_empty() {
         // The latest few say how it came to be; the API has them all.
         let recent = view.history.iter().rev().take(5);

@@ -4,6 +4,7 @@ mod cluster;
 mod leaders;
 mod lists;
 mod log;
+mod slots;
 
 pub use cluster::{cluster, clusters, connection, describe_steps, members};
 pub use leaders::{failover_check, switchover_check};

@@ -117,6 +117,7 @@ impl World {
             refusing: None,
             working: None,
             oldest_log: None,
+            slots: None,
             troubles: Vec::new(),
             findings: Vec::new(),
         };

@@ -7,6 +7,7 @@ mod killpoint;
 mod notes;
 mod observe;
 mod setup;
+mod slots;
 mod supervise;
 mod troubles;
 mod watch_pid;
@@ -57,6 +58,7 @@ pub struct MemberTask {
     /// A reload that failed is tried again after this.
     reload_after: Option<Tick>,
     watch: troubles::Watch,
+    slots: slots::SlotWatch,
     /// Leaders that ask this member to obey no election for a while.
     asks: mpsc::Receiver<Ask>,
     /// Its word to one of them.
@@ -133,7 +135,8 @@ impl MemberTask {
         {
             self.volume = self.context.volumes.open(member.volume).await?.map(|volume| volume.path);
         }
-        setup::refresh(&self.context, &self.instance, cluster, self.member, self.volume.as_deref())
+        let settings = self.slots.settings(&cluster.spec);
+        setup::refresh(&self.context, &self.instance, cluster, self.member, self.volume.as_deref(), settings)
     }
 
     fn note_event(&mut self, cluster: &str, event: Result<GuardEvent, broadcast::error::RecvError>) {
@@ -156,6 +159,7 @@ impl MemberTask {
         let mut seen = self.observer.observe(&self.instance, cluster, &mut self.notes, self.volume.is_some()).await;
         seen.working = self.failed.as_ref().map(Failed::working);
         seen.troubles = self.watch.look(&self.instance, &seen, &mut self.notes).await;
+        seen.slots = self.slots.look(&self.instance, cluster, &seen, self.watch.room()).await;
         seen.refusing = self.refusing();
         let Next { action, findings } = decide(cluster, self.member, &seen);
         seen.findings.extend(findings);

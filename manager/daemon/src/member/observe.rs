@@ -58,6 +58,7 @@ impl Observer {
             refusing: None,
             working: None,
             oldest_log,
+            slots: None,
             troubles: Vec::new(),
             findings: Vec::new(),
         };

@@ -8,6 +8,7 @@ use pgstead_replication::{GuardLaunch, Instance, InstanceConfig, InstanceError};
 use pgstead_types::record::{ClusterRecord, MemberRecord, Record};
 use pgstead_types::report::Upstream;
 use pgstead_types::{Epoch, MemberId, Step};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 #[derive(Debug, thiserror::Error)]
@@ -56,16 +57,17 @@ pub fn instance_config(
     })
 }
 
-/// Takes what has changed in the record into the instance.
+/// Takes what has changed in the record, or in `settings`, into the instance.
 pub fn refresh(
     context: &NodeContext,
     instance: &Instance,
     cluster: &ClusterRecord,
     member: MemberId,
     volume: Option<&Path>,
+    settings: BTreeMap<String, String>,
 ) -> Result<(), SetupError> {
     let member = cluster.members.get(&member).ok_or_else(|| SetupError::Unknown(format!("member {member}")))?;
-    let wanted = instance_config(context, cluster, member, volume)?;
+    let wanted = InstanceConfig { settings, ..instance_config(context, cluster, member, volume)? };
     let held = instance.config();
     let same = held.incarnation == wanted.incarnation && held.data_dir == wanted.data_dir;
     if !same || held.tls != wanted.tls || held.settings != wanted.settings {

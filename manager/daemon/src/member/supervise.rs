@@ -2,6 +2,7 @@
 
 use super::notes::Notes;
 use super::observe::Observer;
+use super::slots::SlotWatch;
 use super::{MemberTask, setup};
 use crate::config::NodeConfig;
 use crate::files::Layout;
@@ -97,6 +98,7 @@ async fn task(
         context.volumes.open(member.volume).await.context("cannot look for its volume")?.map(|volume| volume.path);
     let config = setup::instance_config(context, cluster, member, volume.as_deref())?;
     let instance = Arc::new(Instance::open(config).await.context("cannot open its Postgres")?);
+    let slots = SlotWatch::found(&instance);
     context.instances.put(member.id, instance.clone());
     let notes = Notes::open(&context.layout.members(), member.id).context("cannot read the notes about it")?;
     Ok(MemberTask {
@@ -110,6 +112,7 @@ async fn task(
         failed: None,
         reload_after: None,
         watch: Default::default(),
+        slots,
         asks: context.asks.of(member.id),
         refusing: Refusing::found(&notes, Tick::now()),
         notes,

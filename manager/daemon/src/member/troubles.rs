@@ -2,7 +2,7 @@
 //! starts that all end soon, pages with wrong checksums, storage that takes no writes.
 
 use super::notes::Notes;
-use pgstead_replication::instance::RecoveryMark;
+use pgstead_replication::instance::{RecoveryMark, Space};
 use pgstead_replication::{Instance, InstanceError};
 use pgstead_types::report::{MemberReport, PostgresSeen};
 use pgstead_types::{Incarnation, Tick, Trouble};
@@ -46,7 +46,8 @@ pub struct Watch {
 
 #[derive(Default)]
 struct Storage {
-    check: Option<(JoinHandle<Result<(), InstanceError>>, Tick)>,
+    check: Option<(JoinHandle<Result<Space, InstanceError>>, Tick)>,
+    room: Option<Space>,
     last: Option<Tick>,
     failures: u32,
     why: String,
@@ -56,6 +57,10 @@ impl Watch {
     /// Postgres is about to be ended on purpose.
     pub fn note_ordered_end(&mut self) {
         self.ended_by_us = true;
+    }
+    /// Room on the volume, as of the last write to it that went well.
+    pub fn room(&self) -> Option<Space> {
+        self.storage.room
     }
     /// Postgres is about to be started.
     pub fn note_start(&mut self) {
@@ -173,7 +178,11 @@ impl Storage {
                     self.failures += 1;
                     self.why = super::chain(&error);
                 }
-                Ok(Ok(())) | Err(_) => self.failures = 0,
+                Ok(Ok(room)) => {
+                    self.failures = 0;
+                    self.room = Some(room);
+                }
+                Err(_) => self.failures = 0,
             }
         }
         match &self.check {

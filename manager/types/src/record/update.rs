@@ -20,9 +20,10 @@ impl ClusterRecord {
         let mut kept = spec.clone();
         kept.sync_replicas = self.spec.sync_replicas;
         kept.durability = self.spec.durability;
+        kept.slot_wal_budget = self.spec.slot_wal_budget;
         if kept != self.spec {
             return Err(conflict(
-                "only sync_replicas and durability of a running cluster can change; everything else stays as it was made",
+                "only sync_replicas, durability and slot_wal_budget of a running cluster can change; everything else stays as it was made",
             ));
         }
         if *spec == self.spec {
@@ -31,7 +32,10 @@ impl ClusterRecord {
         if let Some(older) = self.updating.replace(operation) {
             outcome.end = Some((older, Some("another change of the spec has taken its place".to_string())));
         }
-        let text = |spec: &ClusterSpec| format!("sync_replicas = {}, durability = {}", spec.needed(), spec.durability);
+        let text = |spec: &ClusterSpec| {
+            let (needed, durability, budget) = (spec.needed(), spec.durability, spec.slot_wal_budget);
+            format!("sync_replicas = {needed}, durability = {durability}, slot_wal_budget = {budget}")
+        };
         outcome.event("spec_changed", format!("asked for: {}; before: {}", text(spec), text(&self.spec)));
         self.spec = spec.clone();
         self.judge_degraded();

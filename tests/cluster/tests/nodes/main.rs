@@ -12,5 +12,6 @@ mod kill_points;
 mod leases;
 mod operator;
 mod planned;
+mod slots;
 mod support;
 mod sync_set;

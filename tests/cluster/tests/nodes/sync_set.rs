@@ -79,7 +79,7 @@ async fn more_and_fewer_acknowledge_though_the_leaders_daemon_dies_on_the_way() 
     let writers = bed.writers().await?;
     for (needed, when) in [(2, "before"), (1, "before"), (2, "after"), (1, "after")] {
         let asks = async |bed: &mut Bed, _| {
-            let change = SpecChange { sync_replicas: Some(needed), durability: None };
+            let change = SpecChange { sync_replicas: Some(needed), ..SpecChange::default() };
             ask(bed, &change).await
         };
         changes_though_the_daemon_dies(&mut bed, when, (needed, 2), asks).await?;
@@ -142,7 +142,7 @@ async fn an_available_cluster_goes_on_alone_says_so_and_waits_again_when_it_can(
     let mut bed = Bed::start_with(setup).await?;
     bed.create_cluster(&ClusterSpec { members: 2, ..ClusterSpec::named("app") }).await?;
     let writers = bed.writers().await?;
-    ask(&bed, &SpecChange { sync_replicas: None, durability: Some(Durability::Available) }).await?;
+    ask(&bed, &SpecChange { durability: Some(Durability::Available), ..SpecChange::default() }).await?;
     let standby = *bed.standbys("app").await?.first().context("a standby")?;
 
     let alone = async |bed: &mut Bed, _| bed.kill_node(standby).map(drop);

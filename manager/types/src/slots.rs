@@ -1,0 +1,194 @@
+//! Replication slots as a node sees them on its member, and how much log any one of them may keep.
+
+use crate::ids::Incarnation;
+use crate::position::Bytes;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::fmt;
+use std::str::FromStr;
+
+/// So many slots are reported, those that keep most first. Postgres takes no more than 20 unless it is built otherwise.
+pub const SLOTS_SHOWN_MAX: usize = 32;
+/// A budget below this loses a standby's slot while the standby is restarted.
+pub const WAL_BUDGET_MIN: Bytes = Bytes(64 << 20);
+/// Postgres counts it in MB of 31 bits.
+pub const WAL_BUDGET_MAX: Bytes = Bytes(1 << 50);
+
+/// How much log a slot may keep on its member's volume, as asked for. Beyond it Postgres lets go of the log, and the slot is lost.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum WalBudget {
+    /// A share of the room on the volume, and another one when that has changed much.
+    #[default]
+    Auto,
+    Fixed(Bytes),
+}
+
+/// What a budget is written like.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum BadWalBudget {
+    #[error("{text:?} is not a slot_wal_budget; expected `auto`, or a size in MB, GB or TB such as 8GB")]
+    Form { text: String },
+    #[error("a slot_wal_budget of {asked} cannot be; expected {WAL_BUDGET_MIN} to {WAL_BUDGET_MAX}, or `auto`")]
+    Size { asked: Bytes },
+}
+
+const UNITS: [(&str, u64); 3] = [("TB", 1 << 40), ("GB", 1 << 30), ("MB", 1 << 20)];
+
+impl WalBudget {
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl FromStr for WalBudget {
+    type Err = BadWalBudget;
+
+    fn from_str(text: &str) -> Result<Self, BadWalBudget> {
+        let bad = || BadWalBudget::Form { text: text.chars().take(80).collect() };
+        if text == "auto" {
+            return Ok(Self::Auto);
+        }
+        let split = |(unit, bytes): (&str, u64)| text.strip_suffix(unit).map(|count| (count.trim_end(), bytes));
+        let (count, unit) = UNITS.into_iter().find_map(split).ok_or_else(bad)?;
+        let digits = !count.is_empty() && count.bytes().all(|byte| byte.is_ascii_digit());
+        let count: u64 = count.parse().ok().filter(|_| digits).ok_or_else(bad)?;
+        let asked = Bytes(count.saturating_mul(unit));
+        if (WAL_BUDGET_MIN..=WAL_BUDGET_MAX).contains(&asked) {
+            Ok(Self::Fixed(asked))
+        } else {
+            Err(BadWalBudget::Size { asked })
+        }
+    }
+}
+
+impl fmt::Display for WalBudget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Fixed(Bytes(bytes)) => {
+                let whole = |(_, unit): &(&str, u64)| bytes % unit == 0;
+                let (name, unit) = UNITS.into_iter().find(whole).unwrap_or(UNITS[2]);
+                write!(f, "{}{name}", bytes / unit)
+            }
+        }
+    }
+}
+
+impl Serialize for WalBudget {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+impl<'de> Deserialize<'de> for WalBudget {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// One look at `pg_replication_slots`; some seconds old.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct SlotsSeen {
+    /// The effective `max_slot_wal_keep_size`; `None` for no limit.
+    pub budget: Option<Bytes>,
+    /// Those that keep most first, [`SLOTS_SHOWN_MAX`] at most.
+    pub slots: Vec<SlotSeen>,
+    /// How many there are.
+    pub total: u32,
+}
+
+/// A row of `pg_replication_slots`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct SlotSeen {
+    pub name: String,
+    pub kind: SlotKind,
+    /// Logical slots only.
+    #[serde(default)]
+    pub database: Option<String>,
+    /// The output plugin of a logical slot.
+    #[serde(default)]
+    pub plugin: Option<String>,
+    /// Somebody streams from it now.
+    pub active: bool,
+    /// Log between what it needs next and the end of the log here; `None` where it needs none, or has lost it.
+    #[serde(default)]
+    pub retained: Option<Bytes>,
+    /// The log that it needs is gone, or it was invalidated for another reason.
+    #[serde(default)]
+    pub lost: bool,
+    /// Whether it is to be there after a failover. Postgres 17 and later.
+    #[serde(default)]
+    pub failover: bool,
+    /// On a standby: a copy of the leader's, kept up to date by Postgres.
+    #[serde(default)]
+    pub synced: bool,
+    /// Gone with its session; a copy that is not complete yet is such a one.
+    #[serde(default)]
+    pub temporary: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SlotKind {
+    Physical,
+    Logical,
+}
+
+impl SlotSeen {
+    /// The incarnation whose slot it is; `None` for everything that people have made.
+    pub fn member_life(&self) -> Option<Incarnation> {
+        self.name.parse().ok().filter(|_| self.kind == SlotKind::Physical)
+    }
+    /// On a standby: it can be used there once the standby leads.
+    pub fn is_ready_copy(&self) -> bool {
+        self.synced && !self.temporary && !self.lost
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_budget_reads_and_writes_as_people_do() {
+        for (text, budget) in [
+            ("auto", WalBudget::Auto),
+            ("8GB", WalBudget::Fixed(Bytes(8 << 30))),
+            ("1536MB", WalBudget::Fixed(Bytes(1536 << 20))),
+            ("2TB", WalBudget::Fixed(Bytes(2 << 40))),
+        ] {
+            assert_eq!(text.parse(), Ok(budget));
+            assert_eq!(budget.to_string(), text);
+        }
+        assert_eq!("8 GB".parse(), Ok(WalBudget::Fixed(Bytes(8 << 30))));
+        assert_eq!("2048MB".parse::<WalBudget>().unwrap().to_string(), "2GB");
+    }
+
+    #[test]
+    fn a_budget_that_cannot_be_is_refused_with_what_was_expected() {
+        for text in ["", "8", "8G", "-1", "-1GB", "+8GB", "unlimited", "8gb", "GB"] {
+            assert!(matches!(text.parse::<WalBudget>(), Err(BadWalBudget::Form { .. })), "{text:?}");
+        }
+        for text in ["0GB", "1MB", "99999999999999999TB", "2000000TB"] {
+            assert!(matches!(text.parse::<WalBudget>(), Err(BadWalBudget::Size { .. })), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn only_a_physical_slot_with_the_name_of_an_incarnation_is_a_members() {
+        let life = Incarnation { member: crate::MemberId::from_u128(7), number: 2 };
+        let slot = |kind, name: &str| SlotSeen {
+            name: name.to_string(),
+            kind,
+            database: None,
+            plugin: None,
+            active: false,
+            retained: None,
+            lost: false,
+            failover: false,
+            synced: false,
+            temporary: false,
+        };
+        assert_eq!(slot(SlotKind::Physical, &life.to_string()).member_life(), Some(life));
+        assert_eq!(slot(SlotKind::Logical, &life.to_string()).member_life(), None);
+        assert_eq!(slot(SlotKind::Physical, "barman").member_life(), None);
+    }
+}

@@ -1,0 +1,57 @@
+//! Replication slots as they are: whose, how much log each of them keeps, and which have lost theirs.
+
+use super::sql::Sql;
+use super::{Instance, InstanceError};
+use pgstead_types::slots::{SLOTS_SHOWN_MAX, SlotSeen, SlotsSeen};
+use serde::Deserialize;
+
+#[derive(Deserialize)]
+struct Row {
+    budget_mb: i64,
+    total: u32,
+    slots: Vec<SlotSeen>,
+}
+
+/// One row, whatever the number of slots. `failover` and its like came with Postgres 17.
+fn statement(major: u16) -> String {
+    let newer = match major {
+        17.. => ", 'failover', failover, 'synced', synced",
+        _ => "",
+    };
+    // A logical slot whose rows were removed, or whose log was, has a status of its own from 16 on.
+    let lost = match major {
+        17.. => "(wal_status = 'lost' OR invalidation_reason IS NOT NULL)",
+        16 => "(wal_status = 'lost' OR coalesce(conflicting, false))",
+        _ => "coalesce(wal_status = 'lost', false)",
+    };
+    format!(
+        "SELECT json_build_object('budget_mb', \
+           (SELECT setting::bigint FROM pg_settings WHERE name = 'max_slot_wal_keep_size'), \
+         'total', (SELECT count(*) FROM pg_replication_slots), \
+         'slots', (SELECT coalesce(json_agg(slot ORDER BY lost DESC, kept DESC NULLS LAST), '[]') FROM \
+           (SELECT lost, kept, json_build_object('name', slot_name, 'kind', slot_type, 'database', database, \
+              'plugin', plugin, 'active', active, 'temporary', temporary, 'lost', lost, 'retained', kept{newer}) AS slot \
+            FROM (SELECT *, coalesce({lost}, false) AS lost, CASE WHEN restart_lsn IS NOT NULL THEN greatest(0, \
+              pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END, \
+              restart_lsn))::bigint END AS kept FROM pg_replication_slots) AS all_of_them \
+            ORDER BY lost DESC, kept DESC NULLS LAST, slot_name LIMIT {SLOTS_SHOWN_MAX}) AS shown))"
+    )
+}
+
+impl Instance {
+    /// The slots of a Postgres that runs. It costs a connection and a millisecond.
+    pub async fn slots(&self) -> Result<SlotsSeen, InstanceError> {
+        let sql = Sql::connect(&self.config()).await?;
+        self.look_at_slots(&sql).await
+    }
+
+    pub(super) async fn look_at_slots(&self, sql: &Sql) -> Result<SlotsSeen, InstanceError> {
+        let doing = "look at the replication slots";
+        let answer = sql.value(doing, &statement(self.config().major)).await?.unwrap_or_default();
+        let row: Row = serde_json::from_str(&answer)
+            .map_err(|error| InstanceError::SqlAnswer { doing, answer: format!("{answer}: {error}") })?;
+        // -1 is no limit.
+        let budget = u64::try_from(row.budget_mb).ok().map(|mb| pgstead_types::Bytes(mb << 20));
+        Ok(SlotsSeen { budget, slots: row.slots, total: row.total })
+    }
+}
