@@ -8,8 +8,8 @@ use std::str::FromStr;
 
 /// So many slots are reported, those that keep most first. Postgres takes no more than 20 unless it is built otherwise.
 pub const SLOTS_SHOWN_MAX: usize = 32;
-/// A budget below this loses a standby's slot while the standby is restarted.
-pub const WAL_BUDGET_MIN: Bytes = Bytes(64 << 20);
+/// A budget below this loses a standby's slot while the standby is restarted under load.
+pub const WAL_BUDGET_MIN: Bytes = Bytes(256 << 20);
 /// Postgres counts it in MB of 31 bits.
 pub const WAL_BUDGET_MAX: Bytes = Bytes(1 << 50);
 
@@ -43,6 +43,18 @@ impl FromStr for WalBudget {
     type Err = BadWalBudget;
 
     fn from_str(text: &str) -> Result<Self, BadWalBudget> {
+        match Self::parse(text)? {
+            Self::Fixed(asked) if !(WAL_BUDGET_MIN..=WAL_BUDGET_MAX).contains(&asked) => {
+                Err(BadWalBudget::Size { asked })
+            }
+            budget => Ok(budget),
+        }
+    }
+}
+
+impl WalBudget {
+    /// Of whatever size.
+    fn parse(text: &str) -> Result<Self, BadWalBudget> {
         let bad = || BadWalBudget::Form { text: text.chars().take(80).collect() };
         if text == "auto" {
             return Ok(Self::Auto);
@@ -51,12 +63,7 @@ impl FromStr for WalBudget {
         let (count, unit) = UNITS.into_iter().find_map(split).ok_or_else(bad)?;
         let digits = !count.is_empty() && count.bytes().all(|byte| byte.is_ascii_digit());
         let count: u64 = count.parse().ok().filter(|_| digits).ok_or_else(bad)?;
-        let asked = Bytes(count.saturating_mul(unit));
-        if (WAL_BUDGET_MIN..=WAL_BUDGET_MAX).contains(&asked) {
-            Ok(Self::Fixed(asked))
-        } else {
-            Err(BadWalBudget::Size { asked })
-        }
+        Ok(Self::Fixed(Bytes(count.saturating_mul(unit))))
     }
 }
 
@@ -80,7 +87,8 @@ impl Serialize for WalBudget {
 }
 impl<'de> Deserialize<'de> for WalBudget {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+        // What was recorded once is read for ever, whatever bounds a later version has for what is asked for then.
+        Self::parse(&String::deserialize(deserializer)?).map_err(serde::de::Error::custom)
     }
 }
 
@@ -167,9 +175,10 @@ mod tests {
         for text in ["", "8", "8G", "-1", "-1GB", "+8GB", "unlimited", "8gb", "GB"] {
             assert!(matches!(text.parse::<WalBudget>(), Err(BadWalBudget::Form { .. })), "{text:?}");
         }
-        for text in ["0GB", "1MB", "99999999999999999TB", "2000000TB"] {
+        for text in ["0GB", "1MB", "255MB", "99999999999999999TB", "2000000TB"] {
             assert!(matches!(text.parse::<WalBudget>(), Err(BadWalBudget::Size { .. })), "{text:?}");
         }
+        assert_eq!(serde_json::from_str::<WalBudget>("\"64MB\"").unwrap(), WalBudget::Fixed(Bytes(64 << 20)));
     }
 
     #[test]

@@ -1,9 +1,11 @@
 //! Replication slots as they are: whose, how much log each of them keeps, and which have lost theirs.
 
-use super::sql::Sql;
 use super::{Instance, InstanceError};
 use pgstead_types::slots::{SLOTS_SHOWN_MAX, SlotSeen, SlotsSeen};
 use serde::Deserialize;
+use std::time::Duration;
+
+const LOOK_TIME_MAX: Duration = Duration::from_millis(500);
 
 #[derive(Deserialize)]
 struct Row {
@@ -39,15 +41,13 @@ fn statement(major: u16) -> String {
 }
 
 impl Instance {
-    /// The slots of a Postgres that runs. It costs a connection and a millisecond.
+    /// The slots of a Postgres that runs. It takes a millisecond, and is given up soon: others wait for this member.
     pub async fn slots(&self) -> Result<SlotsSeen, InstanceError> {
-        let sql = Sql::connect(&self.config()).await?;
-        self.look_at_slots(&sql).await
-    }
-
-    pub(super) async fn look_at_slots(&self, sql: &Sql) -> Result<SlotsSeen, InstanceError> {
         let doing = "look at the replication slots";
-        let answer = sql.value(doing, &statement(self.config().major)).await?.unwrap_or_default();
+        let statement = statement(self.config().major);
+        let asked = tokio::time::timeout(LOOK_TIME_MAX, self.ask_kept(doing, &statement)).await;
+        let answer = asked.map_err(|_| InstanceError::SqlTooSlow { doing, waited: LOOK_TIME_MAX })??;
+        let answer = answer.into_iter().next().flatten().unwrap_or_default();
         let row: Row = serde_json::from_str(&answer)
             .map_err(|error| InstanceError::SqlAnswer { doing, answer: format!("{answer}: {error}") })?;
         // -1 is no limit.

@@ -210,7 +210,7 @@ pub struct SpecSchema {
     #[schema(required = false)]
     maintenance_window: Option<String>,
     /// How much log a replication slot may keep on the leader before it is lost, the one furthest behind first: `auto`, a share
-    /// of the room on the volume; or a size such as `8GB`, 64MB at least.
+    /// of the room on the volume; or a size such as `8GB`, 256MB at least.
     #[schema(required = false, default = "auto", value_type = String, pattern = "^(auto|[0-9]+ ?(MB|GB|TB))$")]
     slot_wal_budget: WalBudget,
 }

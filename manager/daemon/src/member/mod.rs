@@ -135,7 +135,7 @@ impl MemberTask {
         {
             self.volume = self.context.volumes.open(member.volume).await?.map(|volume| volume.path);
         }
-        let settings = self.slots.settings(&cluster.spec);
+        let settings = self.slots.settings(cluster);
         setup::refresh(&self.context, &self.instance, cluster, self.member, self.volume.as_deref(), settings)
     }
 

@@ -16,14 +16,24 @@ use std::time::Duration;
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// Where Postgres is told.
 const SETTING: &str = "max_slot_wal_keep_size";
+/// Before anything was measured.
+const SHARE_FIRST: Bytes = Bytes(4 << 30);
+/// A lower share holds once it has been lower for so long. What fills a volume for a while, a sort or a copy of something, would
+/// otherwise cost a slot for good.
+const LOWER_AFTER: Duration = Duration::from_secs(600);
+/// With less room than this there is no time for that.
+const ROOM_LITTLE: Bytes = Bytes(1 << 30);
 
 /// What is remembered between looks.
-#[derive(Default)]
 pub struct SlotWatch {
     looked: Option<Tick>,
     seen: Option<SlotsSeen>,
-    /// Of the room on the volume; `None` until it was measured.
-    share: Option<Bytes>,
+    /// Of the room on the volume.
+    share: Bytes,
+    /// Since when it would be lower.
+    lower_since: Option<Tick>,
+    /// The share that Postgres is told.
+    told: Bytes,
 }
 
 impl SlotWatch {
@@ -33,17 +43,29 @@ impl SlotWatch {
             Ok(WalBudget::Fixed(bytes)) => Some(bytes),
             Ok(WalBudget::Auto) | Err(_) => None,
         });
-        Self { share: loaded, ..Self::default() }
+        Self::of(loaded.unwrap_or(SHARE_FIRST))
     }
 
-    /// The settings of the spec, and the budget with them.
-    pub fn settings(&self, spec: &ClusterSpec) -> BTreeMap<String, String> {
+    fn of(share: Bytes) -> Self {
+        Self { looked: None, seen: None, share, lower_since: None, told: share }
+    }
+
+    /// The settings of the spec, and the budget with them. Another share waits while the cluster changes its leader: every
+    /// reload would come before a promise.
+    pub fn settings(&mut self, cluster: &ClusterRecord) -> BTreeMap<String, String> {
+        if is_calm(cluster) {
+            self.told = self.share;
+        }
+        self.settings_of(&cluster.spec)
+    }
+
+    fn settings_of(&self, spec: &ClusterSpec) -> BTreeMap<String, String> {
         let mut settings = spec.settings.clone();
         let budget = match spec.slot_wal_budget {
-            WalBudget::Fixed(bytes) => Some(bytes),
-            WalBudget::Auto => self.share,
+            WalBudget::Fixed(bytes) => bytes,
+            WalBudget::Auto => self.told,
         };
-        if let Some(budget) = budget.filter(|_| spec.setting(SETTING).is_none()) {
+        if spec.setting(SETTING).is_none() {
             settings.insert(SETTING.to_string(), WalBudget::Fixed(budget).to_string());
         }
         settings
@@ -60,19 +82,20 @@ impl SlotWatch {
         if seen.as_primary().is_none() && seen.as_standby().is_none() {
             self.seen = None;
         }
-        let quiet = cluster.is_confirmed() && cluster.switchover.is_none() && at_rest(seen);
+        let loaded = seen.as_primary().is_none_or(|primary| primary.sync_set.is_some());
+        let quiet = is_calm(cluster) && loaded && at_rest(seen);
         let now = Tick::now();
         if !quiet || self.looked.is_some_and(|at| now.since(at) < LOOK_EVERY) {
             return self.seen.clone();
         }
         self.looked = Some(now);
         if let Some(space) = room.and_then(|room| measured(seen, room)) {
-            let next = calc_wal_budget(WalBudget::Auto, space, self.share);
-            if let Some(before) = self.share.filter(|before| *before != next) {
-                tracing::info!(cluster = %cluster.spec.name, member = %seen.member, free = %space.free, %before, now = %next,
+            let before = self.share;
+            self.note_room(space, now);
+            if self.share != before {
+                tracing::info!(cluster = %cluster.spec.name, member = %seen.member, free = %space.free, %before, now = %self.share,
                     "the room on the volume has changed, and with it how much log a slot may keep");
             }
-            self.share = Some(next);
         }
         match instance.slots().await {
             Ok(slots) => {
@@ -84,6 +107,19 @@ impl SlotWatch {
         self.seen.clone()
     }
 
+    /// More is taken at once, less after a while.
+    fn note_room(&mut self, space: Space, now: Tick) {
+        let next = calc_wal_budget(WalBudget::Auto, space, Some(self.share));
+        if next < self.share && space.free >= ROOM_LITTLE {
+            let since = *self.lower_since.get_or_insert(now);
+            if now.since(since) < LOWER_AFTER {
+                return;
+            }
+        }
+        self.lower_since = None;
+        self.share = next;
+    }
+
     /// Once for each, where its own node's log is read.
     fn tell_lost(&self, cluster: &ClusterRecord, slots: &SlotsSeen) {
         let known =
@@ -92,6 +128,13 @@ impl SlotWatch {
             tracing::warn!(cluster = %cluster.spec.name, slot = %slot.name, "a replication slot is lost");
         }
     }
+}
+
+/// Nothing is being changed that a reload could get in the way of.
+fn is_calm(cluster: &ClusterRecord) -> bool {
+    cluster.is_confirmed()
+        && cluster.switchover.is_none()
+        && cluster.config().is_none_or(|config| config.target.is_none())
 }
 
 fn measured(seen: &MemberReport, room: Room) -> Option<Space> {
@@ -109,15 +152,37 @@ mod tests {
 
     #[test]
     fn the_spec_comes_before_the_share_and_a_setting_of_the_spec_before_both() {
-        let mut watch = SlotWatch::default();
+        let watch = SlotWatch::of(Bytes(3 << 29));
         let mut spec = ClusterSpec::named("app");
-        assert!(!watch.settings(&spec).contains_key(SETTING), "nothing is measured yet");
-        watch.share = Some(Bytes(3 << 29));
-        assert_eq!(watch.settings(&spec)[SETTING], "1536MB");
+        assert_eq!(watch.settings_of(&spec)[SETTING], "1536MB");
         spec.slot_wal_budget = WalBudget::Fixed(Bytes(8 << 30));
-        assert_eq!(watch.settings(&spec)[SETTING], "8GB");
+        assert_eq!(watch.settings_of(&spec)[SETTING], "8GB");
         spec.slot_wal_budget = WalBudget::Auto;
         spec.settings.insert("MAX_slot_wal_keep_size".into(), "-1".into());
-        assert!(!watch.settings(&spec).contains_key(SETTING));
+        assert!(!watch.settings_of(&spec).contains_key(SETTING));
+    }
+
+    #[test]
+    fn what_fills_the_volume_for_a_while_costs_no_slot() {
+        let gib = |count: u64| Bytes(count << 30);
+        let room = |free: u64| Space { free: gib(free), log: Bytes(0) };
+        let begin = Tick::from_millis(1);
+        let mut watch = SlotWatch::of(gib(8));
+        watch.note_room(room(40), begin);
+        assert_eq!(watch.share, gib(8));
+        watch.note_room(room(20), begin);
+        watch.note_room(room(20), begin + LOWER_AFTER / 2);
+        assert_eq!(watch.share, gib(8), "a sort");
+        // There was room again in between.
+        watch.note_room(room(40), begin + LOWER_AFTER / 2);
+        watch.note_room(room(20), begin + LOWER_AFTER);
+        assert_eq!(watch.share, gib(8));
+        watch.note_room(room(20), begin + LOWER_AFTER * 2);
+        assert_eq!(watch.share, gib(4));
+        // No time for that, and all the time in the world.
+        watch.note_room(Space { free: Bytes(ROOM_LITTLE.0 - 1), log: Bytes(0) }, begin + LOWER_AFTER * 2);
+        assert_eq!(watch.share, Bytes(512 << 20));
+        watch.note_room(room(100), begin + LOWER_AFTER * 2);
+        assert_eq!(watch.share, gib(24));
     }
 }
