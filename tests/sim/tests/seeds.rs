@@ -42,7 +42,7 @@ fn seeds_that_once_failed_hold() {
 
 #[test]
 fn the_same_seed_gives_the_same_transcript() {
-    for seed in [3, 7] {
+    for seed in [3, 9] {
         let (first, second) = (run_seed(seed), run_seed(seed));
         assert_eq!(first.transcript, second.transcript, "seed {seed}");
         assert!(first.transcript.len() > 30, "seed {seed} has a course worth comparing");
