@@ -5,6 +5,7 @@ use crate::invariants::{final_state, unsettled};
 use crate::operator;
 use crate::rng::Rng;
 use crate::world::{Event, World};
+use pgstead_types::record::Lifecycle;
 use pgstead_types::spec::{ClusterSpec, Durability};
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -132,7 +133,8 @@ fn course(world: &mut World) -> Result<(), String> {
 fn delete(world: &mut World) -> Result<(), String> {
     let operation = world.next_operation();
     world.say("> the cluster is deleted");
-    if !world.request(pgstead_types::record::ClusterChange::RequestDelete { operation }) {
+    let ask = |world: &mut World| world.request(pgstead_types::record::ClusterChange::RequestDelete { operation });
+    if !ask(world) {
         return Err("no node is the controller in the healed world".into());
     }
     let (gone, back) = (world.rng.ms(1, 60), world.rng.ms(500, 3000));
@@ -143,6 +145,13 @@ fn delete(world: &mut World) -> Result<(), String> {
         let folders = world.machines.iter().filter(|machine| machine.disk.volume || machine.run.is_some()).count();
         (world.cluster().is_some(), folders)
     };
+    // Whoever hears no answer, the one that was asked having died with the question, asks again.
+    let is_known = |world: &World| world.cluster().is_none_or(|cluster| cluster.lifecycle != Lifecycle::Active);
+    let mut asked_again = 0;
+    while !world.run_until(world.now + Duration::from_secs(5), is_known)? && asked_again < 5 {
+        ask(world);
+        asked_again += 1;
+    }
     let end = world.now + SETTLE;
     match world.run_until(end, |world| left(world) == (false, 0))? {
         true => Ok(()),
