@@ -1,7 +1,7 @@
 //! What the controller knows of the nodes, how old it may be, and the little that it remembers between decisions.
 
 use crate::health::Rebuilds;
-use pgstead_types::lease::LeaseTimes;
+use pgstead_types::lease::{LeaseTimes, SILENCE_MS_DEFAULT};
 use pgstead_types::record::ClusterRecord;
 use pgstead_types::report::{MemberReport, NodeReport, StandbySeen, Upstream};
 use pgstead_types::{Epoch, Lsn, MemberId, NodeId, Tick, WallTime};
@@ -60,7 +60,7 @@ pub struct Policy {
 impl Default for Policy {
     fn default() -> Self {
         Self {
-            suspicion: Duration::from_millis(1600),
+            suspicion: Duration::from_millis(SILENCE_MS_DEFAULT),
             witness_silence: Duration::from_millis(2500),
             disconnect_grace: Duration::from_millis(30),
             first_report: Duration::from_millis(400),

@@ -1,6 +1,6 @@
 //! The node's configuration file: read whole, checked whole, refused with one sentence per mistake.
 
-use pgstead_types::lease::{LEASE_MS_DEFAULT, LEASE_MS_MAX, LEASE_MS_MIN};
+use pgstead_types::lease::{LEASE_MS_DEFAULT, LEASE_MS_MAX, LEASE_MS_MIN, SILENCE_MS_DEFAULT};
 use pgstead_types::spec::check_name;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -64,9 +64,6 @@ impl Default for PortRange {
         Self { first: 6400, last: 6999 }
     }
 }
-
-/// About as long as a WAL receiver waits for a word of its sender before it ends.
-const SUSPICION_MS_DEFAULT: u64 = 1600;
 
 /// Times in milliseconds. The defaults are for nodes within a region.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -231,7 +228,7 @@ impl NodeConfig {
 
 impl TimingConfig {
     pub fn suspicion_ms(&self) -> u64 {
-        self.suspicion_ms.unwrap_or_else(|| (3 * self.heartbeat_ms).max(SUSPICION_MS_DEFAULT))
+        self.suspicion_ms.unwrap_or_else(|| (3 * self.heartbeat_ms).max(SILENCE_MS_DEFAULT))
     }
     fn check(&self) -> Result<(), String> {
         if !(50..=10_000).contains(&self.heartbeat_ms) || !(50..=10_000).contains(&self.probe_ms) {

@@ -9,6 +9,8 @@ use std::time::Duration;
 /// Long, because its end stops healthy primaries that merely cannot hear the controller; a change of leader in a
 /// synchronous cluster never waits for it, and detection has times of its own.
 pub const LEASE_MS_DEFAULT: u64 = 10_000;
+/// Silence for so long is suspicious, of a node and of a WAL sender alike: whichever is noticed first waits for the other.
+pub const SILENCE_MS_DEFAULT: u64 = 1600;
 /// Below this, a host that is busy for a moment would stop its primaries.
 pub const LEASE_MS_MIN: u64 = 2_000;
 pub const LEASE_MS_MAX: u64 = 600_000;

@@ -89,10 +89,6 @@ pub struct Presented {
 }
 
 impl Presented {
-    /// A setting beyond pgstead's own.
-    pub fn setting(&self, name: &str) -> Option<&str> {
-        self.settings.get(name).map(String::as_str)
-    }
     pub fn of(config: &InstanceConfig) -> Self {
         Self {
             ca_pem: config.tls.ca_pem.clone(),

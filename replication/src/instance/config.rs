@@ -8,6 +8,7 @@ use super::sql::{NoConnection, Sql};
 use super::{Instance, InstanceConfig, InstanceError, hba, sync_names};
 use crate::files::{self, Survives};
 use pgstead_types::Tick;
+use pgstead_types::lease::SILENCE_MS_DEFAULT;
 use rustix::process::Signal;
 use std::path::PathBuf;
 use std::sync::PoisonError;
@@ -64,7 +65,7 @@ fn render_conf(config: &InstanceConfig, applied: &Applied) -> String {
     set("wal_retrieve_retry_interval", "100ms");
     // A receiver asks its sender for a sign of life after half of this, and gives up after all of it. Shorter would cut
     // streams at every hiccup of a disk; longer hides a dead network behind a stream that looks alive.
-    set("wal_receiver_timeout", "1600ms");
+    set("wal_receiver_timeout", &format!("{SILENCE_MS_DEFAULT}ms"));
     set("wal_receiver_status_interval", "1s");
     // Only ends senders whose standby has vanished without a word. It decides nothing, so it need not be short; it must be
     // far above the receivers' status interval.
@@ -277,11 +278,6 @@ impl Instance {
     /// daemon: one that was killed between taking a change and loading it finds it not loaded.
     pub fn presents_config(&self) -> bool {
         self.applied().presented.as_ref() == Some(&Presented::of(&self.config()))
-    }
-
-    /// What a running Postgres is known to have loaded for one of [`InstanceConfig::settings`].
-    pub fn presented_setting(&self, name: &str) -> Option<String> {
-        self.applied().presented.as_ref().and_then(|loaded| loaded.setting(name)).map(str::to_string)
     }
 
     /// Brings changed settings and certificates of the [`InstanceConfig`] to a running Postgres.

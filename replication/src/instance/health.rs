@@ -30,13 +30,6 @@ const REFUSALS: [&str; 6] = [
 /// A stream that has begun makes earlier refusals history.
 const STARTED: &str = "started streaming WAL from primary";
 
-/// Room on a member's volume.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Space {
-    /// For Postgres, which is not root.
-    pub free: Bytes,
-}
-
 /// How recovery goes; the same value after a long time means that it does not.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct RecoveryMark {
@@ -81,15 +74,15 @@ impl Instance {
     }
 
     /// Writes and syncs a little beside the data, on the same file system. An error says why Postgres cannot write there
-    /// either, or soon cannot: root, as the daemon may be, is left room that Postgres does not get.
-    pub async fn check_storage(&self) -> Result<Space, InstanceError> {
+    /// either, or soon cannot: root, as the daemon may be, is left room that Postgres does not get. What is free for Postgres.
+    pub async fn check_storage(&self) -> Result<Bytes, InstanceError> {
         let config = self.config();
         let probe = config.beside_data("probe");
         on_disk("write to the storage of", &probe.clone(), move || {
             files::replace(&probe, &[0; 4096], config.owner(), Survives::PowerLoss)?;
             let found = rustix::fs::statvfs(probe.parent().unwrap_or(Path::new("/")))?;
             let free = Bytes(found.f_bavail.saturating_mul(found.f_frsize));
-            if free < FREE_MIN { Err(io::Error::other(format!("only {free} are free"))) } else { Ok(Space { free }) }
+            if free < FREE_MIN { Err(io::Error::other(format!("only {free} are free"))) } else { Ok(free) }
         })
         .await
     }

@@ -36,7 +36,7 @@ mod timelines;
 pub use basebackup::CloneProgress;
 pub use cut::{CutHook, CutStep};
 pub use error::InstanceError;
-pub use health::{RecoveryMark, Space};
+pub use health::RecoveryMark;
 pub use init::Bootstrap;
 pub use lease::LeaseCount;
 pub use promote::{Promoted, Promotion};

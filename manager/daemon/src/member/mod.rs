@@ -159,7 +159,7 @@ impl MemberTask {
         let mut seen = self.observer.observe(&self.instance, cluster, &mut self.notes, self.volume.is_some()).await;
         seen.working = self.failed.as_ref().map(Failed::working);
         seen.troubles = self.watch.look(&self.instance, &seen, &mut self.notes).await;
-        seen.slots = self.slots.look(&self.instance, cluster, &seen, self.watch.room()).await;
+        seen.slots = self.slots.look(&self.instance, cluster, &seen, self.watch.free(), &mut self.notes).await;
         seen.refusing = self.refusing();
         let Next { action, findings } = decide(cluster, self.member, &seen);
         seen.findings.extend(findings);

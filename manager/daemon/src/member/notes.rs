@@ -3,7 +3,7 @@
 use crate::files;
 use crate::lease::NotedRefusal;
 use pgstead_types::report::{PromiseAnswer, SetBy};
-use pgstead_types::{Epoch, Incarnation, MemberId, OperationId};
+use pgstead_types::{Bytes, Epoch, Incarnation, MemberId, OperationId};
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -32,6 +32,9 @@ pub struct Noted {
     /// A word given to a leader, which holds in full after a restart.
     #[serde(default)]
     pub refusing: Option<NotedRefusal>,
+    /// How much log a slot may keep, by the room that was measured last.
+    #[serde(default)]
+    pub slot_share: Option<Bytes>,
 }
 
 /// The notes of one member; every change is on disk before it counts.

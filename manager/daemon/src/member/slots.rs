@@ -1,9 +1,8 @@
 //! Replication slots of a member: looked at now and then, while nothing else is going on, and how much log they may keep.
 
-use super::at_rest;
+use super::{Notes, at_rest};
 use pgstead_agent::wal_budget::{Space, calc_wal_budget};
 use pgstead_replication::Instance;
-use pgstead_replication::instance::Space as Room;
 use pgstead_types::record::ClusterRecord;
 use pgstead_types::report::{MemberReport, PostgresSeen};
 use pgstead_types::slots::{SlotsSeen, WalBudget};
@@ -37,13 +36,9 @@ pub struct SlotWatch {
 }
 
 impl SlotWatch {
-    /// A daemon that was restarted goes on with what its Postgres has loaded.
-    pub fn found(instance: &Instance) -> Self {
-        let loaded = instance.presented_setting(SETTING).and_then(|text| match text.parse() {
-            Ok(WalBudget::Fixed(bytes)) => Some(bytes),
-            Ok(WalBudget::Auto) | Err(_) => None,
-        });
-        Self::of(loaded.unwrap_or(SHARE_FIRST))
+    /// A daemon that was restarted goes on with what was measured before.
+    pub fn found(notes: &Notes) -> Self {
+        Self::of(notes.get().slot_share.unwrap_or(SHARE_FIRST))
     }
 
     fn of(share: Bytes) -> Self {
@@ -77,7 +72,8 @@ impl SlotWatch {
         instance: &Instance,
         cluster: &ClusterRecord,
         seen: &MemberReport,
-        room: Option<Room>,
+        free: Option<Bytes>,
+        notes: &mut Notes,
     ) -> Option<SlotsSeen> {
         if seen.as_primary().is_none() && seen.as_standby().is_none() {
             self.seen = None;
@@ -89,9 +85,12 @@ impl SlotWatch {
             return self.seen.clone();
         }
         self.looked = Some(now);
-        if let Some(space) = room.and_then(|room| measured(seen, room)) {
+        if let Some(space) = free.and_then(|free| measured(seen, free)) {
             let before = self.share;
             self.note_room(space, now);
+            if let Err(error) = notes.change(|noted| noted.slot_share = Some(self.share)) {
+                tracing::debug!(%error, member = %seen.member, "cannot note how much log a slot may keep");
+            }
             if self.share != before {
                 tracing::info!(cluster = %cluster.spec.name, member = %seen.member, free = %space.free, %before, now = %self.share,
                     "the room on the volume has changed, and with it how much log a slot may keep");
@@ -109,7 +108,7 @@ impl SlotWatch {
 
     /// More is taken at once, less after a while.
     fn note_room(&mut self, space: Space, now: Tick) {
-        let next = calc_wal_budget(WalBudget::Auto, space, Some(self.share));
+        let next = calc_wal_budget(space, self.share);
         if next < self.share && space.free >= ROOM_LITTLE {
             let since = *self.lower_since.get_or_insert(now);
             if now.since(since) < LOWER_AFTER {
@@ -137,13 +136,13 @@ fn is_calm(cluster: &ClusterRecord) -> bool {
         && cluster.config().is_none_or(|config| config.target.is_none())
 }
 
-fn measured(seen: &MemberReport, room: Room) -> Option<Space> {
+fn measured(seen: &MemberReport, free: Bytes) -> Option<Space> {
     let end: Lsn = match &seen.postgres {
         PostgresSeen::Primary(primary) => primary.flushed,
         PostgresSeen::Standby(standby) => standby.position?.lsn,
         _ => return None,
     };
-    Some(Space { free: room.free, log: end.bytes_since(seen.oldest_log?) })
+    Some(Space { free, log: end.bytes_since(seen.oldest_log?) })
 }
 
 #[cfg(test)]
@@ -160,6 +159,15 @@ mod tests {
         spec.slot_wal_budget = WalBudget::Auto;
         spec.settings.insert("MAX_slot_wal_keep_size".into(), "-1".into());
         assert!(!watch.settings_of(&spec).contains_key(SETTING));
+    }
+
+    #[test]
+    fn a_daemon_that_was_killed_goes_on_with_the_share_that_it_had() {
+        let dir = tempfile::tempdir().unwrap();
+        let notes = || Notes::open(dir.path(), pgstead_types::MemberId::from_u128(7)).unwrap();
+        assert_eq!(SlotWatch::found(&notes()).told, SHARE_FIRST);
+        notes().change(|noted| noted.slot_share = Some(Bytes(24 << 30))).unwrap();
+        assert_eq!(SlotWatch::found(&notes()).told, Bytes(24 << 30));
     }
 
     #[test]

@@ -98,9 +98,9 @@ async fn task(
         context.volumes.open(member.volume).await.context("cannot look for its volume")?.map(|volume| volume.path);
     let config = setup::instance_config(context, cluster, member, volume.as_deref())?;
     let instance = Arc::new(Instance::open(config).await.context("cannot open its Postgres")?);
-    let slots = SlotWatch::found(&instance);
     context.instances.put(member.id, instance.clone());
     let notes = Notes::open(&context.layout.members(), member.id).context("cannot read the notes about it")?;
+    let slots = SlotWatch::found(&notes);
     Ok(MemberTask {
         cluster: cluster.id,
         member: member.id,

@@ -2,10 +2,10 @@
 //! starts that all end soon, pages with wrong checksums, storage that takes no writes.
 
 use super::notes::Notes;
-use pgstead_replication::instance::{RecoveryMark, Space};
+use pgstead_replication::instance::RecoveryMark;
 use pgstead_replication::{Instance, InstanceError};
 use pgstead_types::report::{MemberReport, PostgresSeen};
-use pgstead_types::{Incarnation, Tick, Trouble};
+use pgstead_types::{Bytes, Incarnation, Tick, Trouble};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
@@ -46,8 +46,8 @@ pub struct Watch {
 
 #[derive(Default)]
 struct Storage {
-    check: Option<(JoinHandle<Result<Space, InstanceError>>, Tick)>,
-    room: Option<Space>,
+    check: Option<(JoinHandle<Result<Bytes, InstanceError>>, Tick)>,
+    free: Option<Bytes>,
     last: Option<Tick>,
     failures: u32,
     why: String,
@@ -59,8 +59,8 @@ impl Watch {
         self.ended_by_us = true;
     }
     /// Room on the volume, as of the last write to it that went well.
-    pub fn room(&self) -> Option<Space> {
-        self.storage.room
+    pub fn free(&self) -> Option<Bytes> {
+        self.storage.free
     }
     /// Postgres is about to be started.
     pub fn note_start(&mut self) {
@@ -178,9 +178,9 @@ impl Storage {
                     self.failures += 1;
                     self.why = super::chain(&error);
                 }
-                Ok(Ok(room)) => {
+                Ok(Ok(free)) => {
                     self.failures = 0;
-                    self.room = Some(room);
+                    self.free = Some(free);
                 }
                 Err(_) => self.failures = 0,
             }
