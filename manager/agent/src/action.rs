@@ -2,7 +2,7 @@
 
 use pgstead_types::record::{EpochReason, SyncSet};
 use pgstead_types::report::{ClientAccess, SetBy};
-use pgstead_types::{Epoch, Incarnation, MemberId, OperationId, Step, Timeline};
+use pgstead_types::{Epoch, Incarnation, MemberId, OperationId, Position, Step, Timeline};
 use std::collections::BTreeSet;
 
 /// One thing to do to a member. Executing the same action twice changes nothing the second time.
@@ -36,6 +36,13 @@ pub enum Action {
     CutUpstream,
     AnswerPromise {
         epoch: Epoch,
+    },
+    /// Postgres is stopped, `from`'s log up to `upto` comes beside its own, and it answers anew. A part of it is as good as
+    /// nothing of it, so it ends well also where `from` does not give it.
+    FetchLog {
+        epoch: Epoch,
+        from: MemberId,
+        upto: Position,
     },
     Fence,
     /// Prepare (sync set, holding access, identities, burned timelines), then promote to exactly `timeline`.
@@ -81,6 +88,7 @@ impl Action {
             Action::SavePromise { .. } => Step::SavePromise,
             Action::CutUpstream => Step::CutUpstream,
             Action::AnswerPromise { .. } => Step::AnswerPromise,
+            Action::FetchLog { .. } => Step::FetchLog,
             Action::Fence => Step::Fence,
             Action::Promote { .. } => Step::PreparePromotion,
             Action::OpenClients => Step::OpenClients,
@@ -96,6 +104,6 @@ impl Action {
     /// Whether a newer decision may interrupt it. Only the long copies: everything else is short, and half of it is
     /// worse than all of it.
     pub fn is_interruptible(&self) -> bool {
-        matches!(self, Action::Clone { .. } | Action::Rewind { .. })
+        matches!(self, Action::Clone { .. } | Action::Rewind { .. } | Action::FetchLog { .. })
     }
 }

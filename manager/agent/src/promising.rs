@@ -5,8 +5,18 @@
 
 use crate::action::Action;
 use crate::decide::{Next, Scene};
-use pgstead_types::record::EpochReason;
+use pgstead_types::record::{EpochReason, LogFetch};
 use pgstead_types::report::{ClientAccess, DataSeen, PostgresSeen};
+
+/// The record has this member fetch log, and it has not done so yet.
+fn ordered_fetch<'a>(scene: &Scene<'a>) -> Option<&'a LogFetch> {
+    let fetch = scene.cluster.fetch().filter(|fetch| fetch.to == scene.member.current())?;
+    (scene.seen.fetched != Some(scene.epoch())).then_some(fetch)
+}
+
+fn fetch_log(fetch: &LogFetch) -> Next {
+    Next::act(Action::FetchLog { epoch: fetch.epoch, from: fetch.from.member, upto: fetch.upto })
+}
 
 pub(crate) fn next(scene: &Scene<'_>, reason: EpochReason) -> Next {
     let seen = scene.seen;
@@ -29,6 +39,8 @@ pub(crate) fn next(scene: &Scene<'_>, reason: EpochReason) -> Next {
         // It may still run as a primary, hung or in a shutdown that waits for its sessions; only an empty tree ends that.
         PostgresSeen::Unresponsive { .. } if was_leader || scene.hangs() => Next::act(Action::Fence),
         PostgresSeen::Unresponsive { .. } | PostgresSeen::Starting => Next::wait(),
+        // Stopped for it, and cut short.
+        PostgresSeen::Down { .. } if let Some(fetch) = ordered_fetch(scene) => fetch_log(fetch),
         PostgresSeen::Down { .. } => Next::act(Action::StartStandby {
             access: ClientAccess::Holding,
             alone: scene.is_alone(),
@@ -41,6 +53,11 @@ pub(crate) fn next(scene: &Scene<'_>, reason: EpochReason) -> Next {
                 // It has heard of a leader that is gone, and would follow nobody who has not: started anew, it can follow, and
                 // lead, whatever is chosen.
                 Next::act(Action::StopCleanly { planned: None })
+            } else if let (Some(fetch), Some(position)) = (ordered_fetch(scene), standby.position)
+                && position.timeline == fetch.upto.timeline
+                && position.lsn < fetch.upto.lsn
+            {
+                fetch_log(fetch)
             } else if seen.answer.is_none_or(|answer| answer.epoch != scene.epoch()) && standby.position.is_some() {
                 Next::act(Action::AnswerPromise { epoch: scene.epoch() })
             } else {

@@ -3,6 +3,7 @@
 
 use crate::candidate::{Promises, choice, rank};
 use crate::decide::Plan;
+use crate::fetch;
 use crate::forced;
 use crate::health;
 use crate::lease;
@@ -110,6 +111,9 @@ pub(crate) fn plan(
     };
     if health::is_corrupted(cluster, observed, chosen.incarnation.member) && cluster.members.len() > 1 {
         memory.electable = None;
+        if let Some(plan) = fetch::plan(cluster, observed, policy, memory, &promises, chosen) {
+            return plan;
+        }
         return Plan::wait(health::only_corrupted(cluster, chosen.incarnation.member));
     }
     let since = *memory.electable.get_or_insert(observed.now);
@@ -121,6 +125,9 @@ pub(crate) fn plan(
     if let Some(until) = lease::awaits_old_leader(cluster, observed, policy, &promises, since) {
         let text = "enough members have promised; the old leader, which acknowledged alone, may be back in a moment";
         return Plan::wait(Finding::info("promises_arriving", text).on_cluster(cluster.id)).until(until);
+    }
+    if let Some(plan) = fetch::plan(cluster, observed, policy, memory, &promises, chosen) {
+        return plan;
     }
     let rebuild = must_rebuild(cluster, observed, policy, &promises, chosen.incarnation.member);
     let loss = lease::possible_loss(cluster, memory, &promises, chosen);

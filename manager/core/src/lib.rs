@@ -9,6 +9,7 @@ mod cut_off;
 mod decide;
 mod deletion;
 mod election;
+mod fetch;
 mod forced;
 mod health;
 mod leader_lost;

@@ -37,6 +37,9 @@ pub struct Policy {
     pub open_patience: Duration,
     /// One standby's restart.
     pub restart_deadline: Duration,
+    /// One that fetches log from another promiser is waited for so long. Nobody leads meanwhile; what is fetched is what a
+    /// standby lagged by.
+    pub fetch_deadline: Duration,
     /// A leader whose Postgres accepts connections and answers nothing is left for so long, though its standbys hear its
     /// senders: those go on beside backends that hang.
     pub hung_patience: Duration,
@@ -72,6 +75,7 @@ impl Default for Policy {
             drain_deadline: Duration::from_secs(10),
             open_patience: Duration::from_secs(10),
             restart_deadline: Duration::from_secs(120),
+            fetch_deadline: Duration::from_secs(60),
             hung_patience: Duration::from_secs(10),
             rebuild_pause: Duration::from_secs(60),
             lost_max: 4,

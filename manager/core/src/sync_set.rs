@@ -78,10 +78,23 @@ pub(crate) fn plan(
     leader: MemberId,
 ) -> Plan {
     let mut plan = Plan::default();
-    let Some(config) = cluster.config().filter(|_| !lease::is_asynchronous(cluster)) else {
+    let Some(config) = cluster.config().filter(|config| !config.asynchronous) else {
         memory.set.interrupted();
         return plan;
     };
+    // Seen by a record that has it, and loaded by one that has it: the leader follows no older one any more.
+    let of_it = |change: &SetChange| {
+        let by = SetBy { epoch: cluster.epoch, revision: change.revision };
+        let report = observed.fresh(cluster, leader, policy);
+        report.is_some_and(|report| report.revision >= change.revision && report.set_by >= Some(by))
+    };
+    if lease::is_asynchronous(cluster) {
+        // It is to acknowledge alone with its next epoch. What was begun before is seen to its end: a restart or a switchover,
+        // which that epoch waits for, waits for it.
+        memory.set.interrupted();
+        let Some(change) = &config.target else { return plan };
+        return settle(cluster, memory.set.of(cluster.epoch), primary, of_it(change), change, plan);
+    }
     let view = View::new(cluster, observed, policy, primary, config, leader);
     let due = view.is_degrading_due(memory.set.of(cluster.epoch), observed, policy, &mut plan);
     if due && let Some(other) = cut_off::rather_than_degrade(cluster, observed, policy, memory, leader, primary) {
@@ -96,12 +109,7 @@ pub(crate) fn plan(
         return plan;
     }
     if let Some(change) = &config.target {
-        // Seen by a record that has it, and loaded by one that has it: the leader follows no older one any more.
-        let by = SetBy { epoch: cluster.epoch, revision: change.revision };
-        let of_it = observed
-            .fresh(cluster, leader, policy)
-            .is_some_and(|report| report.revision >= change.revision && report.set_by >= Some(by));
-        return settle(cluster, memory, primary, of_it, change, plan);
+        return settle(cluster, memory, primary, of_it(change), change, plan);
     }
     memory.in_force = None;
     let wanted = cluster.spec.needed();

@@ -17,10 +17,16 @@ impl Instances {
     pub fn remove(&self, member: MemberId) {
         self.0.lock().expect("nothing panics while it holds the instances").remove(&member);
     }
+    fn get(&self, member: MemberId) -> Result<Arc<Instance>, String> {
+        let held = self.0.lock().expect("nothing panics while it holds the instances").get(&member).cloned();
+        held.ok_or_else(|| "the member is not on this node".to_string())
+    }
     /// What the clients of a member are at.
     pub async fn sessions(&self, member: MemberId) -> Result<SessionsSeen, String> {
-        let held = self.0.lock().expect("nothing panics while it holds the instances").get(&member).cloned();
-        let instance = held.ok_or_else(|| "the member is not on this node".to_string())?;
-        instance.sessions().await.map_err(|error| error.to_string())
+        self.get(member)?.sessions().await.map_err(|error| error.to_string())
+    }
+    /// A segment of a member's log.
+    pub async fn segment(&self, member: MemberId, name: &str) -> Result<Vec<u8>, String> {
+        self.get(member)?.read_segment(name).await.map_err(|error| error.to_string())
     }
 }

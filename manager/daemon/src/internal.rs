@@ -4,6 +4,7 @@ use crate::controller::{Arrived, ControllerHandle};
 use crate::granting::{self, GRANT_TIME_MAX};
 use crate::instances::Instances;
 use crate::lease::Asks;
+use crate::member::LogRequest;
 use crate::server::Connection;
 use axum::extract::{Path, Query, Request, State};
 use axum::http::StatusCode;
@@ -43,6 +44,7 @@ pub fn router(
         .route("/internal/node", post(node))
         .route("/internal/members/{member}/sessions", post(sessions))
         .route("/internal/refusal", post(refusal))
+        .route("/internal/log", post(log))
         .route_layer(axum::middleware::from_fn_with_state(consensus.clone(), nodes_only))
         .with_state(Internal { consensus, controller, instances, asks })
 }
@@ -130,6 +132,29 @@ async fn refusal(
         return forbidden();
     }
     Json(internal.asks.ask(request, REFUSAL_TIME_MAX).await).into_response()
+}
+
+/// Log of a member of this node, for the one that the record has fetch it in the open election. It does not change there: its
+/// member has promised that election.
+async fn log(
+    State(internal): State<Internal>,
+    Extension(connection): Extension<Arc<Connection>>,
+    Json(request): Json<LogRequest>,
+) -> Response {
+    let record = internal.consensus.record();
+    let cluster = record.clusters.get(&request.cluster);
+    let fetch = cluster.and_then(|cluster| Some((cluster, cluster.fetch()?)));
+    let Some((cluster, fetch)) = fetch.filter(|(_, fetch)| fetch.epoch == request.epoch) else {
+        let why = format!("this node knows of no log to be fetched in epoch {}", request.epoch);
+        return (StatusCode::CONFLICT, why).into_response();
+    };
+    if cluster.members.get(&fetch.to.member).is_none_or(|member| connection.peer != Some(member.node)) {
+        return forbidden();
+    }
+    match internal.instances.segment(fetch.from.member, &request.segment).await {
+        Ok(bytes) => bytes.into_response(),
+        Err(why) => (StatusCode::NOT_FOUND, why).into_response(),
+    }
 }
 
 /// What the clients of a member of this node are at.

@@ -24,6 +24,8 @@ pub enum Lane {
     Raft,
     Report,
     Api,
+    /// Segments of a log.
+    Log,
 }
 
 /// Where a node is now.

@@ -43,6 +43,9 @@ pub struct MemberReport {
     pub promised: Epoch,
     /// The answer to the promise of `promised`, once it is complete.
     pub answer: Option<PromiseAnswer>,
+    /// The epoch in which it was last to fetch log, when it has done so or given it up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fetched: Option<Epoch>,
     pub postgres: PostgresSeen,
     /// The restart that the member's Postgres was last started for; see `MemberRecord::restarts`.
     #[serde(default)]

@@ -44,6 +44,8 @@ steps! {
     CutUpstream = "cut_upstream",
     /// Read the end of the WAL on disk and keep it as the answer.
     AnswerPromise = "answer_promise",
+    /// Take log that another promiser holds, and forget the answer that was given without it.
+    FetchLog = "fetch_log",
     /// SIGKILL every process of the Postgres until none is left.
     Fence = "fence",
     /// Load the sync set, the holding `pg_hba`, the replication identities of the epoch, slots; place the burned timelines.

@@ -96,6 +96,8 @@ pub enum InstanceError {
          what remains"
     )]
     RewindLacksWal { from: Lsn, segment: String },
+    #[error("segment {segment} of the other member's log is not taken: {why}")]
+    OtherLog { segment: String, why: String },
     #[error("a certificate or key is not usable: {why}")]
     BadCertificate { why: String },
 }

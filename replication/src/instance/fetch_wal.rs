@@ -42,8 +42,7 @@ impl Needed {
     }
 
     fn name(&self, timeline: Timeline, segment: u64) -> String {
-        let per_name = (1 << 32) / self.segment_bytes;
-        format!("{:08X}{:08X}{:08X}", timeline.0, segment / per_name, segment % per_name)
+        super::timelines::segment_name(timeline, segment, self.segment_bytes)
     }
 
     fn numbers(&self, from: Lsn) -> std::ops::RangeInclusive<u64> {

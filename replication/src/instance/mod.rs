@@ -31,6 +31,7 @@ mod source;
 mod sql;
 mod start;
 mod sync_names;
+mod take_log;
 mod timelines;
 
 pub use basebackup::CloneProgress;
@@ -44,6 +45,7 @@ pub use rewind::Divergence;
 pub use safety_copy::SafetyCopy;
 pub use source::UpstreamSource;
 pub use start::{StartAs, Started};
+pub use take_log::Segment;
 
 use crate::guard::{GuardClient, GuardError, GuardEvent, GuardLaunch, GuardStatus};
 use crate::user::RunAs;

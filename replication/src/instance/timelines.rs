@@ -53,6 +53,17 @@ fn with_segments(pg_wal: &Path) -> io::Result<BTreeSet<Timeline>> {
     names(pg_wal, digits_of_segment)
 }
 
+/// What Postgres calls the segment with this number, counted from the beginning of the log.
+pub fn segment_name(timeline: Timeline, number: u64, segment_bytes: u64) -> String {
+    let per_name = (1 << 32) / segment_bytes;
+    format!("{:08X}{:08X}{:08X}", timeline.0, number / per_name, number % per_name)
+}
+
+/// Of a whole segment, not of a `.partial` one.
+pub fn is_segment_name(name: &str) -> bool {
+    name.len() == 24 && digits_of_segment(name).is_some()
+}
+
 /// The eight digits of the timeline in a segment's name.
 fn digits_of_segment(name: &str) -> Option<&str> {
     let digits = name.strip_suffix(".partial").unwrap_or(name);

@@ -186,6 +186,7 @@ impl Member {
             refusing: None,
             working: None,
             oldest_log: None,
+            fetched: None,
             slots: None,
             troubles: Vec::new(),
             findings: Vec::new(),

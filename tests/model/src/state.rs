@@ -378,8 +378,9 @@ impl State {
                 member.held = incarnation.number;
                 member.postgres = Postgres::Down;
             }
-            // They belong to a cluster's beginning and end, and to planned changes.
-            Action::CreateVolume
+            // They belong to a cluster's beginning and end, to planned changes, and to members that are not well.
+            Action::FetchLog { .. }
+            | Action::CreateVolume
             | Action::InitDatabase { .. }
             | Action::DiscardPartial
             | Action::Checkpoint { .. }

@@ -17,13 +17,13 @@ use std::time::Duration;
 pub const HEARTBEAT: Duration = Duration::from_millis(500);
 /// A failed step is tried again after this.
 const RETRY: Duration = Duration::from_millis(300);
-/// A clean stop that takes longer becomes a fence.
 /// So much of the log goes along with a copy.
 const COPIED_LOG: usize = 20;
-const STOP_LIMIT: Duration = Duration::from_secs(3);
+/// A clean stop that takes longer becomes a fence.
+pub(crate) const STOP_LIMIT: Duration = Duration::from_secs(3);
 
 /// What a part of an action leads to.
-enum Part {
+pub(crate) enum Part {
     /// The next part after a while.
     Next(Duration),
     /// This part again.
@@ -112,6 +112,7 @@ impl World {
             data: machine.data_seen(),
             promised: notes.promised,
             answer: notes.answer,
+            fetched: notes.fetch.filter(|fetch| fetch.done).map(|fetch| fetch.epoch),
             postgres: machine.postgres_seen(self.own(n)),
             restarts: notes.restarts,
             checkpointed: notes.checkpointed,
@@ -307,6 +308,7 @@ impl World {
                 }
             },
             Action::CutUpstream => self.cut_upstream(n, work.step),
+            Action::FetchLog { epoch, from, upto } => self.fetch_log(n, work, epoch, from, upto),
             Action::AnswerPromise { epoch } => self.answer_promise(n, work.step, epoch),
             Action::Fence => match work.step {
                 0 => Part::Next(quick * 3),
@@ -687,6 +689,7 @@ fn needs_answers(action: &Action) -> bool {
         | Action::Rewind { .. }
         | Action::StartStandby { .. }
         | Action::SavePromise { .. }
+        | Action::FetchLog { .. }
         | Action::Fence
         | Action::StopCleanly { .. }
         | Action::RemoveVolume => false,

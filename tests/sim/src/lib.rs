@@ -6,6 +6,7 @@ pub mod clock;
 pub mod controller;
 pub mod daemon;
 pub mod faults;
+mod fetch;
 pub mod invariants;
 pub mod lease;
 pub mod machine;

@@ -10,7 +10,7 @@ use pgstead_types::report::{
     CleanStop, ClientAccess, DataIdentity, DataSeen, NodeReport, PostgresSeen, PrimarySeen, PromiseAnswer,
     ReceiverSeen, SenderSeen, SetBy, StandbySeen, Upstream, Working,
 };
-use pgstead_types::{Epoch, Incarnation, Lsn, MemberId, NodeId, OperationId, Tick, Trouble};
+use pgstead_types::{Epoch, Incarnation, Lsn, MemberId, NodeId, OperationId, Position, Tick, Trouble};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
@@ -101,6 +101,16 @@ pub struct Notes {
     pub set_by: Option<SetBy>,
     /// A word to a leader, with how long it holds in full.
     pub refusing: Option<(Epoch, Duration)>,
+    pub fetch: Option<NotedFetch>,
+}
+
+/// Log fetched from another promiser, from before the first change of it.
+#[derive(Clone, Copy)]
+pub struct NotedFetch {
+    pub epoch: Epoch,
+    /// Where its own log ended, by the answer that was dropped.
+    pub own: Position,
+    pub done: bool,
 }
 
 #[derive(Clone)]

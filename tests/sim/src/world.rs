@@ -141,6 +141,8 @@ pub struct World {
     queue: BTreeMap<(Tick, u64), Event>,
     next: u64,
     pub rng: Rng,
+    /// For draws that came later: those of `rng` stay what they were, and with them the courses of older seeds.
+    pub later: Rng,
     pub raft: Raft,
     pub machines: Vec<Machine>,
     pub members: usize,
@@ -209,6 +211,7 @@ impl World {
             queue: BTreeMap::new(),
             next: 0,
             rng: Rng::new(seed),
+            later: Rng::new(seed ^ 0xFE7C),
             raft,
             machines: (0..nodes).map(Machine::new).collect(),
             members,

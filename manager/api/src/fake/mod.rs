@@ -365,6 +365,7 @@ pub fn observations(record: &Record) -> Observations {
         refusing: None,
         working: None,
         oldest_log: None,
+        fetched: None,
         slots: None,
         troubles: Vec::new(),
         findings: vec![],

@@ -152,8 +152,11 @@ fn a_full_disk_on_every_member_changes_no_leader() {
 fn the_corrupted_are_never_elected_where_others_are_enough() {
     let electing = || three().electing(EpochReason::NodeLost, None).gone("a");
     let longest = at(2, END + 50);
-    // Both are needed for a quorum, so the longer log may hold what was acknowledged: nobody is elected.
+    // Both are needed for a quorum, so the longer log may hold what was acknowledged: nobody is elected without it.
     let mut world = electing().promised("b", 2, longest).ails("b", corrupted()).promised("c", 2, at(2, END));
+    let change = world.decide_and_apply().expect("the record takes it");
+    assert!(matches!(change, Some(ClusterChange::FetchLog { .. })), "{change:?}");
+    let mut world = world.report("c", |report| report.fetched = Some(Epoch(2)));
     assert_eq!((world.decide().change, world.findings()), (None, vec!["data_corruption".to_string()]));
     // Of equals the one that is well.
     let mut world = electing().promised("b", 2, longest).promised("c", 2, longest).ails("c", corrupted());

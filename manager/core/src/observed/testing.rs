@@ -81,6 +81,7 @@ pub(crate) fn world() -> World {
         forced: Vec::new(),
         recovered: None,
         updating: None,
+        fetch: None,
     };
     let now = Tick::from_millis(100_000);
     let observed = Observed { now, revision: 1, ..Observed::default() };
@@ -117,6 +118,7 @@ impl World {
             refusing: None,
             working: None,
             oldest_log: None,
+            fetched: None,
             slots: None,
             troubles: Vec::new(),
             findings: Vec::new(),

@@ -354,3 +354,17 @@ fn while_a_broken_standby_still_acknowledges_commits_get_longer_before_they_go_o
     let mut world = world.later(long);
     assert!(degrades(&mut world));
 }
+
+#[test]
+fn a_change_that_a_restart_waits_for_is_seen_to_its_end_though_nobody_is_to_count_soon() {
+    let world = world().leader("a").standby("b", lag(0)).standby("c", lag(0));
+    let world = loaded(changing(world, set(&["b", "c"], 1), set(&["b", "c"], 2)), set(&["b", "c"], 2));
+    let world = world.restart(&["a"], None).recorded(|record| {
+        record.spec.sync_replicas = None;
+        record.spec.durability = Durability::Asynchronous;
+    });
+    let mut world = world.report("a", by_the_next_record).report("a", |report| report.revision += 1);
+    world.decide();
+    let settled = ClusterChange::SettleSyncSet { epoch: Epoch(1), set: set(&["b", "c"], 2) };
+    assert_eq!(world.decide().change, Some(settled));
+}

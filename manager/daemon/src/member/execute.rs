@@ -116,6 +116,7 @@ impl Executor<'_> {
             }),
             Action::CutUpstream => Ok(self.instance.cut_upstream().await?),
             Action::AnswerPromise { epoch } => self.answer(*epoch).await,
+            Action::FetchLog { epoch, from, upto } => self.fetch_log(*epoch, *from, *upto).await,
             Action::Fence => Ok(self.instance.fence().await?),
             Action::Promote { epoch, timeline, sync_set, admitted } => {
                 self.instance.prepare_promotion(*epoch, *timeline, sync_set, admitted).await?;
@@ -148,7 +149,7 @@ impl Executor<'_> {
         }
     }
 
-    fn note(&mut self, change: impl FnOnce(&mut super::notes::Noted)) -> Result<(), ExecuteError> {
+    pub(super) fn note(&mut self, change: impl FnOnce(&mut super::notes::Noted)) -> Result<(), ExecuteError> {
         self.notes.change(change).map_err(ExecuteError::Notes)
     }
 
@@ -283,7 +284,7 @@ impl Executor<'_> {
         }
     }
 
-    async fn stop(&mut self) -> Result<(), ExecuteError> {
+    pub(super) async fn stop(&mut self) -> Result<(), ExecuteError> {
         match self.instance.stop(StopMode::Fast, STOP_TIME).await {
             Ok(()) => Ok(()),
             Err(error) => {

@@ -2,6 +2,7 @@
 //! keeps in its notes on disk, so that a daemon killed at any point goes on where it was.
 
 mod execute;
+mod fetch_log;
 mod given_up;
 mod killpoint;
 mod notes;
@@ -12,6 +13,7 @@ mod supervise;
 mod troubles;
 mod watch_pid;
 
+pub use fetch_log::LogRequest;
 pub use notes::Notes;
 pub use supervise::{NodeContext, supervise};
 

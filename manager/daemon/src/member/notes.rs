@@ -3,7 +3,7 @@
 use crate::files;
 use crate::lease::NotedRefusal;
 use pgstead_types::report::{PromiseAnswer, SetBy};
-use pgstead_types::{Bytes, Epoch, Incarnation, MemberId, OperationId};
+use pgstead_types::{Bytes, Epoch, Incarnation, MemberId, OperationId, Position};
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -32,9 +32,22 @@ pub struct Noted {
     /// A word given to a leader, which holds in full after a restart.
     #[serde(default)]
     pub refusing: Option<NotedRefusal>,
+    /// The log that it was last to fetch from another promiser.
+    #[serde(default)]
+    pub fetch: Option<NotedFetch>,
     /// How much log a slot may keep, by the room that was measured last.
     #[serde(default)]
     pub slot_share: Option<Bytes>,
+}
+
+/// A fetch of log, from before the first change of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct NotedFetch {
+    pub epoch: Epoch,
+    /// Where the member's own log ended, by the answer that was dropped.
+    pub own: Position,
+    /// Fetched, or given up.
+    pub done: bool,
 }
 
 /// The notes of one member; every change is on disk before it counts.

@@ -48,6 +48,7 @@ impl Observer {
             promised: noted.promised,
             // An answer holds only while nothing was received since.
             answer: noted.answer.filter(|answer| answer.epoch == noted.promised),
+            fetched: noted.fetch.filter(|fetch| fetch.done).map(|fetch| fetch.epoch),
             postgres,
             restarts: noted.restarts,
             checkpointed: noted.checkpointed,

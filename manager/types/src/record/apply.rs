@@ -193,6 +193,7 @@ impl Record {
             forced: Vec::new(),
             recovered: None,
             updating: None,
+            fetch: None,
         };
         let message = format!("cluster {} created with {} members", new.spec.name, new.members.len());
         self.start_operation(at, new.operation, OperationKind::CreateCluster, new.id, &new.spec.name);
@@ -369,6 +370,7 @@ impl ClusterRecord {
                 outcome.event("leader_confirmed", format!("{name} leads in epoch {epoch}"));
                 Ok(())
             }
+            ClusterChange::FetchLog { fetch } => self.order_fetch(*fetch, outcome),
             ClusterChange::AddToSyncSet { epoch, incarnation } => {
                 let leader = self.in_epoch(*epoch)?;
                 if !self.is_confirmed() {
@@ -532,6 +534,7 @@ impl ClusterRecord {
         }
         self.epoch = epoch;
         self.leadership = Leadership::Electing { reason, preferred };
+        self.fetch = None;
         if let (EpochReason::Restart, Some(restart)) = (reason, &mut self.restart) {
             restart.leader_restarted_in = Some(epoch);
         }
@@ -581,6 +584,7 @@ impl ClusterRecord {
         self.note_unnoted_promotion(config.start.timeline);
         self.last_timeline = config.timeline;
         self.leadership = Leadership::Chosen { leader: leader.member };
+        self.fetch = None;
         let message = format!(
             "{} chosen at {}, to make timeline {}",
             self.member_name(leader.member),

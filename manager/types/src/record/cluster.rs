@@ -1,5 +1,6 @@
 //! One cluster as recorded: its members, its epoch, who leads it, and what an election must hear.
 
+use super::fetch::LogFetch;
 use super::operator::{ForcedEpoch, Planned};
 use super::recovery::Recovered;
 use super::sync_set::{SetChange, SyncSet};
@@ -49,6 +50,8 @@ pub struct ClusterRecord {
     /// The operation that changed the spec, until the cluster is what it says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub updating: Option<OperationId>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fetch: Option<LogFetch>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]

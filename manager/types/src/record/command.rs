@@ -2,6 +2,7 @@
 //! kind it does not know stops rather than skips it.
 
 use super::cluster::{ClusterPorts, ClusterSecrets, EpochReason, PossibleLoss};
+use super::fetch::LogFetch;
 use super::operator::{ForcedLoss, ScheduledSwitchover};
 use super::sync_set::SyncSet;
 use super::{Deployment, JoinToken, MemberRecord, NodeRecord};
@@ -104,6 +105,10 @@ pub enum ClusterChange {
         /// Acknowledged commits may be left behind by it. Only from an asynchronous leader.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         possible_loss: Option<PossibleLoss>,
+    },
+    /// A promiser of the open election fetches log from another one, once in an epoch.
+    FetchLog {
+        fetch: LogFetch,
     },
     /// The chosen one runs on its timeline.
     NotePromotion {

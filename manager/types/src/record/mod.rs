@@ -6,6 +6,7 @@
 mod apply;
 mod cluster;
 mod command;
+mod fetch;
 mod operator;
 mod recovery;
 mod sync_set;
@@ -20,6 +21,7 @@ pub use sync_set::{SetChange, SyncSet};
 
 use apply::{Outcome, conflict};
 pub use command::{ClusterChange, Command, NewCluster};
+pub use fetch::LogFetch;
 pub use operator::{ASKED_BY_MAX, ForcedEpoch, ForcedLoss, PastSwitchover, Planned, ScheduledSwitchover};
 pub use recovery::Recovered;
 

@@ -323,3 +323,30 @@ fn a_newer_life_is_adopted_only_in_the_election_of_a_recovered_record() {
     change(&mut record, ClusterChange::Confirm { epoch: Epoch(1001) }).unwrap();
     assert!(record.clusters[&APP].recovering().is_none());
 }
+
+#[test]
+fn log_is_fetched_once_in_an_open_election_between_two_that_are_there() {
+    let order = |epoch, from, to| {
+        let upto = Position { timeline: Timeline(2), lsn: Lsn(900) };
+        ClusterChange::FetchLog { fetch: LogFetch { epoch: Epoch(epoch), from, to, upto } }
+    };
+    let mut record = confirmed();
+    assert!(change(&mut record, order(1, first_life(2), first_life(3))).is_err(), "nobody is being elected");
+    let begin =
+        |epoch| ClusterChange::BeginEpoch { epoch: Epoch(epoch), reason: EpochReason::NodeLost, preferred: None };
+    change(&mut record, begin(2)).unwrap();
+    assert!(change(&mut record, order(1, first_life(2), first_life(3))).is_err(), "an older election");
+    assert!(change(&mut record, order(2, first_life(2), first_life(2))).is_err(), "itself");
+    let second = Incarnation { number: 2, ..first_life(3) };
+    assert!(change(&mut record, order(2, first_life(2), second)).is_err(), "a life that is not there");
+    change(&mut record, order(2, first_life(2), first_life(3))).unwrap();
+    assert!(change(&mut record, order(2, first_life(1), first_life(3))).is_err(), "once");
+    assert_eq!(record.clusters[&APP].fetch().map(|fetch| fetch.to), Some(first_life(3)));
+    let fetched = record.clone();
+    change(&mut record, begin(3)).unwrap();
+    assert_eq!(record.clusters[&APP].fetch(), None);
+    change(&mut record, order(3, first_life(2), first_life(3))).unwrap();
+    let mut record = fetched;
+    change(&mut record, choice(2, 2, &[3], 3)).unwrap();
+    assert_eq!(record.clusters[&APP].fetch, None);
+}

@@ -34,6 +34,8 @@ enum Operation {
     /// The data of a standby is lost, and the copy that replaces it is cut short.
     CopyCutShort,
     Deletion,
+    /// The standby that must be chosen for its log has a full disk; gone through in `faults::disk`.
+    Fetch,
 }
 
 /// What passes through a step.
@@ -49,6 +51,7 @@ fn operations(step: Step) -> &'static [Operation] {
         Step::SavePromise => &[Creation, Failover],
         Step::CutUpstream => &[Failover],
         Step::AnswerPromise => &[Switchover, Failover],
+        Step::FetchLog => &[Fetch],
         Step::Fence => &[Deletion],
         Step::PreparePromotion => &[Creation, Switchover, Failover],
         Step::Promote => &[Creation, Switchover, Failover],

@@ -91,10 +91,16 @@ impl World {
     pub fn draw_faults(&mut self, settled: bool) {
         let count = if self.rng.chance(40) { 1 } else { 2 + self.rng.below(2) };
         let mut data = settled && self.members > 1;
+        let mut log = false;
         for _ in 0..count {
             let draw = self.draw();
             match draw {
                 // More than k copies are never taken away: one, and only where everyone has everything.
+                // Nor is the log beside it, where the next one would have to be copied from corrupted data.
+                Draw::Corruption if log => self.draw_fault(Draw::Postmaster),
+                Draw::Log if self.machines.iter().any(|machine| machine.data().is_some_and(|data| data.corrupted)) => {
+                    self.draw_fault(Draw::Postmaster);
+                }
                 Draw::Data | Draw::Corruption if !data => self.draw_fault(Draw::Postmaster),
                 Draw::Data => {
                     data = false;
@@ -107,8 +113,39 @@ impl World {
                     let whose = self.rng.below(self.members as u64) as usize;
                     self.inflict(Fault::Corrupt(whose));
                 }
-                other => self.draw_fault(other),
+                other => {
+                    log |= matches!(other, Draw::Log);
+                    self.draw_fault(other);
+                }
             }
+        }
+        if self.members == 3 && self.later.chance(20) {
+            self.draw_unfit_holder();
+        }
+    }
+
+    /// One standby alone gets what the leader writes last; then the leader goes, and that standby's disk is full.
+    fn draw_unfit_holder(&mut self) {
+        let leader = self.leader().unwrap_or(0);
+        let holder = (leader + 1 + self.later.below(2) as usize) % 3;
+        let behind = 3 - leader - holder;
+        let at = self.now + self.later.ms(500, 3000);
+        let early = self.later.ms(50, 2500);
+        let cut = Span {
+            at: Tick::from_millis((at.as_millis() - early.as_millis() as u64).max(self.now.as_millis())),
+            until: at,
+        };
+        self.both(cut, Fault::CutPostgres(leader, behind), Fault::JoinPostgres(leader, behind));
+        let gone = Span { at, until: at + self.later.ms(2000, 20_000) };
+        self.both(gone, Fault::KillNode { node: leader, heard: true }, Fault::StartNode(leader));
+        let full = Span { at, until: at + self.later.ms(3000, 20_000) };
+        self.both(full, Fault::FillDisk(holder), Fault::FreeDisk(holder));
+        // And the one that gives, or the one that takes, dies on the way.
+        if self.later.chance(30) {
+            let node = if self.later.chance(50) { holder } else { behind };
+            let (soon, back) = (self.later.ms(50, 1500), self.later.ms(100, 3000));
+            self.at(at + soon, Event::Fault(Fault::KillDaemon(node)));
+            self.at(at + soon + back, Event::Fault(Fault::StartDaemon(node)));
         }
     }
 

@@ -1,16 +1,20 @@
 //! The disk under the primary is full, and has space again.
 
 use super::{Clients, Course, another_leads, in_lab, rounds};
-use crate::support::{Bed, LATER, session};
+use crate::support::{Bed, LATER, LONG_LEASE, session};
 use anyhow::{bail, ensure};
-use pgstead_cluster_tests::{Setup, Testbed};
-use pgstead_types::Tick;
+use pgstead_cluster_tests::{Setup, Testbed, between, until};
+use pgstead_types::{Step, Tick};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write;
+use std::time::Duration;
 
 /// Somewhat more than the free space that a new volume is asked to have.
 const DISK_MIB: u64 = 1200;
+
+/// Less than a node wants to see free, and enough for a Postgres that has its segments.
+const ROOM_LEFT: u64 = 24 << 20;
 
 /// Writes a file that takes all the space that is left.
 fn fill(testbed: &Testbed, node: usize) -> anyhow::Result<std::path::PathBuf> {
@@ -75,4 +79,55 @@ fn a_full_disk_under_the_primary_loses_nothing_and_ends_with_space() -> anyhow::
         }
         clients.verify(bed).await.map(drop)
     })
+}
+
+/// The disk of the one standby that has what was acknowledged last takes no more: it would be chosen for its log, and could
+/// not lead. Its log is on its way to the other one before that is chosen; also where the daemon there dies before and after.
+#[test]
+fn the_standby_with_the_most_has_no_room_and_the_other_one_leads_with_its_log() -> anyhow::Result<()> {
+    let setup = Setup { disk_mib: Some(DISK_MIB), config: LONG_LEASE.to_string(), ..Setup::default() };
+    in_lab(Course { setup, ..Course::default() }, async |bed| {
+        let clients = Clients::start(bed).await?;
+        for mortal in [false, true] {
+            let leader = bed.leader_node("app").await?;
+            let others = bed.others(leader);
+            let [holder, behind] = others[..] else { bail!("three nodes") };
+            if mortal {
+                bed.kill_daemon(behind)?;
+                start_to_die(bed, behind)?;
+            }
+            // Its Postgres goes on in the segments that it has.
+            let ballast = fill(bed, holder)?;
+            let file = File::options().write(true).open(&ballast)?;
+            file.set_len(file.metadata()?.len().saturating_sub(ROOM_LEFT))?;
+            bed.finding("app", "storage_unwritable").await?;
+            bed.lab()?.cut(&between(&[leader], &[behind]))?;
+            clients.all_write_through(bed, &[leader, holder], Tick::now()).await?;
+            bed.kill_node(leader)?;
+            bed.lab()?.heal()?;
+            for death in 1..=if mortal { 2 } else { 0 } {
+                let ended =
+                    until(LATER, async || if bed.daemon_runs(behind) { Err("it runs".to_string()) } else { Ok(()) });
+                if ended.await.is_err() {
+                    bail!("the daemon that fetches has died {} of 2 times\n{}", death - 1, bed.describe().await);
+                }
+                start_to_die(bed, behind)?;
+            }
+            let second = another_leads(bed, leader, &others).await?;
+            ensure!(mortal || second == behind, "node {second} leads, whose disk is full");
+            let events = bed.client_of_any(&others)?.events(None, Some("app"), Duration::ZERO).await?.events;
+            ensure!(events.iter().any(|event| event.kind == "log_fetch"), "no log was fetched: {events:?}");
+            clients.all_write_through(bed, &others, Tick::now()).await?;
+
+            fs::remove_file(&ballast)?;
+            bed.start_daemon(leader)?;
+            bed.wait_healthy("app", LATER).await?;
+        }
+        clients.verify(bed).await.map(drop)
+    })
+}
+
+fn start_to_die(bed: &mut Bed, node: usize) -> anyhow::Result<()> {
+    let points = format!("before:{0},after:{0}", Step::FetchLog);
+    bed.start_daemon_with(node, &[("PGSTEAD_TEST_ABORT".to_string(), points)])
 }
