@@ -34,6 +34,26 @@ pub trait VolumeDriver: Send + Sync + fmt::Debug {
     async fn usage(&self) -> Result<Usage, VolumeError>;
 }
 
+/// What storage holds of a volume that was not there a moment ago.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Left {
+    Nothing,
+    /// A removal was cut short. What was never finished held no data.
+    Remains,
+    /// It is there after all, whole.
+    Whole,
+}
+
+pub async fn left_of(driver: &dyn VolumeDriver, id: VolumeId) -> Result<Left, VolumeError> {
+    let held = driver.list().await?;
+    let unreadable = |stray: &Stray| stray.id == id && matches!(stray.kind, StrayKind::Unreadable { .. });
+    if held.volumes.iter().any(|volume| volume.id == id) || held.strays.iter().any(unreadable) {
+        return Ok(Left::Whole);
+    }
+    let remains = held.strays.iter().any(|stray| stray.id == id && stray.kind == StrayKind::SetAside);
+    Ok(if remains { Left::Remains } else { Left::Nothing })
+}
+
 /// Whose a volume is; kept with the volume itself, so that the inventory can be rebuilt from storage alone.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct VolumeTags {

@@ -6,6 +6,6 @@ pub mod driver;
 
 pub use dir::{DirConfig, DirDriver, PoolError};
 pub use driver::{
-    Capability, Creation, Inventory, NewVolume, Owner, Refusal, Removal, Removed, Stray, StrayKind, Support, Usage,
-    Volume, VolumeDriver, VolumeError, VolumeTags,
+    Capability, Creation, Inventory, Left, NewVolume, Owner, Refusal, Removal, Removed, Stray, StrayKind, Support,
+    Usage, Volume, VolumeDriver, VolumeError, VolumeTags, left_of,
 };

@@ -57,8 +57,12 @@ impl Scene<'_> {
 /// The next step for `member`, from the record and from what is seen now. A settled member gets no action.
 pub fn decide(cluster: &ClusterRecord, member: MemberId, seen: &MemberReport) -> Next {
     let Some(member) = cluster.members.get(&member) else {
-        // The record no longer knows it; its volume was removed before that could happen.
-        return Next::wait();
+        // One that has left; or the record no longer knows it, and its volume was removed before that could happen.
+        let departed = cluster.departed.get(&member);
+        return departed.map_or_else(Next::wait, |left| {
+            let released = left.released == Some(seen.session);
+            leave(&Scene { cluster, member: &left.member, seen }, released)
+        });
     };
     let scene = Scene { cluster, member, seen };
     if cluster.lifecycle != Lifecycle::Active {
@@ -128,7 +132,27 @@ pub(crate) fn lost(scene: &Scene<'_>) -> Next {
     )))
 }
 
-/// The cluster is being deleted: end Postgres, then remove the volume.
+/// The member has left its cluster. What nobody else may have is left for a person, however long ago it was given up.
+/// `released`: this very daemon was told that others have it all. To one that is started much later it may not be true any more.
+fn leave(scene: &Scene<'_>, released: bool) -> Next {
+    if scene.cluster.lifecycle == Lifecycle::Active && matches!(scene.seen.postgres, PostgresSeen::Down { .. }) {
+        if let DataSeen::Foreign { why } = &scene.seen.data {
+            let name = &scene.member.name;
+            return Next::refuse(scene.finding(Finding::error(
+                "foreign_data",
+                format!("{name} has left the cluster; its data folder is not its own and is left untouched: {why}"),
+            )));
+        }
+        // Before an epoch is confirmed nobody knows that those who are left have it all, nor before the controller has seen that.
+        let others_have_it = released && scene.cluster.is_confirmed();
+        if scene.cluster.holds_given_up(scene.seen) || (scene.seen.volume_present && !others_have_it) {
+            return Next::wait();
+        }
+    }
+    remove(scene)
+}
+
+/// The cluster is being deleted, or the member has left it: end Postgres, then remove the volume.
 fn remove(scene: &Scene<'_>) -> Next {
     match &scene.seen.postgres {
         PostgresSeen::Down { .. } if !scene.seen.volume_present => Next::wait(),

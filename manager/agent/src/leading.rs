@@ -111,8 +111,10 @@ fn lead(scene: &Scene<'_>, config: &EpochConfig, primary: &PrimarySeen) -> Next 
         .is_none_or(|change| scene.seen.set_by >= Some(SetBy { epoch: config.epoch, revision: change.revision }));
     let alone = scene.is_alone() && wanted.members.is_empty();
     let sync_set_loaded = alone || (noted && primary.sync_set.as_ref() == Some(wanted));
-    // What it acknowledges alone it may acknowledge only while its guard counts a lease.
-    if !sync_set_loaded && wanted.needed == 0 && !scene.is_alone() && !has_lease(scene) {
+    // What it acknowledges alone it may acknowledge only while its guard counts a lease: before anybody else can have a copy and
+    // be made to lead, so also when a cluster of one gets more members.
+    let admits_more = !admitted.is_subset(&primary.admitted);
+    if (!sync_set_loaded || admits_more) && wanted.needed == 0 && !scene.is_alone() && !has_lease(scene) {
         return Next::refuse(scene.finding(Finding::warning(
             "no_lease",
             format!("{} holds no lease yet: it acknowledges alone with it", scene.member.name),

@@ -17,6 +17,31 @@ pub fn leads_under_lease(cluster: &ClusterRecord, member: MemberId) -> Option<Ep
     (leads && cluster.members.len() > 1).then_some(cluster.epoch)
 }
 
+/// Whether the member's node asks for a lease: it leads under one, or it has come to be alone and its guard counts one still,
+/// which it ends Postgres by until it is told to forget it.
+pub fn renews_lease(cluster: &ClusterRecord, member: MemberId, counted: bool) -> bool {
+    let leads = cluster.lifecycle == Lifecycle::Active && cluster.leadership.leader() == Some(member);
+    leads_under_lease(cluster, member).is_some() || (leads && counted)
+}
+
+/// Whether a Postgres that was given a lease needs none any more, by what is seen of it: it is a standby of this epoch, or the
+/// primary of a cluster that has come down to it alone. Not where a set, or who may copy from it, was loaded by a newer record:
+/// this node knew more members once.
+pub fn may_forget_lease(cluster: &ClusterRecord, seen: &MemberReport) -> bool {
+    match &seen.postgres {
+        PostgresSeen::Standby(_) => seen.promised >= cluster.epoch,
+        PostgresSeen::Primary(primary) => {
+            cluster.lifecycle == Lifecycle::Active
+                && cluster.leadership.leader() == Some(seen.member)
+                && cluster.members.len() == 1
+                && primary.epoch == Some(cluster.epoch)
+                && seen.promised == cluster.epoch
+                && seen.set_by <= Some(SetBy { epoch: cluster.epoch, revision: cluster.revision })
+        }
+        PostgresSeen::Down { .. } | PostgresSeen::Starting | PostgresSeen::Unresponsive { .. } => false,
+    }
+}
+
 /// Whose refusals a leader needs.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Refusals {
@@ -96,11 +121,15 @@ pub fn may_refuse(cluster: Option<&ClusterRecord>, seen: &MemberReport, asked: &
     if cluster.epoch != asked.epoch || !confirmed {
         return Err(format!("it knows of epoch {}, and not of that leader in it", cluster.epoch));
     }
+    if !cluster.members.contains_key(&seen.member) {
+        return Err("it is a member no more".to_string());
+    }
     if seen.promised != asked.epoch {
         return Err(format!("it has promised epoch {}", seen.promised));
     }
-    // One that the leader does not know of could be elected behind its back.
-    if cluster.members.keys().any(|member| !asked.members.contains(member)) {
+    // One that the leader does not know of yet could be elected behind its back. One that it knows of no more, by a newer
+    // record, cannot: it has left.
+    if cluster.revision > asked.revision && cluster.members.keys().any(|member| !asked.members.contains(member)) {
         return Err(format!("it knows revision {} of the cluster, with more members", cluster.revision));
     }
     let told = Upstream { leader: asked.leader.member, epoch: asked.epoch };
@@ -178,8 +207,39 @@ mod tests {
         assert!(may_refuse(Some(&open), &streams_from_a(), &asked).is_err());
         let mut stranger = asked.clone();
         stranger.members.remove(&C);
+        stranger.revision -= 1;
         assert!(may_refuse(Some(&record), &streams_from_a(), &stranger).unwrap_err().contains("more members"));
         assert!(may_refuse(Some(&record), &leads(&[]), &asked).is_err());
+        // By a record that is no older than this one the leader knows that the other has left.
+        stranger.revision = record.revision + 1;
+        assert_eq!(may_refuse(Some(&record), &streams_from_a(), &stranger), Ok(()));
+    }
+
+    #[test]
+    fn a_lease_is_forgotten_by_standbys_and_by_a_leader_that_is_known_to_be_alone() {
+        assert!(may_forget_lease(&record(), &streams_from_a()));
+        assert!(!may_forget_lease(&record(), &leads(&[B, C])), "others could be elected");
+        let mut alone = record();
+        alone.members.retain(|id, _| *id == A);
+        assert!(may_forget_lease(&alone, &leads(&[])));
+        let with = |change: &dyn Fn(&mut MemberReport)| {
+            let mut seen = leads(&[]);
+            change(&mut seen);
+            may_forget_lease(&alone, &seen)
+        };
+        let by = |revision| Some(SetBy { epoch: Epoch(2), revision });
+        assert!(with(&|seen| seen.set_by = by(alone.revision)));
+        assert!(!with(&|seen| seen.set_by = by(alone.revision + 1)), "it has let others copy by a newer record");
+        assert!(!with(&|seen| seen.promised = Epoch(3)));
+    }
+
+    #[test]
+    fn a_member_that_has_left_vouches_for_nobody() {
+        let mut left = record();
+        let asked = refusals_needed(&left, &leads(&[B])).unwrap().request(&left, B, LeaseTimes::default());
+        assert_eq!(may_refuse(Some(&left), &streams_from_a(), &asked), Ok(()));
+        left.members.remove(&B);
+        assert!(may_refuse(Some(&left), &streams_from_a(), &asked).unwrap_err().contains("no more"));
     }
 
     #[test]
@@ -187,7 +247,10 @@ mod tests {
         let mut record = record();
         assert_eq!(leads_under_lease(&record, A), Some(Epoch(2)));
         assert_eq!(leads_under_lease(&record, B), None);
+        assert!(renews_lease(&record, A, false) && !renews_lease(&record, B, true));
         record.members.retain(|id, _| *id == A);
         assert_eq!(leads_under_lease(&record, A), None);
+        // Until its guard has forgotten the one that it counts.
+        assert!(renews_lease(&record, A, true) && !renews_lease(&record, A, false));
     }
 }

@@ -76,9 +76,9 @@ pub enum ClusterCommands {
         #[command(flatten)]
         wait: WaitArgs,
     },
-    /// Change how many standbys a commit needs, what happens without them, and how much log a slot may keep, while the
-    /// cluster runs
-    #[command(after_help = "Examples:\n  pgstead cluster update app --sync-replicas 2\n  \
+    /// Change how many members there are, how many standbys a commit needs, what happens without them, and how much log a slot
+    /// may keep, while the cluster runs
+    #[command(after_help = "Examples:\n  pgstead cluster update app --members 5 --sync-replicas 2\n  \
         pgstead cluster update app --durability available\n  pgstead cluster update app --slot-wal-budget 20GB")]
     Update(UpdateArgs),
     /// Restart every member, standbys first, one at a time
@@ -191,11 +191,14 @@ pub struct CreateArgs {
 
 #[derive(Args, Clone, Debug)]
 #[command(group = clap::ArgGroup::new("what").required(true).multiple(true)
-    .args(["sync_replicas", "durability", "slot_wal_budget"]))]
+    .args(["members", "sync_replicas", "durability", "slot_wal_budget"]))]
 pub struct UpdateArgs {
     /// Name or id
     #[arg(value_name = "CLUSTER")]
     pub name: String,
+    /// Members in all, the leader counted: 1 to 7. The data of members that leave is removed
+    #[arg(long, value_name = "N")]
+    pub members: Option<u8>,
     /// Standbys that must have a commit on disk before it is acknowledged
     #[arg(long, value_name = "K")]
     pub sync_replicas: Option<u8>,

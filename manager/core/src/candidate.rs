@@ -32,15 +32,26 @@ pub(crate) fn rank(
     let without = |passed_over: &dyn Fn(&Incarnation) -> bool| -> BTreeSet<Incarnation> {
         all.iter().copied().filter(|life| !passed_over(life)).collect()
     };
-    let fields = [without(&|life| is_suspect(life) || is_unfit(life)), without(&is_unfit), without(&is_suspect)];
+    // Of an asynchronous cluster one that leaves may have what nobody else has.
+    let leaves = |life: &Incarnation| cluster.is_leaving(life.member);
+    let passes_leaving = |life: &Incarnation| leaves(life) && !acknowledged_alone;
+    let fields = [
+        without(&|life| is_suspect(life) || is_unfit(life) || passes_leaving(life)),
+        without(&|life| is_suspect(life) || is_unfit(life)),
+        without(&is_unfit),
+        without(&is_suspect),
+    ];
     // Whether the others are enough, a record that was recovered and may not know the last configuration cannot say.
     let others = fields.iter().filter(|_| cluster.recovering().is_none());
     let field = { others }.find(|field| electable_but(&cluster.configs, field, over).is_ok()).unwrap_or(&all);
     let best = field
         .iter()
         .filter_map(|life| promises.get(life))
-        // Of equals, one that is well and has not just been lost or failed to be promoted.
-        .max_by_key(|answer| (answer.position, !is_unfit(&answer.incarnation), Some(answer.incarnation) != suspect))
+        // Of equals, one that is well, is to stay, and has not just been lost or failed to be promoted.
+        .max_by_key(|answer| {
+            let life = &answer.incarnation;
+            (answer.position, !is_unfit(life), !leaves(life), Some(*life) != suspect)
+        })
         .ok_or(None)?;
     // Whoever holds as much and is well, even where the others would not be enough without the unfit one.
     let equal = |answer: &&PromiseAnswer| answer.position == best.position && !is_unfit(&answer.incarnation);

@@ -2,7 +2,7 @@
 //! record the epoch, fence by promises, promote, confirm, publish.
 
 use crate::observed::{Memory, Observed, Policy};
-use crate::{deletion, election, promotion, record_behind, schedule, steady};
+use crate::{deletion, election, members, promotion, record_behind, schedule, steady};
 use pgstead_types::record::{ClusterChange, ClusterRecord, Leadership, Lifecycle};
 use pgstead_types::{Finding, OperationId, Tick};
 
@@ -50,6 +50,13 @@ pub fn decide(cluster: &ClusterRecord, observed: &Observed, policy: &Policy, mem
     let mut plan = situation(cluster, observed, policy, memory);
     if plan.settled() {
         plan.change = schedule::missed(cluster, observed, policy);
+    }
+    if !cluster.departed.is_empty() {
+        let departed = deletion::departed(cluster, observed, policy);
+        plan.findings.extend(departed.findings);
+        if plan.settled() {
+            plan.change = departed.change.or_else(|| members::release(cluster, observed, policy, memory));
+        }
     }
     plan
 }

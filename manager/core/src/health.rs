@@ -21,6 +21,14 @@ pub(crate) fn unfit(cluster: &ClusterRecord, observed: &Observed) -> BTreeSet<Me
     cluster.members.keys().copied().filter(speaks_against).collect()
 }
 
+/// Its node is here and says that its data is the present life of it, with nothing against it. Data that cannot be read, or is
+/// gone, says nothing of troubles.
+pub(crate) fn is_well(cluster: &ClusterRecord, observed: &Observed, policy: &Policy, member: MemberId) -> bool {
+    let current = cluster.members.get(&member).map(MemberRecord::current);
+    observed.fresh(cluster, member, policy).is_some_and(|report| report.incarnation() == current)
+        && !troubles(cluster, observed, member).any(Trouble::speaks_against_leading)
+}
+
 pub(crate) fn is_corrupted(cluster: &ClusterRecord, observed: &Observed, member: MemberId) -> bool {
     troubles(cluster, observed, member).any(|trouble| matches!(trouble, Trouble::Corrupted { .. }))
 }

@@ -200,7 +200,11 @@ pub(crate) fn change_of_kind(
     leader: MemberId,
 ) -> Option<Plan> {
     let config = cluster.config()?;
-    if config.asynchronous == cluster.spec.is_asynchronous() || cluster.members.len() < 2 {
+    if config.asynchronous == cluster.spec.is_asynchronous()
+        // One member is of neither kind: what it is left with becomes so with the last of the others.
+        || cluster.members.len() < 2
+        || cluster.spec.members < 2
+    {
         return None;
     }
     let standbys = cluster.members.values().filter(|member| member.id != leader);

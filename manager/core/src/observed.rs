@@ -212,9 +212,9 @@ impl Observed {
         if self.now.since(since) < policy.suspicion { Presence::Fresh } else { Presence::Silent { since: seen.heard } }
     }
 
-    /// The last report of a member, whatever its age.
+    /// The last report of a member, whatever its age. Also of one that has left.
     pub(crate) fn last(&self, cluster: &ClusterRecord, member: MemberId) -> Option<&MemberReport> {
-        let node = cluster.members.get(&member)?.node;
+        let node = cluster.held(member)?.node;
         self.nodes
             .get(&node)?
             .report
@@ -225,7 +225,7 @@ impl Observed {
 
     /// The report of a member whose node is here now.
     pub(crate) fn fresh(&self, cluster: &ClusterRecord, member: MemberId, policy: &Policy) -> Option<&MemberReport> {
-        let node = cluster.members.get(&member)?.node;
+        let node = cluster.held(member)?.node;
         match self.presence(node, policy) {
             Presence::Fresh => self.last(cluster, member),
             Presence::Doubtful { .. } | Presence::Gone | Presence::Silent { .. } => None,
@@ -294,6 +294,10 @@ pub struct Memory {
     pub(crate) lease_until: Option<Tick>,
     /// How far the asynchronous leader of that epoch had flushed, by its last report.
     pub(crate) flushed: Option<(Epoch, Lsn)>,
+    /// Members, while they are well.
+    pub(crate) well: BTreeMap<MemberId, crate::members::SeenWell>,
+    /// While there are more members than asked for: since when one that was to stay is away or not well.
+    pub(crate) missed: BTreeMap<MemberId, Tick>,
     /// Of the present leader's sync set.
     pub(crate) set: crate::sync_set::SetMemory,
 }

@@ -1,7 +1,7 @@
 //! Which nodes get the members of a new cluster: hard rules first (one member per node, the Postgres version there), then
 //! spread over regions and zones, then the least loaded.
 
-use pgstead_types::record::{NodeRecord, Record};
+use pgstead_types::record::{ClusterRecord, NodeRecord, Record};
 use pgstead_types::{ClusterId, NodeId};
 use std::collections::BTreeSet;
 
@@ -13,6 +13,11 @@ pub enum PlacementError {
          {found}; add nodes or ask for fewer members"
     )]
     TooFewNodes { asked: u8, found: usize },
+    #[error(
+        "{asked} more members need as many nodes that are reachable, have Postgres {major}, and hold nothing of this cluster yet, \
+         and there are {found}; add nodes or ask for fewer members"
+    )]
+    TooFewMore { asked: usize, found: usize, major: u16 },
     #[error("no reachable node has a Postgres installation; install one on each node and restart its daemon")]
     NoPostgres,
 }
@@ -43,6 +48,41 @@ pub fn place(record: &Record, reachable: &BTreeSet<NodeId>, members: u8) -> Resu
         chosen.push(best);
     }
     Ok((chosen.iter().map(|node| node.id).collect(), major))
+}
+
+/// Nodes for `count` more members of a cluster: with its version of Postgres, and none that has a member of it or the volume of
+/// one that has left; spread by where the present members are.
+pub fn place_more(
+    record: &Record,
+    reachable: &BTreeSet<NodeId>,
+    cluster: &ClusterRecord,
+    count: usize,
+) -> Result<Vec<NodeId>, PlacementError> {
+    let departed = cluster.departed.values().map(|departed| departed.member.node);
+    let taken: BTreeSet<NodeId> = cluster.members.values().map(|member| member.node).chain(departed).collect();
+    let here =
+        |node: &&NodeRecord| reachable.contains(&node.id) && node.postgres_majors.contains(&cluster.postgres_major);
+    let mut free: Vec<&NodeRecord> =
+        record.nodes.values().filter(here).filter(|node| !taken.contains(&node.id)).collect();
+    if free.len() < count {
+        let major = cluster.postgres_major;
+        return Err(PlacementError::TooFewMore { asked: count, found: free.len(), major });
+    }
+    let mut held: Vec<&NodeRecord> =
+        cluster.members.values().filter_map(|member| record.nodes.get(&member.node)).collect();
+    let mut chosen = Vec::new();
+    for _ in 0..count {
+        let crowding = |node: &&NodeRecord| {
+            let same_zone = held.iter().filter(|c| c.region == node.region && c.zone == node.zone).count();
+            let same_region = held.iter().filter(|c| c.region == node.region).count();
+            (same_zone, same_region, record.clusters_on(node.id).count(), node.id)
+        };
+        let Some(best) = free.iter().copied().min_by_key(crowding) else { break };
+        free.retain(|node| node.id != best.id);
+        held.push(best);
+        chosen.push(best.id);
+    }
+    Ok(chosen)
 }
 
 fn led_by(record: &Record, node: NodeId) -> usize {

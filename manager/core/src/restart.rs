@@ -5,7 +5,7 @@ use crate::decide::Plan;
 use crate::election;
 use crate::observed::{Memory, Observed, Policy};
 use crate::steady::streams;
-use pgstead_types::record::{ClusterChange, ClusterRecord, EpochReason, MemberRecord, Restart};
+use pgstead_types::record::{ClusterChange, ClusterRecord, EpochReason, MemberRecord, Restart, Standing};
 use pgstead_types::report::PrimarySeen;
 use pgstead_types::{Finding, MemberId};
 
@@ -61,8 +61,12 @@ pub(crate) fn plan(
         let sender = primary.senders.iter().find(|sender| sender.incarnation == Some(member.current()));
         sender.and_then(|sender| sender.flushed)
     };
-    let best =
-        cluster.members.values().filter(|member| member.id != leader && streams(primary, member)).max_by_key(lag);
+    let best = cluster.members.values().filter(|member| member.id != leader && streams(primary, member)).max_by_key(
+        |member| {
+            // One that leaves does so for another leader.
+            (member.standing != Standing::Leaving, lag(member))
+        },
+    );
     // Before it counts for an election, only the leader that goes down could elect it.
     let counts = |target: &MemberRecord| {
         cluster.config().is_some_and(|config| {

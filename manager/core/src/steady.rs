@@ -7,8 +7,8 @@ use crate::health;
 use crate::leader_lost::{LeaderSeen, leader_seen};
 use crate::lease;
 use crate::observed::{Memory, Observed, Policy};
-use crate::{change_leader, recovered, restart, schedule, slots, switchover, sync_set};
-use pgstead_types::record::{ClusterChange, ClusterRecord, EpochConfig, EpochReason, MemberRecord};
+use crate::{change_leader, members, recovered, restart, schedule, slots, switchover, sync_set};
+use pgstead_types::record::{ClusterChange, ClusterRecord, EpochConfig, EpochReason, MemberRecord, Standing};
 use pgstead_types::report::{ClientAccess, PrimarySeen};
 use pgstead_types::spec::Durability;
 use pgstead_types::{Finding, Incarnation, MemberId};
@@ -44,6 +44,7 @@ pub(crate) fn plan(
         }
     };
     memory.failed.clear();
+    members::note_well(cluster, observed, policy, memory);
     if let Some(plan) = change_leader::leave_unwell(cluster, observed, policy, memory, leader) {
         memory.set.interrupted();
         return plan;
@@ -81,8 +82,18 @@ pub(crate) fn plan(
         plan.ended = Some((operation, None));
         return plan;
     }
+    let moved = members::plan(cluster, observed, policy, memory, primary, leader);
+    plan.findings.extend(moved.findings);
+    if let Some(at) = moved.wake_at {
+        plan = plan.until(at);
+    }
+    if moved.change.is_some() {
+        plan.change = moved.change;
+        return plan;
+    }
     if let (Some(operation), Some(config)) = (cluster.updating, cluster.config())
         && config.target.is_none()
+        && members::are_as_asked(cluster, primary)
         && config.sync_set.needed == cluster.spec.needed()
         && config.asynchronous == cluster.spec.is_asynchronous()
     {
@@ -123,6 +134,10 @@ fn tend_members(
     plan.findings.extend(doubled_senders(cluster, primary));
     for member in cluster.members.values().filter(|member| member.id != leader) {
         let in_set = config.sync_set.members.contains(&member.current());
+        if member.standing == Standing::Leaving && !in_set {
+            // Nobody waits for it, and it is not worth a copy.
+            continue;
+        }
         if let Some(why) = why_rebuild(cluster, observed, policy, member) {
             if let Some(finding) = health::no_good_source(cluster, observed, leader, member) {
                 plan.findings.push(finding);

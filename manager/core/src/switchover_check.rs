@@ -6,7 +6,7 @@ use crate::lease;
 use crate::observed::{Observed, Policy};
 use crate::steady::streams;
 use crate::switchover::LAG_MAX;
-use pgstead_types::record::{ClusterRecord, Leadership, Lifecycle, MemberRecord};
+use pgstead_types::record::{ClusterRecord, Leadership, Lifecycle, MemberRecord, Standing};
 use pgstead_types::report::PrimarySeen;
 use pgstead_types::{Bytes, Finding, Incarnation, MemberId, Severity};
 use std::collections::BTreeSet;
@@ -81,7 +81,10 @@ fn lag(primary: &PrimarySeen, member: &MemberRecord) -> Option<Bytes> {
 pub fn closest_standby(cluster: &ClusterRecord, observed: &Observed, policy: &Policy) -> Option<MemberId> {
     let primary = leading(cluster, observed, policy)?;
     let leader = cluster.leadership.leader();
-    let standbys = cluster.members.values().filter(|member| Some(member.id) != leader && streams(primary, member));
+    let standbys = cluster
+        .members
+        .values()
+        .filter(|member| Some(member.id) != leader && member.standing != Standing::Leaving && streams(primary, member));
     standbys.filter_map(|member| Some((lag(primary, member)?, member.id))).min().map(|(_, id)| id)
 }
 
@@ -131,6 +134,9 @@ pub fn check_switchover(
     if check.from == Some(member.id) {
         block("leads_already", format!("{} leads already", member.name));
         return check;
+    }
+    if member.standing == Standing::Leaving {
+        block("target_leaves", format!("{} is leaving the cluster; choose another one", member.name));
     }
     target(cluster, observed, policy, member, primary, &mut check);
     promises(cluster, observed, policy, member, &mut check);

@@ -9,9 +9,10 @@ use crate::cut_off;
 use crate::decide::Plan;
 use crate::health;
 use crate::lease;
+use crate::members;
 use crate::observed::{Memory, Observed, Policy};
 use crate::steady::why_rebuild;
-use pgstead_types::record::{ClusterChange, ClusterRecord, EpochConfig, SetChange, SyncSet};
+use pgstead_types::record::{ClusterChange, ClusterRecord, EpochConfig, SetChange, Standing, SyncSet};
 use pgstead_types::report::{PrimarySeen, SetBy};
 use pgstead_types::spec::Durability;
 use pgstead_types::{Bytes, Epoch, Finding, Incarnation, Lsn, MemberId, Tick};
@@ -95,7 +96,8 @@ pub(crate) fn plan(
         let Some(change) = &config.target else { return plan };
         return settle(cluster, memory.set.of(cluster.epoch), primary, of_it(change), change, plan);
     }
-    let view = View::new(cluster, observed, policy, primary, config, leader);
+    let may_leave = members::may_leave_from(cluster, observed, policy, memory).is_some_and(|from| observed.now >= from);
+    let view = View::new(cluster, observed, policy, primary, config, leader, may_leave);
     let due = view.is_degrading_due(memory.set.of(cluster.epoch), observed, policy, &mut plan);
     if due && let Some(other) = cut_off::rather_than_degrade(cluster, observed, policy, memory, leader, primary) {
         return other;
@@ -196,6 +198,8 @@ struct View {
     joining: BTreeSet<Incarnation>,
     /// Members of the set that must not stay in it.
     leaving: BTreeSet<Incarnation>,
+    /// Members of the set that are as good as the others and leave the cluster: they go once enough others stream.
+    departing: BTreeSet<Incarnation>,
 }
 
 impl View {
@@ -206,14 +210,20 @@ impl View {
         primary: &PrimarySeen,
         config: &EpochConfig,
         leader: MemberId,
+        may_leave: bool,
     ) -> Self {
         let now = config.loaded().clone();
         let standbys = || cluster.members.values().filter(|member| member.id != leader);
         let streams = |life: Incarnation| {
             primary.senders.iter().any(|sender| sender.incarnation == Some(life) && sender.streaming)
         };
+        // Members that are too many stay as they are under a leader that may not be well: they may hold the last that is good.
+        // Where it is not, they count like all others, so that one of them can be elected.
+        let none_leaves = cluster.members_surplus() > 0 && !may_leave;
+        let leaving_may_join = none_leaves && !health::is_well(cluster, observed, policy, leader);
+        let spec = cluster.spec.needed();
         let mut view = Self {
-            wanted: cluster.spec.needed(),
+            wanted: if none_leaves { spec.max(now.needed) } else { spec },
             may_degrade: may_degrade(cluster, observed, leader),
             may_be_alone: counts_lease(cluster, observed, policy, leader),
             waits_again: config.degraded && cluster.spec.durability == Durability::Strict,
@@ -221,15 +231,22 @@ impl View {
             streaming: standbys().map(|member| member.current()).filter(|life| streams(*life)).collect(),
             joining: BTreeSet::new(),
             leaving: BTreeSet::new(),
+            departing: BTreeSet::new(),
             now,
         };
         for member in standbys() {
             let life = member.current();
             let broken = why_rebuild(cluster, observed, policy, member).is_some();
+            let departs = member.standing == Standing::Leaving;
+            if departs && !none_leaves && view.now.members.contains(&life) {
+                view.departing.insert(life);
+            }
             let can_be_made_anew = || health::no_good_source(cluster, observed, leader, member).is_none();
             match (view.now.members.contains(&life), broken) {
                 (true, true) if can_be_made_anew() => _ = view.leaving.insert(life),
-                (false, false) if caught_up(primary, life) => _ = view.joining.insert(life),
+                (false, false) if (!departs || leaving_may_join) && caught_up(primary, life) => {
+                    _ = view.joining.insert(life)
+                }
                 _ => {}
             }
         }
@@ -288,8 +305,9 @@ impl View {
             }
             needed = self.wanted.min(count(members.len())).max(needed);
         }
-        let live = self.live(&self.staying(&members));
-        // More are asked for only when so many stream: it never makes commits wait that did not.
+        let lasting: BTreeSet<Incarnation> = self.staying(&members).difference(&self.departing).copied().collect();
+        let live = self.live(&lasting);
+        // More are asked for only when so many stream and are to stay: it never makes commits wait that did not.
         if live > usize::from(needed) {
             needed = self.wanted.min(count(live)).max(needed);
         }
@@ -303,6 +321,13 @@ impl View {
         };
         for life in self.now.members.iter() {
             if (self.leaving.contains(life) || long_away(life)) && may_go(&members, life) {
+                members.remove(life);
+            }
+        }
+        // A sound one is to be missed only where as many sound ones stay.
+        for life in self.departing.iter().filter(|life| !self.leaving.contains(life)) {
+            let rest: BTreeSet<Incarnation> = members.iter().copied().filter(|other| other != life).collect();
+            if rest.len() >= usize::from(needed) && self.live(&self.staying(&rest)) >= usize::from(needed) {
                 members.remove(life);
             }
         }

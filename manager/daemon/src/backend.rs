@@ -13,10 +13,10 @@ use pgstead_api::backend::{
     Peer, Rejected, SwitchoverAsked, SwitchoverChecked,
 };
 use pgstead_consensus::{Consensus, ProposeError, TokioRuntime};
-use pgstead_core::{Connection, Policy, place};
+use pgstead_core::{Connection, Policy, place, place_more};
 use pgstead_types::record::{
     ClusterChange, ClusterPorts, ClusterRecord, ClusterSecrets, Command, JoinToken, MemberRecord, NewCluster,
-    NodeRecord, Record, Refusal,
+    NodeRecord, Record, Refusal, Standing,
 };
 use pgstead_types::spec::{ClusterSpec, check_name};
 use pgstead_types::{ClusterId, Finding, MemberId, NodeId, OperationId, Tick, TokenId, VolumeId, WallTime};
@@ -102,13 +102,12 @@ impl NodeBackend {
     }
 
     /// A controller that has just begun, or a busy host: the reports of nodes that would do are on their way.
-    async fn await_nodes(&self, members: u8) {
+    async fn await_nodes(&self, can_place: impl Fn(&Record, &BTreeSet<NodeId>) -> bool) {
         let until = Tick::now() + NODES_PATIENCE;
         loop {
             let record = self.consensus.record();
             let known: BTreeSet<NodeId> = record.nodes.keys().copied().collect();
-            let may_come =
-                place(&record, &known, members).is_ok() && place(&record, &self.reachable(), members).is_err();
+            let may_come = can_place(&record, &known) && !can_place(&record, &self.reachable());
             if !may_come || Tick::now() >= until {
                 return;
             }
@@ -132,12 +131,44 @@ impl NodeBackend {
             volume: VolumeId::from_uuid(Uuid::now_v7()),
             incarnation: 1,
             restarts: 0,
+            standing: Standing::Settled,
         };
         let members = nodes.into_iter().enumerate().map(member).collect();
         let secrets = make_secrets(&record, &spec.name).map_err(internal)?;
         let id = ClusterId::from_uuid(Uuid::now_v7());
         let operation = OperationId::from_uuid(Uuid::now_v7());
         Ok(NewCluster { id, operation, spec, postgres_major, ports, secrets, members })
+    }
+
+    /// The members that a cluster lacks to have so many, each with the lowest number that is free and a node of its own.
+    async fn placed_more(&self, cluster: ClusterId, members: u8) -> Result<Vec<MemberRecord>, Rejected> {
+        let lacking = |cluster: &ClusterRecord| usize::from(members).saturating_sub(cluster.members.len());
+        if lacking(&self.cluster(cluster)?) == 0 {
+            return Ok(Vec::new());
+        }
+        let can_place = |record: &Record, nodes: &BTreeSet<NodeId>| {
+            let held = record.clusters.get(&cluster);
+            held.is_none_or(|held| place_more(record, nodes, held, lacking(held)).is_ok())
+        };
+        self.await_nodes(can_place).await;
+        let record = self.consensus.record();
+        let held =
+            record.clusters.get(&cluster).ok_or(Rejected::NotFound { what: "cluster", id: cluster.to_string() })?;
+        let nodes = place_more(&record, &self.reachable(), held, lacking(held))
+            .map_err(|error| Rejected::Conflict { why: error.to_string() })?;
+        let departed = held.departed.values().map(|departed| &departed.member);
+        let taken: BTreeSet<&str> = held.members.values().chain(departed).map(|member| member.name.as_str()).collect();
+        let free = (1u32..).map(|n| format!("{}-{n}", held.spec.name)).filter(|name| !taken.contains(name.as_str()));
+        let member = |(node, name)| MemberRecord {
+            id: MemberId::from_uuid(Uuid::now_v7()),
+            name,
+            node,
+            volume: VolumeId::from_uuid(Uuid::now_v7()),
+            incarnation: 1,
+            restarts: 0,
+            standing: Standing::Joining,
+        };
+        Ok(nodes.into_iter().zip(free).map(member).collect())
     }
 }
 
@@ -242,7 +273,7 @@ impl Backend for NodeBackend {
     }
 
     async fn create_cluster(&self, spec: ClusterSpec) -> Result<Accepted, Rejected> {
-        self.await_nodes(spec.members).await;
+        self.await_nodes(|record, nodes| place(record, nodes, spec.members).is_ok()).await;
         let new = self.new_cluster(spec)?;
         let accepted = Accepted { operation: new.operation, cluster: new.id };
         self.propose(Command::CreateCluster { at: WallTime::now(), cluster: Box::new(new) }).await?;
@@ -262,7 +293,13 @@ impl Backend for NodeBackend {
         revision: Option<u64>,
     ) -> Result<Accepted, Rejected> {
         let operation = OperationId::from_uuid(Uuid::now_v7());
-        let change = ClusterChange::UpdateSpec { operation, spec: Box::new(spec) };
+        let added = self.placed_more(cluster, spec.members).await?;
+        let same_members = spec.members == self.cluster(cluster)?.spec.members && added.is_empty();
+        let spec = Box::new(spec);
+        let change = match same_members {
+            true => ClusterChange::UpdateSpec { operation, spec },
+            false => ClusterChange::ChangeMembers { operation, spec, added },
+        };
         self.change(cluster, revision, change).await?;
         Ok(Accepted { operation, cluster })
     }

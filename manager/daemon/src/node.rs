@@ -101,6 +101,8 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
 
     let reports = Reports::default();
     let gateway = GatewayHealth::default();
+    let session =
+        u64::from_str_radix(&pki::random_secret().expose()[..16], 16).context("sixteen hexadecimal digits")?;
     let context = NodeContext {
         config: config.clone(),
         layout: layout.clone(),
@@ -114,6 +116,7 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
         peers: peers.clone(),
         leases: leases.clone(),
         asks,
+        session,
     };
     let members = tokio::spawn(supervise(Arc::new(context), reports.clone(), stop.clone()));
     let reporter = Reporter {
@@ -123,7 +126,7 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
         reports,
         gateway: gateway.clone(),
         heartbeat: config.timing.heartbeat(),
-        session: u64::from_str_radix(&pki::random_secret().expose()[..16], 16).context("sixteen hexadecimal digits")?,
+        session,
         leases,
     };
     tokio::spawn(reporter.run(stop.clone()));

@@ -5,7 +5,7 @@ use crate::gateway_process::GatewayHealth;
 use crate::granting;
 use crate::lease::{Held, Leases};
 use crate::peers::{Lane, PeerAddress, Peers};
-use pgstead_agent::lease::leads_under_lease;
+use pgstead_agent::lease::renews_lease;
 use pgstead_consensus::{Consensus, TokioRuntime};
 use pgstead_types::lease::LeaseGrant;
 use pgstead_types::record::Record;
@@ -131,7 +131,7 @@ impl Reporter {
             findings: self.gateway.findings(),
         };
         let sent = Tick::now();
-        let asks = leads_any(&record, report.node) && self.leases.is_due(sent, crate::lease::times(&record));
+        let asks = asks_for_lease(&record, &report) && self.leases.is_due(sent, crate::lease::times(&record));
         if leader == self.consensus.node() {
             let arrived = Arrived { report, at: sent, connection: 0, grant: None };
             if asks {
@@ -178,8 +178,9 @@ impl Reporter {
 }
 
 /// Only nodes that lead something need a lease.
-fn leads_any(record: &Record, node: pgstead_types::NodeId) -> bool {
-    record.clusters_on(node).any(|(cluster, member)| leads_under_lease(cluster, member.id).is_some())
+fn asks_for_lease(record: &Record, report: &NodeReport) -> bool {
+    let counted = |member| report.members.iter().any(|seen| seen.member == member && seen.lease.is_some());
+    record.clusters_on(report.node).any(|(cluster, member)| renews_lease(cluster, member.id, counted(member.id)))
 }
 
 /// Counted from when the report was sent.

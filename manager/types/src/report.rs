@@ -70,6 +70,12 @@ pub struct MemberReport {
     /// Its replication slots, by a look of some seconds ago; `None` where there was none yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slots: Option<SlotsSeen>,
+    /// Of the daemon that has looked; random per start of it.
+    #[serde(default)]
+    pub session: u64,
+    /// Lives of data that were given up and are kept beside the member's own, for a person.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub kept: BTreeSet<u32>,
     /// What is wrong with it and does not pass by itself.
     #[serde(default)]
     pub troubles: Vec<Trouble>,

@@ -188,6 +188,8 @@ impl Member {
             oldest_log: None,
             fetched: None,
             slots: None,
+            session: 1,
+            kept: Default::default(),
             troubles: Vec::new(),
             findings: Vec::new(),
         }

@@ -586,6 +586,7 @@ fn founded(bounds: &Bounds) -> Record {
         volume: VolumeId::from_u128(n as u128 + 1),
         incarnation: 1,
         restarts: 0,
+        standing: pgstead_types::record::Standing::default(),
     };
     let operation = OperationId::from_u128(1);
     let cluster = NewCluster {

@@ -128,6 +128,8 @@ impl World {
             working,
             oldest_log: machine.data().map(|data| data.wal.lsn(data.removed)),
             slots: None,
+            session: self.session(n).unwrap_or_default(),
+            kept: machine.disk.kept.clone(),
             troubles: machine.troubles(),
             findings: Vec::new(),
         }
@@ -160,7 +162,8 @@ impl World {
         if n < self.members {
             self.keep_lease(n);
         }
-        let seen = record.clusters.get(&CLUSTER).filter(|_| n < self.members).map(|cluster| {
+        let held = record.clusters.get(&CLUSTER).filter(|cluster| cluster.held(member_id(n)).is_some());
+        let seen = held.map(|cluster| {
             let seen = self.member_report(n, cluster);
             let next = pgstead_agent::decide(cluster, member_id(n), &seen);
             (seen, next)
@@ -409,6 +412,7 @@ impl World {
                 disk.volume = false;
                 disk.data = None;
                 disk.aside = None;
+                disk.kept.clear();
                 disk.notes = Default::default();
                 Part::Done
             }
@@ -478,7 +482,10 @@ impl World {
             return Part::Failed("no space is left on the device".into());
         }
         if work.step == 0 {
+            let given_up = |life| self.cluster().is_some_and(|cluster| cluster.is_given_up(life));
+            let held = self.machines[n].data().map(|data| data.incarnation).filter(|life| given_up(*life));
             let disk = &mut self.machines[n].disk;
+            disk.kept.extend(held.map(|life| life.number));
             if let Some(data) = disk.data.take().filter(|data| data.complete) {
                 disk.aside = Some(data);
             }

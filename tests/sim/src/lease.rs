@@ -3,7 +3,7 @@
 
 use crate::machine::Held;
 use crate::world::{CLUSTER, Event, Inner, World, member_id, node_id};
-use pgstead_agent::lease::{leads_under_lease, may_refuse, refusals_needed};
+use pgstead_agent::lease::{leads_under_lease, may_forget_lease, may_refuse, refusals_needed, renews_lease};
 use pgstead_types::Tick;
 use pgstead_types::lease::{LeaseGrant, RefusalRequest};
 use pgstead_types::record::Record;
@@ -140,12 +140,13 @@ impl World {
             return;
         }
         let record = self.record_of(n);
-        let leads = record.clusters.get(&CLUSTER).and_then(|cluster| leads_under_lease(cluster, member_id(n)));
+        let counted = self.machines[n].run.as_ref().is_some_and(|run| run.lease.is_some());
+        let asks = record.clusters.get(&CLUSTER).is_some_and(|cluster| renews_lease(cluster, member_id(n), counted));
         let (now, renew) = (self.own(n), self.policy.lease.renew_after());
         let to = self.raft.leader_known_to(n);
         let Some(daemon) = self.machines[n].daemon.as_mut() else { return };
         let due = daemon.asked_at.is_none_or(|at| now.since(at) >= renew);
-        if let (Some(_), Some(to), true) = (leads, to, due) {
+        if let (true, Some(to), true) = (asks, to, due) {
             daemon.asked_at = Some(now);
             let asked = Asked { from: n, session: daemon.session, sent: now };
             self.carry(n, to, Message::Ask(asked));
@@ -161,10 +162,17 @@ impl World {
         let now = self.own(n);
         let held = self.machines[n].daemon.as_ref().and_then(|daemon| daemon.held);
         if leads_under_lease(cluster, member_id(n)).is_none() {
-            if let Some(run) = self.machines[n].run.as_mut().filter(|run| !run.is_primary() && !run.promoting) {
+            let may_forget = may_forget_lease(cluster, &self.member_report(n, cluster));
+            if let Some(run) =
+                self.machines[n].run.as_mut().filter(|run| (run.is_primary() || !run.promoting) && may_forget)
+            {
                 run.lease = None;
+                return;
             }
-            return;
+            let counted = self.machines[n].run.as_ref().is_some_and(|run| run.lease.is_some());
+            if !renews_lease(cluster, member_id(n), counted) {
+                return;
+            }
         }
         if let Some(held) = held.filter(|held| held.revision <= record.revision && held.end > now) {
             self.count_lease(n, held.end);

@@ -10,6 +10,7 @@ mod fetch;
 pub mod invariants;
 pub mod lease;
 pub mod machine;
+pub mod members;
 pub mod mutant;
 pub mod operator;
 pub mod postgres;

@@ -86,6 +86,8 @@ pub struct Disk {
     pub data: Option<Data>,
     /// Complete data that a copy in progress will replace.
     pub aside: Option<Data>,
+    /// Lives of data that were given up and are kept for a person.
+    pub kept: BTreeSet<u32>,
     pub notes: Notes,
 }
 

@@ -58,8 +58,26 @@ pub fn run_seed(seed: u64) -> Course {
     if world.asynchronous {
         world.count("asynchronous clusters");
     }
-    let run =
-        |world: &mut World| if forced { operator::course(world).and_then(|()| heal(world)) } else { course(world) };
+    play(seed, members, world, |world| match forced {
+        true => operator::course(world).and_then(|()| heal(world)),
+        false => course(world),
+    })
+}
+
+/// The same with more nodes than members, and a person who asks for other numbers of members all the while.
+pub fn run_moving_seed(seed: u64) -> Course {
+    let mut rng = Rng::new(seed ^ 0x30_7E);
+    let (members, nodes) = (1 + rng.below(5) as usize, 5 + rng.below(3) as usize);
+    let mut spec = ClusterSpec { members: members as u8, ..ClusterSpec::named("app") };
+    if is_asynchronous(seed, members) {
+        spec.durability = Durability::Asynchronous;
+    }
+    let mut world = World::of(seed, spec, nodes);
+    world.policy.shrink_after = rng.ms(500, 30_000);
+    play(seed, members, world, moving_course)
+}
+
+fn play(seed: u64, members: usize, mut world: World, run: impl Fn(&mut World) -> Result<(), String>) -> Course {
     let failure = match catch_unwind(AssertUnwindSafe(|| run(&mut world))) {
         Ok(ended) => ended.err(),
         Err(panic) => Some(format!("panicked: {}", text_of(&*panic))),
@@ -123,6 +141,41 @@ fn course(world: &mut World) -> Result<(), String> {
         world.run_for(pause)?;
     }
     heal(world)?;
+    if world.rng.chance(20) {
+        delete(world)?;
+    }
+    Ok(())
+}
+
+fn moving_course(world: &mut World) -> Result<(), String> {
+    for home in [None, Some(0)] {
+        world.add_client(home, u64::MAX);
+    }
+    settle(world, SETTLE)?;
+    let rounds = 2 + world.rng.below(4);
+    for _ in 0..rounds {
+        // At least two while faults take data away: what one disk has alone goes with it.
+        let members = 2 + world.rng.below(world.machines.len() as u64 - 1) as usize;
+        // What is asked for while there is no controller, or no leader, is refused and asked for no more.
+        let _ = world.ask_members(members, None);
+        let pause = world.rng.ms(0, 4000);
+        world.run_for(pause)?;
+        if world.rng.chance(70) {
+            let settled = unsettled(world).is_none();
+            world.draw_faults(settled);
+        }
+        let pause = world.rng.ms(500, 8000);
+        world.run_for(pause)?;
+    }
+    heal(world)?;
+    // Down to one, and up again.
+    for members in [1, 2] {
+        let asked = world.ask_members(members, None);
+        asked.map_err(|why| format!("{members} members were asked for in the healed world: {why}"))?;
+        world.run_for(Duration::from_secs(1))?;
+        settle(world, HEAL)?;
+        final_state(world)?;
+    }
     if world.rng.chance(20) {
         delete(world)?;
     }

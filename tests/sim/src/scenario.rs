@@ -109,7 +109,7 @@ fn who(world: &World, text: &str) -> Result<usize, String> {
         "leader" => leader,
         "standby" => {
             let leader = leader?;
-            (0..world.members).find(|n| *n != leader).ok_or_else(|| "there is no standby".to_string())
+            world.member_machines().into_iter().find(|n| *n != leader).ok_or_else(|| "there is no standby".to_string())
         }
         "controller" => world.controller().ok_or_else(|| "no node is the controller now".to_string()),
         _ => text
@@ -274,6 +274,23 @@ fn run(world: &mut World, command: &str) -> Result<(), String> {
             world.inflict(Fault::ChangeSpec { needed, durability });
             Ok(())
         }
+        ["ask", "for", members, "members"] => {
+            world.ask_members(members.parse().map_err(|_| "expected a number of members")?, None)
+        }
+        ["ask", "for", members, "members", "sync", needed] => {
+            let needed = needed.parse().map_err(|_| "expected a number of standbys")?;
+            world.ask_members(members.parse().map_err(|_| "expected a number of members")?, Some(needed))
+        }
+        // As soon as somebody is to leave.
+        ["while", "a", "member", "leaves", rest @ ..] => {
+            let end = world.now + Duration::from_secs(60);
+            let leaving =
+                |world: &World| world.cluster().is_some_and(|c| c.members.keys().any(|member| c.is_leaving(*member)));
+            if !world.run_until(end, leaving)? {
+                return Err("nobody left in 60 s".into());
+            }
+            run(world, &rest.join(" "))
+        }
         // As soon as the record says that the set is being changed.
         ["while", "the", "set", "changes", rest @ ..] => {
             let end = world.now + Duration::from_secs(60);
@@ -391,6 +408,16 @@ fn expect(world: &World, key: &str, value: &str) -> Result<(), String> {
                 )
             }
             None => "none".to_string(),
+        },
+        // Who is a member, such as `app-1+app-2`.
+        "members" => {
+            let names: Vec<String> = world.member_machines().into_iter().map(World::member_name).collect();
+            names.join("+")
+        }
+        // Nothing of a member is on a node without one.
+        "left-over" => match world.left_overs().as_slice() {
+            [] => "none".to_string(),
+            all => all.iter().map(|n| format!("n{}", n + 1)).collect::<Vec<_>>().join("+"),
         },
         "settled" => if unsettled(world).is_none() { "yes" } else { "no" }.to_string(),
         "finding" => {

@@ -145,6 +145,7 @@ pub struct World {
     pub later: Rng,
     pub raft: Raft,
     pub machines: Vec<Machine>,
+    /// The machines before this one may have a member.
     pub members: usize,
     pub clients: Vec<Client>,
     pub policy: Policy,
@@ -454,6 +455,19 @@ impl World {
     }
 }
 
+/// The member that is made on a machine.
+pub(crate) fn member_record(n: usize) -> MemberRecord {
+    MemberRecord {
+        id: member_id(n),
+        name: World::member_name(n),
+        node: node_id(n),
+        volume: VolumeId::from_u128(n as u128 + 1),
+        incarnation: 1,
+        restarts: 0,
+        standing: Default::default(),
+    }
+}
+
 fn founding(nodes: usize, members: usize, spec: ClusterSpec) -> Vec<Command> {
     let at = WallTime(0);
     let node = |n: usize| NodeRecord {
@@ -497,14 +511,6 @@ fn founding(nodes: usize, members: usize, spec: ClusterSpec) -> Vec<Command> {
         server_hosts: BTreeSet::new(),
         owner_password: Secret::default(),
     };
-    let member = |n: usize| MemberRecord {
-        id: member_id(n),
-        name: World::member_name(n),
-        node: node_id(n),
-        volume: VolumeId::from_u128(n as u128 + 1),
-        incarnation: 1,
-        restarts: 0,
-    };
     let cluster = NewCluster {
         id: CLUSTER,
         operation: OperationId::from_u128(1),
@@ -512,7 +518,7 @@ fn founding(nodes: usize, members: usize, spec: ClusterSpec) -> Vec<Command> {
         postgres_major: 15,
         ports: ClusterPorts { postgres: 6000, read_write: 6001, read_only: 6002 },
         secrets,
-        members: (0..members).map(member).collect(),
+        members: (0..members).map(member_record).collect(),
     };
     commands.push(Command::CreateCluster { at, cluster: Box::new(cluster) });
     commands

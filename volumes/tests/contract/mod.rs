@@ -3,8 +3,8 @@
 
 use pgstead_types::{Bytes, ClusterId, DeploymentId, MemberId, VolumeId};
 use pgstead_volumes::{
-    Capability, Creation, NewVolume, Owner, Refusal, Removal, Removed, StrayKind, Support, Volume, VolumeDriver,
-    VolumeTags,
+    Capability, Creation, Left, NewVolume, Owner, Refusal, Removal, Removed, StrayKind, Support, Volume, VolumeDriver,
+    VolumeTags, left_of,
 };
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -132,11 +132,14 @@ pub async fn a_hard_removal_leaves_nothing_and_may_be_repeated(bench: &mut dyn B
 
 pub async fn a_hard_removal_finishes_a_soft_one(bench: &mut dyn Bench) {
     let volume = made(bench.driver(), &new_volume(1)).await;
+    assert_eq!(left_of(bench.driver(), volume.id).await.unwrap(), Left::Whole);
     bench.driver().remove(volume.id, &volume.tags, Removal::Soft).await.unwrap();
     bench.restart();
+    assert_eq!(left_of(bench.driver(), volume.id).await.unwrap(), Left::Remains);
     let removed = bench.driver().remove(volume.id, &volume.tags, Removal::Hard).await.unwrap();
     assert_eq!(removed, Removed::Deleted);
     assert_eq!(bench.driver().list().await.unwrap(), Default::default());
+    assert_eq!(left_of(bench.driver(), volume.id).await.unwrap(), Left::Nothing);
 }
 
 pub async fn a_removal_with_wrong_tags_is_refused(bench: &mut dyn Bench) {

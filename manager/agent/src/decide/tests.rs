@@ -2,7 +2,8 @@
 
 use super::*;
 use pgstead_types::record::{
-    ClusterPorts, ClusterSecrets, EpochConfig, EpochReason, HistoryEntry, MemberRecord, SetChange, Switchover, SyncSet,
+    ClusterPorts, ClusterSecrets, Departed, EpochConfig, EpochReason, HistoryEntry, MemberRecord, SetChange,
+    Switchover, SyncSet,
 };
 use pgstead_types::report::{
     CleanStop, ClientAccess, DataIdentity, LeaseSeen, PrimarySeen, PromiseAnswer, ReceiverSeen, RefusalSeen,
@@ -38,6 +39,7 @@ pub(crate) fn record() -> ClusterRecord {
         volume: VolumeId::from_u128(n),
         incarnation: 1,
         restarts: 0,
+        standing: Default::default(),
     };
     ClusterRecord {
         id: ClusterId::from_u128(1),
@@ -57,6 +59,7 @@ pub(crate) fn record() -> ClusterRecord {
         },
         system_identifier: Some("7".into()),
         members: [(A, member(A, 1)), (B, member(B, 2)), (C, member(C, 3))].into(),
+        departed: Default::default(),
         epoch: Epoch(2),
         leadership: Leadership::Confirmed { leader: A },
         configs: vec![EpochConfig {
@@ -131,6 +134,8 @@ fn seen(member: MemberId, promised: u64, postgres: PostgresSeen) -> MemberReport
         oldest_log: None,
         fetched: None,
         slots: None,
+        session: 5,
+        kept: Default::default(),
         troubles: Vec::new(),
         findings: vec![],
     }
@@ -577,6 +582,74 @@ fn data_that_was_given_up_is_kept_and_copied_anew() {
         identity.incarnation.number = 2;
     }
     assert_eq!(step(&raised, &second), Some(Step::Rewind));
+}
+
+#[test]
+fn a_member_that_has_left_ends_and_removes_its_volume_and_the_others_are_left_alone() {
+    let mut record = record();
+    let member = record.members.remove(&B).unwrap();
+    record.departed.insert(B, Departed { member, revision: 1, released: None });
+    assert_eq!(step(&record, &streams_from_a()), Some(Step::Fence));
+    assert_eq!(step(&record, &seen(B, 2, DOWN)), None, "whether others have it all is for the controller to say");
+    record.departed.get_mut(&B).unwrap().released = Some(4);
+    assert_eq!(step(&record, &seen(B, 2, DOWN)), None, "that was said to a daemon that is gone, maybe long ago");
+    record.departed.get_mut(&B).unwrap().released = Some(5);
+    assert_eq!(step(&record, &seen(B, 2, DOWN)), Some(Step::RemoveVolume));
+    let gone = MemberReport { volume_present: false, ..seen(B, 2, DOWN) };
+    assert_eq!(step(&record, &gone), None);
+    record.departed.clear();
+    assert_eq!(step(&record, &seen(B, 2, DOWN)), None, "who is unknown is not touched");
+}
+
+#[test]
+fn data_that_was_given_up_outlives_its_membership() {
+    let mut record = record();
+    let member = record.members.remove(&B).unwrap();
+    record.departed.insert(B, Departed { member, revision: 1, released: Some(5) });
+    let forced = pgstead_types::record::ForcedEpoch {
+        epoch: Epoch(2),
+        at: WallTime(0),
+        operation: OperationId::from_u128(1),
+        by: "ann".into(),
+        to: A,
+        loss: Default::default(),
+        retired: others(&[B]),
+        ended: true,
+    };
+    let given_up = ClusterRecord { forced: vec![forced], ..record.clone() };
+    // Its own, as its node brings it back; and what is kept beside a copy.
+    assert_eq!(step(&given_up, &streams_from_a()), Some(Step::Fence));
+    assert_eq!(step(&given_up, &seen(B, 2, DOWN)), None);
+    let beside = MemberReport { kept: [1].into(), ..seen(B, 2, DOWN) };
+    assert_eq!(step(&record, &beside), None);
+    let foreign = MemberReport { data: DataSeen::Foreign { why: "another's".into() }, ..seen(B, 2, DOWN) };
+    assert_eq!((step(&record, &foreign), codes(&record, &foreign)), (None, vec!["foreign_data".to_string()]));
+    // Nor before those who are left are known to have it all.
+    let reason = EpochReason::RecordBehind;
+    let open = Leadership::Electing { reason, preferred: None };
+    assert_eq!(step(&ClusterRecord { leadership: open, ..record.clone() }, &seen(B, 2, DOWN)), None);
+    // Once a person has removed it the rest goes.
+    let lost = MemberReport { data: DataSeen::Lost { incarnation: life(B, 1) }, ..seen(B, 2, DOWN) };
+    assert_eq!(step(&given_up, &lost), Some(Step::RemoveVolume));
+    // Whoever deletes the cluster wants nothing of it.
+    let lifecycle = Lifecycle::Deleting { operation: OperationId::from_u128(1) };
+    assert_eq!(step(&ClusterRecord { lifecycle, ..given_up }, &seen(B, 2, DOWN)), Some(Step::RemoveVolume));
+}
+
+#[test]
+fn a_leader_that_acknowledges_alone_admits_nobody_before_its_lease_counts() {
+    let mut record = record();
+    record.configs[0].sync_set = SyncSet::default();
+    let seen = |lease: Option<u64>, admitted: &[MemberId]| {
+        let primary = PrimarySeen { sync_set: Some(SyncSet::default()), admitted: others(admitted), ..primary_seen() };
+        let lease = lease.map(|remaining_ms| LeaseSeen { remaining_ms });
+        MemberReport { lease, ..seen(A, 2, PostgresSeen::Primary(primary)) }
+    };
+    assert_eq!(step(&record, &seen(None, &[])), None);
+    assert_eq!(step(&record, &seen(Some(9000), &[])), Some(Step::UpdateSyncSet));
+    // Fewer are always fine.
+    record.members.remove(&C);
+    assert_eq!(step(&record, &seen(None, &[B, C])), Some(Step::UpdateSyncSet));
 }
 
 // --- log that only another promiser holds

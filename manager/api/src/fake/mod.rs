@@ -155,7 +155,25 @@ impl Backend for Fake {
         if let Some(change) = meanwhile {
             self.operation(cluster, None, |_| change)?;
         }
-        self.operation(cluster, revision, |operation| ClusterChange::UpdateSpec { operation, spec })
+        let (here, asked) = {
+            let record = self.record();
+            let held = record.clusters.get(&cluster);
+            held.map_or((0, 0), |held| (held.members.len(), held.spec.members))
+        };
+        if spec.members == asked {
+            return self.operation(cluster, revision, |operation| ClusterChange::UpdateSpec { operation, spec });
+        }
+        let added = (here as u128 + 1..=u128::from(spec.members)).map(|n| MemberRecord {
+            id: MemberId::from_u128(500 + n),
+            name: format!("{}-{n}", spec.name),
+            node: node(n),
+            volume: VolumeId::from_u128(500 + n),
+            incarnation: 1,
+            restarts: 0,
+            standing: Default::default(),
+        });
+        let added = added.collect();
+        self.operation(cluster, revision, |operation| ClusterChange::ChangeMembers { operation, spec, added })
     }
     async fn restart_cluster(&self, cluster: ClusterId, revision: Option<u64>) -> Result<Accepted, Rejected> {
         self.operation(cluster, revision, |operation| ClusterChange::RequestRestart { operation })
@@ -320,6 +338,7 @@ fn new_cluster(id: ClusterId, operation: OperationId, spec: ClusterSpec, first_m
         volume: VolumeId::from_u128(first_member + n),
         incarnation: 1,
         restarts: 0,
+        standing: Default::default(),
     });
     NewCluster {
         id,
@@ -367,6 +386,8 @@ pub fn observations(record: &Record) -> Observations {
         oldest_log: None,
         fetched: None,
         slots: None,
+        session: 1,
+        kept: Default::default(),
         troubles: Vec::new(),
         findings: vec![],
     };

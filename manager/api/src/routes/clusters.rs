@@ -87,6 +87,10 @@ async fn delete(State(app): State<App>, Asked(asked): Asked, IfMatch(revision): 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SpecChange {
+    /// Members in all, the leader counted. New ones are placed on nodes of their own; of those that are too many the least
+    /// useful leave, never the leader, and their data is removed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub members: Option<u8>,
     /// Standbys that must have a commit on disk before it is acknowledged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sync_replicas: Option<u8>,
@@ -102,6 +106,7 @@ pub struct SpecChange {
 
 impl SpecChange {
     pub fn apply_to(&self, mut spec: ClusterSpec) -> ClusterSpec {
+        spec.members = self.members.unwrap_or(spec.members);
         spec.durability = self.durability.unwrap_or(spec.durability);
         // Where no standby is to have a commit, how many it was is of no meaning any more.
         let before = spec.sync_replicas.filter(|_| spec.durability != Durability::Asynchronous);

@@ -108,6 +108,15 @@ async fn a_change_of_the_spec_names_what_changes_and_leaves_the_rest() {
     assert_eq!(patch(r#"{"sync_replicas":3}"#).await.problem(), "invalid");
     assert_eq!(patch(r#"{"members":0}"#).await.problem(), "invalid");
     assert_eq!(patch(r#"{"sync_replicas":2}"#).await.problem(), "conflict");
+    assert_eq!(patch(r#"{"members":2}"#).await.problem(), "invalid", "two standbys are to acknowledge");
+    let fewer = patch(r#"{"members":2,"sync_replicas":1}"#).await;
+    assert_eq!(fewer.status, StatusCode::ACCEPTED, "{}", fewer.text);
+    let location = fewer.headers[header::LOCATION].to_str().unwrap().to_string();
+    assert!(
+        get(&api, &location).await.json()["progress"].as_str().unwrap().starts_with("3 members, and 2 by the spec")
+    );
+    let members = &get(&api, "/v1/clusters/app/members").await.json()["items"];
+    assert_eq!(members[0]["standing"], "settled", "{members}");
 }
 
 #[tokio::test]

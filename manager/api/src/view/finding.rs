@@ -28,7 +28,7 @@ impl FindingView {
             None => id.to_string(),
         });
         let member = finding.member.map(|id| {
-            let held = world.record.clusters.values().find_map(|cluster| cluster.members.get(&id));
+            let held = world.record.clusters.values().find_map(|cluster| cluster.held(id));
             held.map_or_else(|| id.to_string(), |member| member.name.clone())
         });
         Self {
@@ -67,7 +67,8 @@ pub(super) fn of_cluster(world: &World<'_>, cluster: &ClusterRecord) -> Vec<Find
                 && finding.node.is_some_and(|node| cluster.member_on(node).is_some()))
     };
     let mut all: Vec<&Finding> = observed.findings.iter().filter(about).collect();
-    all.extend(cluster.members.keys().filter_map(|id| world.seen(*id)).flat_map(|seen| &seen.report.findings));
+    let held = cluster.members.keys().chain(cluster.departed.keys());
+    all.extend(held.filter_map(|id| world.seen(*id)).flat_map(|seen| &seen.report.findings));
     sorted(world, all)
 }
 

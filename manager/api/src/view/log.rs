@@ -3,7 +3,8 @@
 use super::world::member_name;
 use super::{ClusterRef, World};
 use pgstead_types::record::{
-    ClusterRecord, EventRecord, Leadership, OperationKind, OperationRecord, OperationState, Record,
+    ClusterRecord, EventRecord, Leadership, MemberRecord, OperationKind, OperationRecord, OperationState, Record,
+    Standing,
 };
 use pgstead_types::{ClusterId, NodeId, OperationId};
 use serde::{Deserialize, Serialize};
@@ -65,6 +66,20 @@ impl OperationView {
     }
 }
 
+/// Members join or are to leave.
+fn is_moving(cluster: &ClusterRecord) -> bool {
+    cluster.members_surplus() > 0 || !moving(cluster).is_empty()
+}
+
+fn moving(cluster: &ClusterRecord) -> Vec<String> {
+    let text = |member: &MemberRecord| match member.standing {
+        Standing::Settled => None,
+        Standing::Joining => Some(format!("{} is joining", member.name)),
+        Standing::Leaving => Some(format!("{} is leaving", member.name)),
+    };
+    cluster.members.values().filter_map(text).collect()
+}
+
 fn describe_progress(kind: OperationKind, cluster: &ClusterRecord) -> String {
     let leading = || match &cluster.leadership {
         Leadership::Electing { .. } => format!("electing a leader in epoch {}", cluster.epoch),
@@ -77,8 +92,18 @@ fn describe_progress(kind: OperationKind, cluster: &ClusterRecord) -> String {
     match (kind, &cluster.switchover, &cluster.restart) {
         (OperationKind::CreateCluster, ..) => leading(),
         (OperationKind::DeleteCluster, ..) => {
-            format!("{} of {} members still have a volume", cluster.members.len(), cluster.spec.members)
+            let left = cluster.members.len() + cluster.departed.len();
+            format!("{left} of {} members still have a volume", usize::from(cluster.spec.members).max(left))
         }
+        (OperationKind::UpdateCluster, ..) if is_moving(cluster) => format!(
+            "{} members, and {} by the spec; {}",
+            cluster.members.len(),
+            cluster.spec.members,
+            match moving(cluster).as_slice() {
+                [] => "the controller chooses who leaves".to_string(),
+                names => names.join(", "),
+            }
+        ),
         (OperationKind::UpdateCluster, ..) => match cluster.config().map(|config| (config, &config.target)) {
             Some((_, Some(target))) => format!(
                 "the sync set is being changed: {} of {} are to acknowledge",

@@ -3,7 +3,7 @@
 use super::world::{cluster_ref, is_fresh};
 use super::{ClusterRef, FindingView, NodeRef, World};
 use crate::backend::MemberSeen;
-use pgstead_types::record::{ClusterRecord, MemberRecord};
+use pgstead_types::record::{ClusterRecord, MemberRecord, Standing};
 use pgstead_types::report::{ClientAccess, DataSeen, PostgresSeen, SenderSeen, StandbySeen, Working};
 use pgstead_types::{Epoch, Lsn, MemberId, Timeline, VolumeId};
 use serde::{Deserialize, Serialize};
@@ -25,6 +25,10 @@ pub struct MemberView {
     pub role: Role,
     /// Whether its acknowledgement counts.
     pub in_sync_set: bool,
+    /// `settled`; `joining` while the change of the number of members that added it is under way; `leaving` once it is to go.
+    #[serde(default)]
+    #[schema(value_type = String, pattern = "^(settled|joining|leaving)$")]
+    pub standing: Standing,
     /// Its last report; `null` when the controller could not be asked or has not heard of it yet.
     pub observed: Option<MemberObserved>,
 }
@@ -147,6 +151,7 @@ impl MemberView {
             incarnation: member.incarnation,
             role: if leads { Role::Leader } else { Role::Standby },
             in_sync_set,
+            standing: member.standing,
             observed: world.seen(member.id).map(|seen| MemberObserved::new(world, cluster, member, seen)),
         }
     }

@@ -97,6 +97,21 @@ fn an_old_report_says_what_was_and_not_what_is() {
 }
 
 #[test]
+fn what_a_node_says_of_a_member_that_has_left_is_shown() {
+    let mut record = record();
+    let held = record.clusters.get_mut(&APP).unwrap();
+    let left = held.members.remove(&member(3)).unwrap();
+    held.departed.insert(member(3), pgstead_types::record::Departed { member: left, revision: 1, released: Some(1) });
+    let mut observed = observations(&record);
+    let mut report = observed.members[&member(2)].clone();
+    report.report.member = member(3);
+    report.report.findings = vec![Finding::info("data_kept", "in /data").on_cluster(APP).on_member(member(3))];
+    observed.members.insert(member(3), report);
+    let view = cluster(&record, Some(&observed));
+    assert!(view.findings.iter().any(|f| f.code == "data_kept" && f.member.as_deref() == Some("app-3")));
+}
+
+#[test]
 fn an_open_election_shows_why_it_is_open_and_whose_promises_count() {
     let mut record = record();
     let change = ClusterChange::BeginEpoch { epoch: Epoch(2), reason: EpochReason::PostgresEnded, preferred: None };

@@ -35,6 +35,7 @@ pub async fn run(command: &ClusterCommands, client: &Client, screen: &mut Screen
         ClusterCommands::Update(args) => {
             let cluster = client.cluster(&args.name).await?;
             let change = SpecChange {
+                members: args.members,
                 sync_replicas: args.sync_replicas,
                 durability: args.durability,
                 slot_wal_budget: args.slot_wal_budget,
@@ -46,7 +47,8 @@ pub async fn run(command: &ClusterCommands, client: &Client, screen: &mut Screen
                     Some(_) => format!(", slot_wal_budget {}", spec.slot_wal_budget),
                     None => String::new(),
                 };
-                format!("sync_replicas {}, durability {}{budget}", spec.needed(), spec.durability)
+                let (members, needed, durability) = (spec.members, spec.needed(), spec.durability);
+                format!("members {members}, sync_replicas {needed}, durability {durability}{budget}")
             };
             writeln!(screen.err, "{}: {} -> {}", cluster.name, says(&cluster.spec), says(&spec))?;
             let accepted = client.update_cluster(&cluster.id.to_string(), &change, None).await?;

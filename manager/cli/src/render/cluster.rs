@@ -6,6 +6,7 @@ use pgstead_api::view::{
     Access, ClusterSummary, ClusterView, ConnectionView, DataState, Health, MemberObserved, MemberState, MemberView,
     Phase, RpoState, WorkingView,
 };
+use pgstead_types::record::Standing;
 
 pub fn clusters(all: &[ClusterSummary], width: u16) -> String {
     if all.is_empty() {
@@ -150,7 +151,10 @@ fn member_row(one: &MemberView) -> Vec<String> {
     vec![
         one.name.clone(),
         one.node.name.clone(),
-        words(&one.role),
+        match one.standing {
+            Standing::Settled => words(&one.role),
+            joining_or_leaving => format!("{}, {}", words(&one.role), words(&joining_or_leaving)),
+        },
         seen.map_or_else(|| "?".to_string(), state),
         size(seen.and_then(|seen| seen.lag_bytes)),
         if one.in_sync_set { "yes" } else { "-" }.to_string(),

@@ -16,9 +16,12 @@ use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-/// Version of every kind of entry, and of a snapshot. It rises with a form that an older voter would misread, and such
+/// Version of every kind of entry, and of most snapshots. It rises with a form that an older voter would misread, and such
 /// an entry is only proposed once every voter reports that it knows it.
 pub const VERSION: u32 = 1;
+
+/// Of a snapshot in which members come, or have gone: an older voter would read it, forget these, and go on without the others.
+const WITH_MEMBERS_MOVING: u32 = 2;
 
 const BLANK: &str = "blank";
 const MEMBERSHIP: &str = "membership";
@@ -227,7 +230,10 @@ impl Serialize for SnapshotEnvelope {
             body: &'a B,
         }
         match self {
-            Self::Known(record) => Form { version: VERSION, kind: RECORD, body: &**record }.serialize(to),
+            Self::Known(record) => {
+                let version = if record.has_members_moving() { WITH_MEMBERS_MOVING } else { VERSION };
+                Form { version, kind: RECORD, body: &**record }.serialize(to)
+            }
             Self::Unknown { version, kind, body } => Form { version: *version, kind, body }.serialize(to),
         }
     }
@@ -235,7 +241,7 @@ impl Serialize for SnapshotEnvelope {
 impl<'de> Deserialize<'de> for SnapshotEnvelope {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         let Envelope { version, kind, body } = Envelope::deserialize(from)?;
-        if version > VERSION || kind != RECORD {
+        if version > WITH_MEMBERS_MOVING || kind != RECORD {
             return Ok(Self::Unknown { version, kind, body });
         }
         serde_json::from_value(body).map(|record| Self::Known(Arc::new(record))).map_err(D::Error::custom)
@@ -259,7 +265,7 @@ impl StoredSnapshot {
             SnapshotEnvelope::Known(record) => record,
             SnapshotEnvelope::Unknown { version, kind, .. } => {
                 return Err(format!(
-                    "it is a {kind:?} of version {version}, and this build knows {RECORD:?} up to {VERSION}"
+                    "it is a {kind:?} of version {version}, and this build knows {RECORD:?} up to {WITH_MEMBERS_MOVING}"
                 ));
             }
         };

@@ -602,7 +602,7 @@ fn a_creation_has_ended_when_everyone_streams() {
 fn a_deleted_clusters_members_leave_as_their_volumes_go() {
     let deleting = || three().recorded(|record| record.lifecycle = Lifecycle::Deleting { operation: OPERATION });
     assert!(deleting().decide().change.is_none());
-    let mut gone = deleting().report("b", |report| report.volume_present = false);
+    let mut gone = deleting().down("b", None).report("b", |report| report.volume_present = false);
     assert_eq!(gone.decide().change, Some(ClusterChange::NoteRemoved { member: member("b") }));
     assert!(deleting().gone("b").findings().contains(&"removal_waits".to_string()));
 }

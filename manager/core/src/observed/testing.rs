@@ -3,6 +3,7 @@
 
 use super::*;
 use crate::decide::{Plan, decide};
+use crate::members::SeenWell;
 use pgstead_types::record::{
     ClusterChange, ClusterPorts, ClusterSecrets, Command, EpochConfig, EpochReason, HistoryEntry, Leadership,
     Lifecycle, MemberRecord, Record, Refusal, Restart, Switchover, SyncSet,
@@ -69,6 +70,7 @@ pub(crate) fn world() -> World {
         secrets,
         system_identifier: Some("7".into()),
         members: BTreeMap::new(),
+        departed: BTreeMap::new(),
         epoch: Epoch(1),
         leadership: Leadership::Electing { reason: EpochReason::Created, preferred: None },
         configs: Vec::new(),
@@ -98,9 +100,12 @@ impl World {
             volume: VolumeId::from_u128(1),
             incarnation: 1,
             restarts: 0,
+            standing: Default::default(),
         };
         self.record.members.insert(id, held);
         self.record.spec.members += 1;
+        // For ages.
+        self.memory.well.insert(id, SeenWell { epoch: Epoch(1), session: 1, since: Tick::from_millis(0) });
         let identity = DataIdentity { incarnation: life(name, 1), system_identifier: "7".into(), postgres_major: 15 };
         let report = MemberReport {
             cluster: self.record.id,
@@ -120,6 +125,8 @@ impl World {
             oldest_log: None,
             fetched: None,
             slots: None,
+            session: 1,
+            kept: Default::default(),
             troubles: Vec::new(),
             findings: Vec::new(),
         };

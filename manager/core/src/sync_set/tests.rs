@@ -323,7 +323,7 @@ fn strict_waits_for_a_standby_that_must_be_made_anew_as_well() {
         let config = world.record.config().unwrap();
         let primary = world.observed.nodes.values().find_map(|node| node.report.members[0].as_primary()).unwrap();
         let leader = member("a");
-        let view = View::new(&world.record, &world.observed, &world.policy, primary, config, leader);
+        let view = View::new(&world.record, &world.observed, &world.policy, primary, config, leader, true);
         view.goal(&mut SetMemory::default(), world.observed.now, &world.policy, &mut Plan::default())
     };
     assert_eq!(view(&world), set(&["b"], 1));

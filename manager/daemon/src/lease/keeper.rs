@@ -5,13 +5,13 @@ use super::{Held, Leases, times};
 use crate::peers::{Lane, PeerAddress, Peers};
 use crate::report::Reports;
 use futures::future::join_all;
-use pgstead_agent::lease::{Refusals, leads_under_lease, refusals_needed};
+use pgstead_agent::lease::{Refusals, leads_under_lease, may_forget_lease, refusals_needed, renews_lease};
 use pgstead_consensus::{Consensus, TokioRuntime};
 use pgstead_replication::Instance;
 use pgstead_replication::instance::LeaseCount;
 use pgstead_types::lease::{LeaseTimes, RefusalAnswer};
 use pgstead_types::record::{ClusterRecord, EpochConfig, Record};
-use pgstead_types::report::{MemberReport, PostgresSeen};
+use pgstead_types::report::MemberReport;
 use pgstead_types::{ClusterId, MemberId, Tick};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -75,13 +75,15 @@ impl Keeper {
         let seen = self.reports.get(self.member);
         if leads_under_lease(cluster, self.member).is_none() {
             *said = Said::default();
-            let stands_by = seen.is_some_and(|seen| {
-                matches!(seen.postgres, PostgresSeen::Standby(_)) && seen.promised >= cluster.epoch
-            });
-            if stands_by && let Err(error) = self.instance.forget_lease().await {
-                tracing::debug!(%error, member = %self.member, "the guard could not be told to forget a lease");
+            if seen.as_ref().is_some_and(|seen| may_forget_lease(cluster, seen)) {
+                if let Err(error) = self.instance.forget_lease().await {
+                    tracing::debug!(%error, member = %self.member, "the guard could not be told to forget a lease");
+                }
+                return;
             }
-            return;
+            if !renews_lease(cluster, self.member, self.instance.lease_end().is_some()) {
+                return;
+            }
         }
         let alone = cluster.config().is_some_and(EpochConfig::acknowledges_alone);
         let counted = self.instance.lease_end();

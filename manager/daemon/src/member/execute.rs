@@ -11,9 +11,9 @@ use pgstead_agent::Action;
 use pgstead_replication::guard::StopMode;
 use pgstead_replication::instance::{Bootstrap, Divergence, SafetyCopy, StartAs};
 use pgstead_replication::{Instance, InstanceError};
-use pgstead_types::record::{ClusterRecord, MemberRecord};
-use pgstead_types::report::{PostgresSeen, PromiseAnswer};
-use pgstead_types::{Bytes, Epoch, Lsn, MemberId, Position, Step};
+use pgstead_types::record::{ClusterRecord, Lifecycle, MemberRecord};
+use pgstead_types::report::{DataSeen, PostgresSeen, PromiseAnswer};
+use pgstead_types::{Bytes, Epoch, Lsn, MemberId, Position, Step, VolumeId};
 use pgstead_volumes::{Creation, NewVolume, Owner, Removal, Removed, VolumeError, VolumeTags};
 use std::io;
 use std::path::PathBuf;
@@ -37,6 +37,8 @@ pub enum ExecuteError {
     VolumeRefused(pgstead_volumes::Refusal),
     #[error("the node cannot keep its notes of the member; is the disk of data_dir full?")]
     Notes(#[source] io::Error),
+    #[error("what is kept in {path} cannot be read, and so is not removed")]
+    Unreadable { path: PathBuf, source: io::Error },
     #[error("cannot set the old data folder {path} aside")]
     SetAside { path: PathBuf, source: io::Error },
     #[error(
@@ -52,6 +54,8 @@ pub enum ExecuteError {
     StalePromise,
     #[error("stopped: the cluster has begun another epoch")]
     Overtaken,
+    #[error("the volume is not what it was when its removal was decided; it is looked at again first")]
+    AnotherVolume,
 }
 
 impl ExecuteError {
@@ -154,7 +158,7 @@ impl Executor<'_> {
     }
 
     fn record(&self) -> Result<&MemberRecord, SetupError> {
-        self.cluster.members.get(&self.member).ok_or_else(|| SetupError::Unknown(format!("member {}", self.member)))
+        self.cluster.held(self.member).ok_or_else(|| SetupError::Unknown(format!("member {}", self.member)))
     }
 
     fn tags(&self) -> VolumeTags {
@@ -187,9 +191,29 @@ impl Executor<'_> {
     async fn remove_volume(&mut self) -> Result<(), ExecuteError> {
         self.instance.release_guard().await?;
         let volume = self.record()?.volume;
+        if self.cluster.lifecycle == Lifecycle::Active {
+            self.check_nothing_kept(volume).await?;
+        }
         match self.context.volumes.remove(volume, &self.tags(), Removal::Hard).await? {
             Removed::Refused(why) => Err(ExecuteError::VolumeRefused(why)),
             Removed::NotThere | Removed::SetAside | Removed::Deleted => Ok(()),
+        }
+    }
+
+    /// A file system that was mounted since the last look, say, has what that did not see.
+    async fn check_nothing_kept(&self, volume: VolumeId) -> Result<(), ExecuteError> {
+        let Some(volume) = self.context.volumes.open(volume).await? else { return Ok(()) };
+        let data_dir = self.instance.config().data_dir.clone();
+        let kept = given_up::lives(&data_dir)
+            .map_err(|source| ExecuteError::Unreadable { path: volume.path.clone(), source })?;
+        let own = match self.instance.data_seen(self.cluster.system_identifier.as_deref()).await {
+            DataSeen::Present(identity) => self.cluster.is_given_up(identity.incarnation),
+            DataSeen::Foreign { .. } => true,
+            DataSeen::Absent | DataSeen::Partial | DataSeen::Lost { .. } => false,
+        };
+        match given_up::looks_into(&volume.path, &data_dir) && kept.is_empty() && !own {
+            true => Ok(()),
+            false => Err(ExecuteError::AnotherVolume),
         }
     }
 

@@ -25,8 +25,9 @@ use pgstead_agent::{Action, Next, decide};
 use pgstead_replication::{GuardEvent, Instance};
 use pgstead_types::lease::RefusalAnswer;
 use pgstead_types::record::{ClusterRecord, Lifecycle};
-use pgstead_types::report::{MemberReport, PostgresSeen, RefusalSeen, Working};
+use pgstead_types::report::{DataSeen, MemberReport, PostgresSeen, RefusalSeen, Working};
 use pgstead_types::{ClusterId, MemberId, Step, Tick};
+use pgstead_volumes::Left;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -75,7 +76,7 @@ impl MemberTask {
         let look = self.reports.look_of(self.member);
         loop {
             let now = record.get();
-            let Some(cluster) = now.clusters.get(&self.cluster).filter(|c| c.members.contains_key(&self.member)) else {
+            let Some(cluster) = now.clusters.get(&self.cluster).filter(|c| c.held(self.member).is_some()) else {
                 self.reports.remove(self.member);
                 self.context.instances.remove(self.member);
                 return;
@@ -133,7 +134,7 @@ impl MemberTask {
     /// Finds the volume and brings the instance's configuration up to the record.
     async fn refresh(&mut self, cluster: &ClusterRecord) -> Result<(), setup::SetupError> {
         if self.volume.as_ref().is_none_or(|path| !path.is_dir())
-            && let Some(member) = cluster.members.get(&self.member)
+            && let Some(member) = cluster.held(self.member)
         {
             self.volume = self.context.volumes.open(member.volume).await?.map(|volume| volume.path);
         }
@@ -158,21 +159,37 @@ impl MemberTask {
 
     /// Looks once and does at most one step. Whether it did one.
     async fn step(&mut self, cluster: &ClusterRecord) -> bool {
-        let mut seen = self.observer.observe(&self.instance, cluster, &mut self.notes, self.volume.is_some()).await;
+        let leaves = cluster.lifecycle != Lifecycle::Active || cluster.departed.contains_key(&self.member);
+        let looks_inside = self.volume.as_deref().is_some_and(|volume| given_up::looks_into(volume, &self.data_dir()));
+        let left = match &self.volume {
+            None if leaves => self.left(cluster).await,
+            None => Some(Left::Nothing),
+            Some(_) => Some(Left::Whole),
+        };
+        let volume_present = left != Some(Left::Nothing);
+        let mut seen = self.observer.observe(&self.instance, cluster, &mut self.notes, volume_present).await;
+        if leaves && !looks_inside && matches!(left, None | Some(Left::Whole)) {
+            // Nobody has looked into it: nothing is removed before the next look has.
+            seen.data = DataSeen::Foreign { why: "its volume cannot be read, or has only just appeared".into() };
+        }
         seen.working = self.failed.as_ref().map(Failed::working);
         seen.troubles = self.watch.look(&self.instance, &seen, &mut self.notes).await;
         seen.slots = self.slots.look(&self.instance, cluster, &seen, self.watch.free(), &mut self.notes).await;
         seen.refusing = self.refusing();
         let Next { action, findings } = decide(cluster, self.member, &seen);
         seen.findings.extend(findings);
-        if let Some(member) = cluster.members.get(&self.member) {
-            let kept = given_up::finding(&self.instance.config().data_dir, &member.name);
+        if let Some(member) = cluster.held(self.member) {
+            let own = leaves && seen.incarnation().is_some_and(|life| cluster.is_given_up(life));
+            let kept = given_up::finding(&self.data_dir(), &member.name, own);
             seen.findings.extend(kept.map(|kept| kept.on_cluster(self.cluster).on_member(self.member)));
         }
         let Some(action) = action else {
             self.failed = None;
-            if cluster.lifecycle != Lifecycle::Active && !seen.volume_present {
-                self.forget_member();
+            let gone = leaves && !seen.volume_present && matches!(seen.postgres, PostgresSeen::Down { .. });
+            if gone && let Err(error) = self.forget_member() {
+                tracing::warn!(%error, cluster = %cluster.spec.name, member = %self.member, "cannot remove what a member that is gone has left");
+                // Told only when nothing is left: from then on nobody looks here.
+                seen.volume_present = true;
             }
             self.discard_previous(cluster, &seen).await;
             self.reports.put(seen);
@@ -233,16 +250,27 @@ impl MemberTask {
         }
     }
 
-    /// The volume of a deleted cluster is gone, and it was the data: the rest is of no use to anyone. Before that is
-    /// reported: from then on the record may no longer know the member, and a daemon started then would not look here.
-    fn forget_member(&self) {
-        let run_dir = self.instance.config().run_dir.clone();
-        let removed = match std::fs::remove_dir_all(&run_dir) {
+    fn data_dir(&self) -> PathBuf {
+        self.instance.config().data_dir.clone()
+    }
+
+    /// What the pool has of a volume that is to go and was not found. `None`: it cannot be read now.
+    async fn left(&self, cluster: &ClusterRecord) -> Option<Left> {
+        let volume = cluster.held(self.member)?.volume;
+        let left = pgstead_volumes::left_of(&*self.context.volumes, volume).await;
+        left.inspect_err(|error| {
+            tracing::warn!(%error, cluster = %cluster.spec.name, member = %self.member, "cannot look whether its volume is gone");
+        })
+        .ok()
+    }
+
+    /// The volume of a deleted cluster, or of a member that has left, is gone, and it was the data: the rest is of no use to
+    /// anyone. Before that is reported: from then on the record may no longer know the member, and a daemon started then would
+    /// not look here.
+    fn forget_member(&self) -> std::io::Result<()> {
+        match std::fs::remove_dir_all(&self.instance.config().run_dir) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
             _ => self.notes.remove(),
-        };
-        if let Err(error) = removed {
-            tracing::warn!(%error, member = %self.member, run_dir = %run_dir.display(), "cannot remove what a deleted member has left");
         }
     }
 

@@ -1,7 +1,7 @@
 //! One look at a member: its volume, its data, its Postgres, and the node's notes. Nothing else is remembered.
 
-use super::at_rest;
 use super::notes::Notes;
+use super::{at_rest, given_up};
 use pgstead_replication::Instance;
 use pgstead_types::record::ClusterRecord;
 use pgstead_types::report::{DataSeen, LeaseSeen, MemberReport, PostgresSeen};
@@ -9,14 +9,15 @@ use pgstead_types::{MemberId, Tick};
 
 pub struct Observer {
     member: MemberId,
+    session: u64,
     /// The WAL receiver to watch for its end.
     receiver: Option<i32>,
     unsettled: bool,
 }
 
 impl Observer {
-    pub fn new(member: MemberId) -> Self {
-        Self { member, receiver: None, unsettled: true }
+    pub fn new(member: MemberId, session: u64) -> Self {
+        Self { member, session, receiver: None, unsettled: true }
     }
 
     pub async fn observe(
@@ -26,7 +27,13 @@ impl Observer {
         notes: &mut Notes,
         volume_present: bool,
     ) -> MemberReport {
-        let data = self.data(instance, cluster, notes, volume_present).await;
+        let mut data = self.data(instance, cluster, notes, volume_present).await;
+        let kept = given_up::lives(&instance.config().data_dir).unwrap_or_else(|error| {
+            if cluster.departed.contains_key(&self.member) {
+                data = DataSeen::Foreign { why: format!("what is kept beside it cannot be read: {error}") };
+            }
+            Default::default()
+        });
         let postgres = instance.probe().await;
         let receiving = matches!(&postgres, PostgresSeen::Standby(standby) if standby.receiver.is_some());
         self.receiver = match (receiving, self.receiver) {
@@ -60,6 +67,8 @@ impl Observer {
             working: None,
             oldest_log,
             slots: None,
+            session: self.session,
+            kept,
             troubles: Vec::new(),
             findings: Vec::new(),
         };

@@ -66,7 +66,7 @@ pub fn refresh(
     volume: Option<&Path>,
     settings: BTreeMap<String, String>,
 ) -> Result<(), SetupError> {
-    let member = cluster.members.get(&member).ok_or_else(|| SetupError::Unknown(format!("member {member}")))?;
+    let member = cluster.held(member).ok_or_else(|| SetupError::Unknown(format!("member {member}")))?;
     let wanted = InstanceConfig { settings, ..instance_config(context, cluster, member, volume)? };
     let held = instance.config();
     let same = held.incarnation == wanted.incarnation && held.data_dir == wanted.data_dir;

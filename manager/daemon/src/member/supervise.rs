@@ -40,6 +40,8 @@ pub struct NodeContext {
     pub instances: Instances,
     /// This binary.
     pub binary: PathBuf,
+    /// Random per start of the daemon.
+    pub session: u64,
     pub peers: Peers,
     pub leases: Leases,
     pub asks: Asks,
@@ -54,7 +56,7 @@ pub async fn supervise(context: Arc<NodeContext>, reports: Reports, mut stop: wa
         let now = record.get();
         tasks.retain(|_, task| !task.is_finished());
         let mut all_started = true;
-        for (cluster, member) in now.clusters_on(node) {
+        for (cluster, member) in now.held_on(node) {
             if tasks.contains_key(&member.id) {
                 continue;
             }
@@ -107,7 +109,7 @@ async fn task(
         context: context.clone(),
         instance,
         volume,
-        observer: Observer::new(member.id),
+        observer: Observer::new(member.id, context.session),
         reports: reports.clone(),
         failed: None,
         reload_after: None,

@@ -6,6 +6,7 @@ use super::cluster::{
     ClusterRecord, EpochConfig, EpochReason, HistoryEntry, Leadership, Lifecycle, Restart, Switchover,
 };
 use super::command::{ClusterChange, Command, NewCluster};
+use super::members::Standing;
 use super::{
     EVENTS_MAX, EventRecord, NodeRecord, OPERATIONS_MAX, OperationKind, OperationRecord, OperationState, Record,
 };
@@ -95,6 +96,7 @@ impl Record {
                     )));
                 }
                 let message = format!("node {} removed", known.name);
+                self.forget_departed_of(*at, *node);
                 self.nodes.remove(node);
                 self.removed_nodes.insert(*node);
                 self.note(*at, "node_removed", message, None, Some(*node));
@@ -181,6 +183,7 @@ impl Record {
             secrets: new.secrets.clone(),
             system_identifier: None,
             members: new.members.iter().map(|member| (member.id, member.clone())).collect(),
+            departed: Default::default(),
             epoch,
             leadership: Leadership::Chosen { leader: first.id },
             configs: vec![config],
@@ -213,13 +216,18 @@ impl Record {
         if held.revision != revision {
             return Err(Refusal::StaleRevision { expected: revision, found: held.revision });
         }
+        if let ClusterChange::ChangeMembers { added, .. } = change
+            && let Some(stranger) = added.iter().find(|member| !self.nodes.contains_key(&member.node))
+        {
+            return Err(not_found("node", stranger.node));
+        }
         // On a copy: a refusal half way leaves the record as it was.
         let mut cluster = held.clone();
         let mut outcome = Outcome::default();
         cluster.change(change, &mut outcome)?;
         cluster.revision += 1;
         let name = cluster.spec.name.clone();
-        if cluster.members.is_empty() {
+        if cluster.is_gone() {
             self.clusters.remove(&id);
         } else {
             self.clusters.insert(id, cluster);
@@ -250,7 +258,7 @@ impl Record {
     }
 
     /// False when there was nothing to end.
-    fn end_operation(&mut self, at: WallTime, id: OperationId, failure: Option<String>) -> bool {
+    pub(super) fn end_operation(&mut self, at: WallTime, id: OperationId, failure: Option<String>) -> bool {
         match self.operations.get_mut(&id) {
             Some(held) if held.state == OperationState::Running => {
                 held.state = match failure {
@@ -259,7 +267,9 @@ impl Record {
                 };
                 if let Some(cluster) = self.clusters.get_mut(&held.cluster) {
                     cluster.creating.take_if(|creating| *creating == id);
-                    cluster.updating.take_if(|updating| *updating == id);
+                    if cluster.updating.take_if(|updating| *updating == id).is_some() {
+                        cluster.settle_joining();
+                    }
                 }
                 true
             }
@@ -401,7 +411,13 @@ impl ClusterRecord {
             ClusterChange::SettleSyncSet { epoch, set } => self.settle_sync_set(*epoch, set, outcome),
             ClusterChange::Rebuild { member, incarnation, why } => self.rebuild(*member, *incarnation, why, outcome),
             ClusterChange::AdoptIncarnation { member, incarnation } => self.adopt(*member, *incarnation, outcome),
-            ClusterChange::UpdateSpec { operation, spec } => self.update_spec(*operation, spec, outcome),
+            ClusterChange::UpdateSpec { operation, spec } => self.update_spec(*operation, spec, None, outcome),
+            ClusterChange::ChangeMembers { operation, spec, added } => {
+                self.update_spec(*operation, spec, Some(added), outcome)
+            }
+            ClusterChange::MarkLeaving { member, instead_of } => self.mark_leaving(*member, *instead_of, outcome),
+            ClusterChange::RemoveMember { member } => self.remove_member(*member, outcome),
+            ClusterChange::ReleaseData { member, session } => self.release_data(*member, *session),
             ClusterChange::RequestSwitchover { operation, to } => {
                 self.check_idle()?;
                 self.begin_switchover(*operation, *to, false, outcome)?;
@@ -448,6 +464,9 @@ impl ClusterRecord {
             }
             ClusterChange::RequestRestart { operation } => {
                 self.check_idle()?;
+                if self.members_surplus() > 0 {
+                    return Err(conflict("members are leaving the cluster; wait for that to end"));
+                }
                 self.restart = Some(Restart {
                     operation: *operation,
                     remaining: self.members.keys().copied().collect(),
@@ -498,17 +517,7 @@ impl ClusterRecord {
                 outcome.event("delete_requested", format!("deletion of cluster {} requested", self.spec.name));
                 Ok(())
             }
-            ClusterChange::NoteRemoved { member } => {
-                let Lifecycle::Deleting { operation } = self.lifecycle else {
-                    return Err(conflict("members leave only a cluster that is being deleted"));
-                };
-                self.members.remove(member).ok_or_else(|| not_found("member", member))?;
-                if self.members.is_empty() {
-                    outcome.event("cluster_deleted", format!("cluster {} deleted", self.spec.name));
-                    outcome.end = Some((operation, None));
-                }
-                Ok(())
-            }
+            ClusterChange::NoteRemoved { member } => self.note_removed(*member, outcome),
             ClusterChange::ReplaceSecrets { secrets } => {
                 self.secrets = secrets.clone();
                 outcome.event("certificate_renewed", "server certificate renewed for the present nodes".to_string());
@@ -569,8 +578,10 @@ impl ClusterRecord {
                 held.incarnation = next;
             }
         }
-        // Alone only by a person's word, and from then on until enough standbys have come back.
-        let may_be_alone = forced || self.configs.last().is_some_and(|config| config.sync_set.needed == 0);
+        // Alone only by a person's word: a forced failover, and from then on until enough standbys have come back; or a spec of
+        // one member, while the others are leaving.
+        let may_be_alone =
+            forced || self.spec.needed() == 0 || self.configs.last().is_some_and(|config| config.sync_set.needed == 0);
         let known: BTreeSet<Incarnation> = self.members.values().map(super::MemberRecord::current).collect();
         if let Some(stranger) = config.sync_set.members.iter().find(|standby| !known.contains(standby)) {
             return Err(conflict(format!("{stranger} is not a present incarnation of a member")));
@@ -583,6 +594,10 @@ impl ClusterRecord {
         }
         self.note_unnoted_promotion(config.start.timeline);
         self.last_timeline = config.timeline;
+        // Only it could lead: another one leaves.
+        if let Some(held) = self.members.get_mut(&leader.member).filter(|held| held.standing == Standing::Leaving) {
+            held.standing = Standing::Settled;
+        }
         self.leadership = Leadership::Chosen { leader: leader.member };
         self.fetch = None;
         let message = format!(
@@ -660,6 +675,9 @@ impl ClusterRecord {
         }
         if from == to {
             return Err(conflict(format!("{} leads already", self.member_name(to))));
+        }
+        if !for_restart && self.is_leaving(to) {
+            return Err(conflict(format!("{} is leaving the cluster; choose another one", self.member_name(to))));
         }
         self.switchover = Some(Switchover { operation, from, to, epoch: self.epoch, draining: false, for_restart });
         let message = format!("switchover from {} to {} requested", self.member_name(from), self.member_name(to));

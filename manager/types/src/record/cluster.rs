@@ -1,6 +1,7 @@
 //! One cluster as recorded: its members, its epoch, who leads it, and what an election must hear.
 
 use super::fetch::LogFetch;
+use super::members::{Departed, Standing};
 use super::operator::{ForcedEpoch, Planned};
 use super::recovery::Recovered;
 use super::sync_set::{SetChange, SyncSet};
@@ -26,6 +27,9 @@ pub struct ClusterRecord {
     /// Known once the first member has been promoted; from then on nobody runs `initdb` for this cluster.
     pub system_identifier: Option<String>,
     pub members: BTreeMap<MemberId, MemberRecord>,
+    /// Members no more, whose nodes have yet to say that the volume is gone.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub departed: BTreeMap<MemberId, Departed>,
     pub epoch: Epoch,
     pub leadership: Leadership,
     /// Oldest first: the last confirmed configuration (none before the first confirmation), then every later chosen one.
@@ -102,6 +106,9 @@ pub struct MemberRecord {
     /// Grows when the member's Postgres has to be restarted.
     #[serde(default)]
     pub restarts: u32,
+    /// Whether it is to stay.
+    #[serde(default, skip_serializing_if = "Standing::is_settled")]
+    pub standing: Standing,
 }
 
 impl MemberRecord {

@@ -150,10 +150,35 @@ pub enum ClusterChange {
         member: MemberId,
         incarnation: u32,
     },
-    /// What a person asks of the cluster has changed.
+    /// What a person asks of the cluster has changed, and not the number of members.
     UpdateSpec {
         operation: OperationId,
         spec: Box<ClusterSpec>,
+    },
+    /// More members are asked for, or fewer, and maybe other things with it.
+    ChangeMembers {
+        operation: OperationId,
+        spec: Box<ClusterSpec>,
+        /// Members that it asks for beyond those that there are, already placed.
+        #[serde(default)]
+        added: Vec<MemberRecord>,
+    },
+    /// There are more members than the spec asks for, and this one is to go.
+    MarkLeaving {
+        member: MemberId,
+        /// One that was to go, and stays, because this one has been lost.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        instead_of: Option<MemberId>,
+    },
+    /// A leaving member counts nowhere any more: it is none from here on.
+    RemoveMember {
+        member: MemberId,
+    },
+    /// Its node is here, and those that are left have all of it in good order: the node removes what it has of it.
+    ReleaseData {
+        member: MemberId,
+        /// Of its node's daemon. One that is started later asks anew.
+        session: u64,
     },
     RequestSwitchover {
         operation: OperationId,
@@ -210,7 +235,7 @@ pub enum ClusterChange {
     RequestDelete {
         operation: OperationId,
     },
-    /// A deleted cluster's member has removed its volume.
+    /// The volume of a member is gone, of a deleted cluster or of one that it has left.
     NoteRemoved {
         member: MemberId,
     },

@@ -7,6 +7,7 @@ mod apply;
 mod cluster;
 mod command;
 mod fetch;
+mod members;
 mod operator;
 mod recovery;
 mod sync_set;
@@ -17,6 +18,7 @@ pub use cluster::{
     ClusterPorts, ClusterRecord, ClusterSecrets, EpochConfig, EpochReason, HistoryEntry, Leadership, Lifecycle,
     MemberRecord, PossibleLoss, Restart, Switchover,
 };
+pub use members::{DEPARTED_MAX, Departed, Standing};
 pub use sync_set::{SetChange, SyncSet};
 
 use apply::{Outcome, conflict};
@@ -172,6 +174,14 @@ impl Record {
     pub fn clusters_on(&self, node: NodeId) -> impl Iterator<Item = (&ClusterRecord, &MemberRecord)> {
         self.clusters.values().filter_map(move |cluster| {
             cluster.members.values().find(|member| member.node == node).map(|member| (cluster, member))
+        })
+    }
+    /// All that `node` has to look after: its members, and those that have left and have a volume there still.
+    pub fn held_on(&self, node: NodeId) -> impl Iterator<Item = (&ClusterRecord, &MemberRecord)> {
+        self.clusters.values().flat_map(move |cluster| {
+            let departed = cluster.departed.values().map(|departed| &departed.member);
+            let all = cluster.members.values().chain(departed);
+            all.filter(move |member| member.node == node).map(move |member| (cluster, member))
         })
     }
 }

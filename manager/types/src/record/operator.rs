@@ -88,6 +88,12 @@ impl ClusterRecord {
         if let Some(to) = scheduled.to.filter(|to| !self.members.contains_key(to)) {
             return Err(not_found("member", to));
         }
+        if let Some(to) = scheduled.to.filter(|to| self.is_leaving(*to)) {
+            return Err(conflict(format!("{} is leaving the cluster; choose another one", self.member_name(to))));
+        }
+        if self.members_surplus() > 0 {
+            return Err(conflict("members are leaving the cluster; schedule the switchover when that is done"));
+        }
         if scheduled.not_before >= scheduled.not_after {
             return Err(conflict("the time for the switchover ends before it begins"));
         }

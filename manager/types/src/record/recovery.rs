@@ -5,6 +5,7 @@ use super::cluster::{ClusterRecord, EpochReason, Leadership, Lifecycle, MemberRe
 use super::{Record, Refusal};
 use crate::ids::{Incarnation, MemberId, NodeId, RecoveryId};
 use crate::position::{Epoch, Timeline};
+use crate::report::MemberReport;
 use crate::time::WallTime;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -70,6 +71,8 @@ impl ClusterRecord {
             let message = format!("the data of {} was on a lost node and is not the cluster's any more", member.name);
             outcome.event("data_retired", message);
         }
+        // Its leaving may be an entry that was never agreed on, and its data the newest that is left.
+        retired.extend(self.departed.values().map(|departed| departed.member.current()));
         let mut recovered = Recovered { recovery, epoch: self.epoch, lost: lost.clone(), retired, ended: false };
         if let Some(former) = self.recovered.take() {
             recovered.retired.extend(former.retired);
@@ -109,6 +112,17 @@ impl ClusterRecord {
         };
         let of_recovery = self.recovered.iter().flat_map(|recovered| &recovered.retired);
         self.forced.iter().flat_map(|forced| &forced.retired).chain(of_recovery).any(covers)
+    }
+
+    /// Whether there is data on the member's volume that was given up: the only copy, maybe, of what was acknowledged.
+    pub fn holds_given_up(&self, seen: &MemberReport) -> bool {
+        !seen.kept.is_empty() || seen.incarnation().is_some_and(|life| self.is_given_up(life))
+    }
+
+    /// Whether any life of data of this member was given up.
+    pub fn has_given_up_data_of(&self, member: MemberId) -> bool {
+        let of_recovery = self.recovered.iter().flat_map(|recovered| &recovered.retired);
+        self.forced.iter().flat_map(|forced| &forced.retired).chain(of_recovery).any(|life| life.member == member)
     }
 
     /// Takes over the number of a life of data that was given in entries which are lost.

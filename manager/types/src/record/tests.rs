@@ -5,15 +5,15 @@ use crate::ids::{Incarnation, MemberId, RecoveryId, VolumeId};
 use crate::position::{Epoch, Lsn, Position, Timeline};
 use crate::spec::ClusterSpec;
 
-const APP: ClusterId = ClusterId::from_u128(100);
+pub(super) const APP: ClusterId = ClusterId::from_u128(100);
 
-fn member(n: u128) -> MemberId {
+pub(super) fn member(n: u128) -> MemberId {
     MemberId::from_u128(n)
 }
-fn first_life(n: u128) -> Incarnation {
+pub(super) fn first_life(n: u128) -> Incarnation {
     Incarnation { member: member(n), number: 1 }
 }
-fn node(n: u128) -> NodeRecord {
+pub(super) fn node(n: u128) -> NodeRecord {
     NodeRecord {
         id: NodeId::from_u128(n),
         name: format!("n{n}"),
@@ -38,6 +38,7 @@ fn world() -> Record {
         volume: VolumeId::from_u128(n),
         incarnation: 1,
         restarts: 0,
+        standing: Default::default(),
     });
     let secrets = ClusterSecrets {
         ca_cert_pem: String::new(),
@@ -59,7 +60,7 @@ fn world() -> Record {
     record.apply(&Command::CreateCluster { at: WallTime(0), cluster: Box::new(new) }).unwrap();
     record
 }
-fn change(record: &mut Record, change: ClusterChange) -> Result<Applied, Refusal> {
+pub(super) fn change(record: &mut Record, change: ClusterChange) -> Result<Applied, Refusal> {
     let revision = record.clusters[&APP].revision;
     record.apply(&Command::ChangeCluster { at: WallTime(0), cluster: APP, revision, change })
 }
@@ -73,7 +74,7 @@ fn promotion(epoch: u64, timeline: u32, parent: u32, fork: u64) -> ClusterChange
         system_identifier: "7".into(),
     }
 }
-fn choice(epoch: u64, leader: u128, standbys: &[u128], timeline: u32) -> ClusterChange {
+pub(super) fn choice(epoch: u64, leader: u128, standbys: &[u128], timeline: u32) -> ClusterChange {
     ClusterChange::Choose {
         epoch: Epoch(epoch),
         leader: first_life(leader),
@@ -85,13 +86,13 @@ fn choice(epoch: u64, leader: u128, standbys: &[u128], timeline: u32) -> Cluster
     }
 }
 /// In epoch 1, under member 1.
-fn confirmed() -> Record {
+pub(super) fn confirmed() -> Record {
     let mut record = world();
     change(&mut record, promotion(1, 2, 1, 300)).unwrap();
     change(&mut record, ClusterChange::Confirm { epoch: Epoch(1) }).unwrap();
     record
 }
-fn begin(epoch: u64) -> ClusterChange {
+pub(super) fn begin(epoch: u64) -> ClusterChange {
     ClusterChange::BeginEpoch { epoch: Epoch(epoch), reason: EpochReason::PostgresEnded, preferred: None }
 }
 

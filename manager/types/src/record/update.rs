@@ -2,15 +2,17 @@
 //! to it, and the operation ends when it has.
 
 use super::cluster::{ClusterRecord, Lifecycle};
-use super::{OperationKind, Outcome, Refusal, conflict};
+use super::{MemberRecord, OperationKind, Outcome, Refusal, conflict};
 use crate::ids::OperationId;
 use crate::spec::ClusterSpec;
 
 impl ClusterRecord {
+    /// `added`: the number of members may be another, and these are the new ones.
     pub(super) fn update_spec(
         &mut self,
         operation: OperationId,
         spec: &ClusterSpec,
+        added: Option<&[MemberRecord]>,
         outcome: &mut Outcome,
     ) -> Result<(), Refusal> {
         if self.lifecycle != Lifecycle::Active {
@@ -18,23 +20,31 @@ impl ClusterRecord {
         }
         spec.check().map_err(|error| conflict(error.to_string()))?;
         let mut kept = spec.clone();
+        if added.is_some() {
+            kept.members = self.spec.members;
+        }
         kept.sync_replicas = self.spec.sync_replicas;
         kept.durability = self.spec.durability;
         kept.slot_wal_budget = self.spec.slot_wal_budget;
         if kept != self.spec {
             return Err(conflict(
-                "only sync_replicas, durability and slot_wal_budget of a running cluster can change; everything else stays as it was made",
+                "only members, sync_replicas, durability and slot_wal_budget of a running cluster can change; everything else stays as it was made",
             ));
         }
         if *spec == self.spec {
             return Err(conflict("the cluster is asked for in that way already; nothing was changed"));
         }
+        if let Some(added) = added {
+            self.change_members(spec.members, added, outcome)?;
+        }
         if let Some(older) = self.updating.replace(operation) {
             outcome.end = Some((older, Some("another change of the spec has taken its place".to_string())));
         }
+        let moves = spec.members != self.spec.members;
         let text = |spec: &ClusterSpec| {
+            let members = if moves { format!("members = {}, ", spec.members) } else { String::new() };
             let (needed, durability, budget) = (spec.needed(), spec.durability, spec.slot_wal_budget);
-            format!("sync_replicas = {needed}, durability = {durability}, slot_wal_budget = {budget}")
+            format!("{members}sync_replicas = {needed}, durability = {durability}, slot_wal_budget = {budget}")
         };
         outcome.event("spec_changed", format!("asked for: {}; before: {}", text(spec), text(&self.spec)));
         self.spec = spec.clone();

@@ -10,6 +10,7 @@ mod faults;
 mod https;
 mod kill_points;
 mod leases;
+mod members;
 mod operator;
 mod planned;
 mod slots;

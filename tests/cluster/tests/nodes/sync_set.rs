@@ -62,7 +62,7 @@ async fn changes_though_the_daemon_dies(
 }
 
 /// As an operator asks for it, again while the control plane has no leader.
-async fn ask(bed: &Bed, change: &SpecChange) -> anyhow::Result<()> {
+pub async fn ask(bed: &Bed, change: &SpecChange) -> anyhow::Result<()> {
     let client = bed.client()?;
     let taken = async || {
         if client.cluster("app").await.is_ok_and(|view| change.apply_to(view.spec.clone()) == view.spec) {

@@ -1,6 +1,6 @@
 //! Runs many seeds on all cores, counts what happened in them, and says what never did.
 
-use pgstead_sim::run::{Course, run_seed};
+use pgstead_sim::run::{Course, run_moving_seed, run_seed};
 use pgstead_sim::tally::{Tally, required};
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -14,12 +14,15 @@ struct Wanted {
     verbose: bool,
     /// End with the first seed that fails.
     until_failed: bool,
+    /// The courses in which the number of members changes.
+    moving: bool,
 }
 
 fn wanted() -> Result<Wanted, String> {
     let mut arguments = std::env::args().skip(1);
     let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u64);
-    let mut wanted = Wanted { seeds: 100, start: 1, threads: cores, verbose: false, until_failed: false };
+    let mut wanted =
+        Wanted { seeds: 100, start: 1, threads: cores, verbose: false, until_failed: false, moving: false };
     while let Some(argument) = arguments.next() {
         let mut number = || {
             let text = arguments.next().unwrap_or_default();
@@ -30,10 +33,11 @@ fn wanted() -> Result<Wanted, String> {
             "--start" => wanted.start = number()?,
             "--threads" => wanted.threads = number()?.max(1),
             "--verbose" => wanted.verbose = true,
+            "--moving" => wanted.moving = true,
             "--until-failed" => wanted.until_failed = true,
             other => {
                 return Err(format!(
-                    "unknown argument {other}; expected --seeds N, --start S, --threads T, --verbose, --until-failed"
+                    "unknown argument {other}; expected --seeds N, --start S, --threads T, --verbose, --until-failed, --moving"
                 ));
             }
         }
@@ -49,6 +53,7 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    let run = if wanted.moving { run_moving_seed } else { run_seed };
     let end = wanted.start.saturating_add(wanted.seeds);
     let (next, enough) = (AtomicU64::new(wanted.start), AtomicBool::new(false));
     let (mut tally, mut failed) = (Tally::default(), Vec::new());
@@ -59,7 +64,7 @@ fn main() -> ExitCode {
             scope.spawn(move || {
                 while !enough.load(Ordering::Relaxed) {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= end || courses.send(run_seed(seed)).is_err() {
+                    if seed >= end || courses.send(run(seed)).is_err() {
                         return;
                     }
                 }
@@ -85,7 +90,7 @@ fn main() -> ExitCode {
             }
         }
     });
-    let complaints = if wanted.until_failed { Vec::new() } else { tally.complaints() };
+    let complaints = if wanted.until_failed || wanted.moving { Vec::new() } else { tally.complaints() };
     summary(&tally);
     for complaint in &complaints {
         println!("sim: {complaint}");

@@ -36,7 +36,15 @@ pub fn unsettled(world: &World) -> Option<String> {
     if !kind_is_wanted || !count_is_wanted || cluster.updating.is_some() {
         return Some("the sync set is not what the spec asks for".into());
     }
-    for n in (0..world.members).filter(|n| *n != leader) {
+    let waits_for_nobody = |n: &usize| !world.is_kept_for_a_person(*n);
+    let departed = (0..world.machines.len()).filter(|n| cluster.departed.contains_key(&member_id(*n)));
+    if cluster.members.len() != usize::from(cluster.spec.members) || departed.filter(waits_for_nobody).count() > 0 {
+        return Some("there are not as many members as the spec asks for".into());
+    }
+    if let Some(n) = world.left_overs().into_iter().find(waits_for_nobody) {
+        return Some(format!("n{} still has something of a member", n + 1));
+    }
+    for n in world.member_machines().into_iter().filter(|n| *n != leader) {
         let Some(member) = cluster.members.get(&member_id(n)) else { return Some("a member is missing".into()) };
         if !config.asynchronous && !config.sync_set.members.contains(&member.current()) {
             return Some(format!("app-{} does not count in the sync set", n + 1));
@@ -59,7 +67,7 @@ pub fn final_state(world: &mut World) -> Result<(), String> {
         return Err(format!("it did not heal: {why}; findings: {:?}", world.findings));
     }
     let Some(leader) = world.leader() else { return Err("nobody leads".into()) };
-    for n in 0..world.members {
+    for n in world.member_machines() {
         let lost = lost_rows(world, n);
         if !lost.is_empty() {
             return Err(format!("app-{} lacks the acknowledged rows {lost:?}", n + 1));

@@ -1,0 +1,279 @@
+//! The number of members of a running cluster changes. New ones are recorded together with the spec that asks for them; of
+//! those that are too many each is marked first, leaves the sync set like any other, is a member no more once it counts
+//! nowhere, and is remembered until its node says that the volume is gone.
+
+use super::cluster::{ClusterRecord, Lifecycle, MemberRecord};
+use super::{OperationKind, OperationState, Outcome, Record, Refusal, conflict};
+use crate::ids::{MemberId, NodeId};
+use crate::time::WallTime;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+
+/// Departed members whose volume is still somewhere. A cluster that has so many waits for their nodes, or for them to be removed.
+pub const DEPARTED_MAX: usize = 16;
+
+/// Whether a member is to stay.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Standing {
+    #[default]
+    Settled,
+    /// Added by the change of the spec that is under way. It is a member like any other; the operation waits for it.
+    Joining,
+    /// To go: it leaves the sync set while enough others stream, and leads only where nobody else could.
+    Leaving,
+}
+
+impl Standing {
+    pub(super) fn is_settled(&self) -> bool {
+        *self == Self::Settled
+    }
+}
+
+/// A member that has left.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Departed {
+    pub member: MemberRecord,
+    /// The cluster's revision with which it left. What its node said by an older one may be of a time before its volume was made.
+    pub revision: u64,
+    /// Its data is of no use to anyone, said to this session of its node's daemon while a leader that is well was here: whoever
+    /// comes back much later does not take with it what may be the last copy by then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub released: Option<u64>,
+}
+
+impl ClusterRecord {
+    /// A member, or one that has left and whose volume is still there.
+    pub fn held(&self, member: MemberId) -> Option<&MemberRecord> {
+        self.members.get(&member).or_else(|| self.departed.get(&member).map(|departed| &departed.member))
+    }
+
+    pub fn is_leaving(&self, member: MemberId) -> bool {
+        self.members.get(&member).is_some_and(|member| member.standing == Standing::Leaving)
+    }
+
+    /// How many more members there are than the spec asks for.
+    pub fn members_surplus(&self) -> usize {
+        self.members.len().saturating_sub(usize::from(self.spec.members))
+    }
+
+    /// Deleted, and nothing of it is left on any node.
+    pub(super) fn is_gone(&self) -> bool {
+        self.members.is_empty() && self.departed.is_empty()
+    }
+
+    pub(super) fn settle_joining(&mut self) {
+        for member in self.members.values_mut().filter(|member| member.standing == Standing::Joining) {
+            member.standing = Standing::Settled;
+        }
+    }
+
+    /// So many members are asked for from now on. Before the spec says so.
+    pub(super) fn change_members(
+        &mut self,
+        asked: u8,
+        added: &[MemberRecord],
+        outcome: &mut Outcome,
+    ) -> Result<(), Refusal> {
+        if asked == self.spec.members && added.is_empty() {
+            return Ok(());
+        }
+        self.check_idle()?;
+        if !self.is_confirmed() {
+            return Err(conflict("the cluster has no confirmed leader now; its members can change once it has"));
+        }
+        if self.planned.scheduled.is_some() {
+            return Err(conflict("a switchover is scheduled; cancel it before the members change"));
+        }
+        let missing = usize::from(asked).saturating_sub(self.members.len());
+        if added.len() != missing {
+            let (here, placed) = (self.members.len(), added.len());
+            return Err(conflict(format!(
+                "there are {here} members and {placed} new ones are placed where {missing} are needed; look again and decide anew"
+            )));
+        }
+        self.check_added(added)?;
+        // Those that were to go and need not any more stay.
+        let surplus = self.members.len().saturating_sub(usize::from(asked));
+        let marked: Vec<MemberId> = self.members.keys().copied().filter(|id| self.is_leaving(*id)).collect();
+        for id in marked.into_iter().skip(surplus) {
+            if let Some(member) = self.members.get_mut(&id) {
+                member.standing = Standing::Settled;
+                outcome.event("member_stays", format!("{} stays after all", member.name));
+            }
+        }
+        for member in added {
+            outcome.event("member_added", format!("{} is a member from now on", member.name));
+            self.members.insert(member.id, MemberRecord { standing: Standing::Joining, ..member.clone() });
+        }
+        Ok(())
+    }
+
+    /// One member per node, and nothing that was there before: neither a name nor a volume nor a life.
+    fn check_added(&self, added: &[MemberRecord]) -> Result<(), Refusal> {
+        if added.is_empty() {
+            return Ok(());
+        }
+        let departed = || self.departed.values().map(|departed| &departed.member);
+        let all = || self.members.values().chain(departed()).chain(added);
+        let count = all().count();
+        let nodes: BTreeSet<NodeId> = all().map(|member| member.node).collect();
+        let names: BTreeSet<&str> = all().map(|member| member.name.as_str()).collect();
+        let ids: BTreeSet<MemberId> = all().map(|member| member.id).collect();
+        let volumes: BTreeSet<_> = all().map(|member| member.volume).collect();
+        if nodes.len() != count {
+            return Err(conflict(
+                "every member needs a node of its own, on which none that has left has a volume still",
+            ));
+        }
+        if names.len() != count || ids.len() != count || volumes.len() != count {
+            return Err(conflict("a new member needs a name, an id and a volume that no other has"));
+        }
+        if added.iter().any(|member| member.incarnation != 1) {
+            return Err(conflict("a new member begins with its first incarnation"));
+        }
+        Ok(())
+    }
+
+    pub(super) fn mark_leaving(
+        &mut self,
+        member: MemberId,
+        instead_of: Option<MemberId>,
+        outcome: &mut Outcome,
+    ) -> Result<(), Refusal> {
+        self.check_active()?;
+        if let Some(stays) = instead_of {
+            let held = self.members.get_mut(&stays).filter(|held| held.standing == Standing::Leaving);
+            let held = held.ok_or_else(|| conflict("only one that is leaving can stay instead"))?;
+            held.standing = Standing::Settled;
+            outcome.event("member_stays", format!("{} stays after all", held.name));
+        }
+        let marked = self.members.keys().filter(|id| self.is_leaving(**id)).count();
+        if marked >= self.members_surplus() {
+            return Err(conflict("no more members are to leave than are marked already"));
+        }
+        if !self.is_confirmed() || self.leadership.leader() == Some(member) {
+            return Err(conflict("the leader does not leave, and nobody does before the epoch is confirmed"));
+        }
+        let held = self.members.get_mut(&member).ok_or_else(|| super::apply::not_found("member", member))?;
+        if held.standing == Standing::Leaving {
+            return Err(conflict(format!("{} is leaving already", held.name)));
+        }
+        held.standing = Standing::Leaving;
+        outcome.event("member_leaving", format!("{} is to leave the cluster", held.name));
+        Ok(())
+    }
+
+    pub(super) fn release_data(&mut self, member: MemberId, session: u64) -> Result<(), Refusal> {
+        self.check_active()?;
+        if !self.is_confirmed() {
+            return Err(conflict("nothing is removed before the epoch is confirmed"));
+        }
+        let held = self.departed.get_mut(&member).filter(|held| held.released != Some(session));
+        held.ok_or_else(|| conflict("only a member that has left has data to be removed"))?.released = Some(session);
+        Ok(())
+    }
+
+    /// No election asks for it any more, no WAL sender counts it, and it does not lead.
+    pub(super) fn remove_member(&mut self, member: MemberId, outcome: &mut Outcome) -> Result<(), Refusal> {
+        self.check_idle()?;
+        if !self.is_leaving(member) {
+            return Err(conflict("only a member that is leaving can be removed"));
+        }
+        if !self.is_confirmed() || self.leadership.leader() == Some(member) {
+            return Err(conflict("the leader does not leave, and nobody does before the epoch is confirmed"));
+        }
+        let counts = self.configs.iter().any(|config| {
+            config.leader.member == member
+                || config.target.is_some()
+                || config.sync_set.members.iter().any(|life| life.member == member)
+        });
+        if counts {
+            return Err(conflict(format!(
+                "{} counts still, or the sync set is being changed",
+                self.member_name(member)
+            )));
+        }
+        if self.departed.len() >= DEPARTED_MAX {
+            return Err(conflict(
+                "too many members that have left wait for their nodes; bring those back or remove them",
+            ));
+        }
+        let revision = self.revision + 1;
+        let Some(held) = self.members.remove(&member) else { return Err(conflict("no such member")) };
+        outcome.event("member_removed", format!("{} is a member no more", held.name));
+        self.departed.insert(member, Departed { member: held, revision, released: None });
+        if self.members.len() == 1 {
+            // The only member acknowledges alone without a lease: nobody is there whom a lease that is over would excuse.
+            for config in &mut self.configs {
+                config.asynchronous = false;
+            }
+        }
+        Ok(())
+    }
+
+    /// A volume is gone, of a deleted cluster or of a member that has left.
+    pub(super) fn note_removed(&mut self, member: MemberId, outcome: &mut Outcome) -> Result<(), Refusal> {
+        if let Some(departed) = self.departed.remove(&member) {
+            outcome.event(
+                "member_data_removed",
+                format!("the data of {}, which has left, is removed", departed.member.name),
+            );
+        } else if matches!(self.lifecycle, Lifecycle::Deleting { .. }) {
+            self.members.remove(&member).ok_or_else(|| super::apply::not_found("member", member))?;
+        } else {
+            return Err(conflict("only members that have left, or of a cluster that is being deleted, are forgotten"));
+        }
+        if let (Lifecycle::Deleting { operation }, true) = (self.lifecycle, self.is_gone()) {
+            outcome.event("cluster_deleted", format!("cluster {} deleted", self.spec.name));
+            outcome.end = Some((operation, None));
+        }
+        Ok(())
+    }
+}
+
+impl Record {
+    /// Some cluster has members that are coming or going, or remembers ones that have left.
+    pub fn has_members_moving(&self) -> bool {
+        self.clusters.values().any(|cluster| {
+            !cluster.departed.is_empty() || cluster.members.values().any(|member| !member.standing.is_settled())
+        })
+    }
+
+    /// A node goes, and with it what members that have left have there.
+    pub(super) fn forget_departed_of(&mut self, at: WallTime, node: NodeId) {
+        let mut ended = Vec::new();
+        let mut events = Vec::new();
+        for cluster in self.clusters.values_mut() {
+            let here = |cluster: &ClusterRecord| {
+                cluster
+                    .departed
+                    .values()
+                    .find(|departed| departed.member.node == node)
+                    .map(|departed| departed.member.id)
+            };
+            while let Some(member) = here(cluster) {
+                let mut outcome = Outcome::default();
+                if cluster.note_removed(member, &mut outcome).is_err() {
+                    break;
+                }
+                cluster.revision += 1;
+                ended.extend(outcome.end.take());
+                events.extend(outcome.into_events().map(|(kind, message)| (cluster.id, kind, message)));
+            }
+        }
+        self.clusters.retain(|_, cluster| !cluster.is_gone());
+        for (operation, failure) in ended {
+            debug_assert!(self.operations.get(&operation).is_none_or(|held| {
+                held.kind == OperationKind::DeleteCluster && held.state == OperationState::Running
+            }));
+            self.end_operation(at, operation, failure);
+        }
+        for (cluster, kind, message) in events {
+            self.note(at, kind, message, Some(cluster), None);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
