@@ -2,11 +2,13 @@
 
 use super::*;
 use pgstead_types::record::{
-    ClusterChange, ClusterPorts, ClusterSecrets, Deployment, JoinToken, MemberRecord, NewCluster, NodeRecord, Standing,
+    ClusterChange, ClusterPorts, ClusterSecrets, Deployment, JoinToken, LogFetch, MemberRecord, NewCluster, NodeRecord,
+    Standing,
 };
 use pgstead_types::spec::ClusterSpec;
 use pgstead_types::{
-    ClusterId, DeploymentId, Epoch, MemberId, OperationId, RecoveryId, Secret, TokenId, VolumeId, WallTime,
+    ClusterId, DeploymentId, Epoch, Incarnation, Lsn, MemberId, OperationId, Position, RecoveryId, Secret, Timeline,
+    TokenId, VolumeId, WallTime,
 };
 use std::path::Path;
 
@@ -100,6 +102,13 @@ fn later_changes() -> Vec<Command> {
         restarts: 0,
         standing: Standing::Joining,
     };
+    let life = |member| Incarnation { member, number: 1 };
+    let fetch = LogFetch {
+        epoch: Epoch(3),
+        from: life(member),
+        to: life(MemberId::from_u128(300)),
+        upto: Position { timeline: Timeline(2), lsn: Lsn(0x0300_0028) },
+    };
     let (operation, spec) = (OperationId::from_u128(201), Box::new(ClusterSpec::named("app")));
     let changes = [
         ClusterChange::ChangeMembers { operation, spec: spec.clone(), added: Vec::new() },
@@ -108,6 +117,7 @@ fn later_changes() -> Vec<Command> {
         ClusterChange::MarkLeaving { member, instead_of: Some(MemberId::from_u128(300)) },
         ClusterChange::RemoveMember { member },
         ClusterChange::ReleaseData { member, session: 5 },
+        ClusterChange::FetchLog { fetch },
     ];
     let (at, cluster) = (WallTime(1_700_000_000_000), ClusterId::from_u128(100));
     changes.map(|change| Command::ChangeCluster { at, cluster, revision: 7, change }).into()

@@ -98,13 +98,13 @@ fn the_standby_with_the_most_has_no_room_and_the_other_one_leads_with_its_log() 
             }
             // Its Postgres goes on in the segments that it has.
             let ballast = fill(bed, holder)?;
-            let file = File::options().write(true).open(&ballast)?;
-            file.set_len(file.metadata()?.len().saturating_sub(ROOM_LEFT))?;
+            let length = fs::metadata(&ballast)?.len().saturating_sub(ROOM_LEFT);
+            File::options().write(true).open(&ballast)?.set_len(length)?;
             bed.finding("app", "storage_unwritable").await?;
             bed.lab()?.cut(&between(&[leader], &[behind]))?;
             clients.all_write_through(bed, &[leader, holder], Tick::now()).await?;
             bed.kill_node(leader)?;
-            bed.lab()?.heal()?;
+            // The kernel would still deliver what the dead had sent, if the way were open again.
             for death in 1..=if mortal { 2 } else { 0 } {
                 let ended =
                     until(LATER, async || if bed.daemon_runs(behind) { Err("it runs".to_string()) } else { Ok(()) });
@@ -119,9 +119,20 @@ fn the_standby_with_the_most_has_no_room_and_the_other_one_leads_with_its_log() 
             ensure!(events.iter().any(|event| event.kind == "log_fetch"), "no log was fetched: {events:?}");
             clients.all_write_through(bed, &others, Tick::now()).await?;
 
+            bed.lab()?.heal()?;
             fs::remove_file(&ballast)?;
             bed.start_daemon(leader)?;
             bed.wait_healthy("app", LATER).await?;
+            // The next round waits for the next one to say so.
+            let has_room = async || {
+                let view = bed.client().map_err(|error| error.to_string())?.cluster("app").await;
+                let findings = view.map_err(|error| error.to_string())?.findings;
+                match findings.iter().find(|finding| finding.code == "storage_unwritable") {
+                    Some(finding) => Err(finding.message.clone()),
+                    None => Ok(()),
+                }
+            };
+            bed.wait_for("the disk has room again", LATER, has_room).await?;
         }
         clients.verify(bed).await.map(drop)
     })
