@@ -104,6 +104,6 @@ impl Action {
     /// Whether a newer decision may interrupt it. Only the long copies: everything else is short, and half of it is
     /// worse than all of it.
     pub fn is_interruptible(&self) -> bool {
-        matches!(self, Action::Clone { .. } | Action::Rewind { .. } | Action::FetchLog { .. })
+        matches!(self, Action::Clone { .. } | Action::Rewind { .. })
     }
 }

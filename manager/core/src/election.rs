@@ -59,11 +59,12 @@ pub(crate) fn here_with_data(cluster: &ClusterRecord, observed: &Observed, polic
     cluster.members.values().map(|member| member.current()).filter(has_data).collect()
 }
 
-fn promises(cluster: &ClusterRecord, observed: &Observed, policy: &Policy) -> Promises {
+fn promises(cluster: &ClusterRecord, observed: &Observed, policy: &Policy, memory: &mut Memory) -> Promises {
+    let fetching = fetch::under_way(cluster, observed, policy, memory);
     let answers = cluster.members.values().filter_map(|member| {
         let answer = observed.fresh(cluster, member.id, policy)?.answer?;
-        (answer.epoch == cluster.epoch && answer.incarnation == member.current())
-            .then_some((answer.incarnation, answer))
+        let counts = answer.incarnation == member.current() && Some(answer.incarnation) != fetching;
+        (answer.epoch == cluster.epoch && counts).then_some((answer.incarnation, answer))
     });
     answers.collect()
 }
@@ -80,7 +81,7 @@ pub(crate) fn plan(
         return Plan::change(change);
     }
     let leases = lease::leases(cluster, observed, policy, memory);
-    let promises = promises(cluster, observed, policy);
+    let promises = promises(cluster, observed, policy, memory);
     let lacking = recovered::waits_for(cluster, observed, policy, &promises.keys().copied().collect());
     if reason == EpochReason::Forced && (lacking.is_some() || !forced::is_needless(cluster, observed, &promises)) {
         return forced::plan(cluster, observed, policy, memory, &promises, preferred, &leases);
@@ -103,6 +104,9 @@ pub(crate) fn plan(
             {
                 return Plan::wait(lease::waiting(cluster, until, observed.now)).until(until);
             }
+            if let Some(plan) = fetch::awaited(cluster, observed, policy, memory) {
+                return plan;
+            }
             if lease::has_prospect(cluster, &could_promise(cluster, observed, policy)).is_ok() {
                 return Plan::wait(arriving(cluster));
             }
@@ -114,7 +118,17 @@ pub(crate) fn plan(
         if let Some(plan) = fetch::plan(cluster, observed, policy, memory, &promises, chosen) {
             return plan;
         }
-        return Plan::wait(health::only_corrupted(cluster, chosen.incarnation.member));
+        let hold = Plan::wait(health::only_corrupted(cluster, chosen.incarnation.member));
+        return match fetch::again_from(cluster, policy, memory, observed.now) {
+            Some(at) if observed.now >= at => begin(cluster, observed, policy, reason, preferred),
+            Some(at) => hold.until(at),
+            None => hold,
+        };
+    }
+    if cluster.fetch().is_some()
+        && let Some(plan) = fetch::plan(cluster, observed, policy, memory, &promises, chosen)
+    {
+        return plan;
     }
     let since = *memory.electable.get_or_insert(observed.now);
     let awaited = Awaited { reason, preferred, chosen: chosen.incarnation };

@@ -6,8 +6,22 @@ use crate::health;
 use crate::observed::{Memory, Observed, Policy, Presence};
 use pgstead_types::record::{ClusterChange, ClusterRecord, LogFetch};
 use pgstead_types::report::PromiseAnswer;
-use pgstead_types::{Finding, Incarnation, MemberId};
+use pgstead_types::{Finding, Incarnation, MemberId, Tick};
 use std::collections::BTreeSet;
+
+/// Who fetches now. What it answered before is not gone by: the end of its log is about to be another.
+pub(crate) fn under_way(
+    cluster: &ClusterRecord,
+    observed: &Observed,
+    policy: &Policy,
+    memory: &mut Memory,
+) -> Option<Incarnation> {
+    let fetch = cluster.fetch()?;
+    let until = memory.phase_began(cluster, observed.now) + policy.fetch_deadline;
+    let report = observed.last(cluster, fetch.to.member);
+    let done = report.is_some_and(|report| report.fetched == Some(cluster.epoch));
+    (!done && observed.now < until).then_some(fetch.to)
+}
 
 /// What comes before `chosen` is chosen; `None` where nothing does.
 pub(crate) fn plan(
@@ -19,12 +33,12 @@ pub(crate) fn plan(
     chosen: PromiseAnswer,
 ) -> Option<Plan> {
     let unfit = health::unfit(cluster, observed);
+    let is_unfit = unfit.contains(&chosen.incarnation.member);
     if let Some(fetch) = cluster.fetch() {
-        return (unfit.contains(&chosen.incarnation.member) || chosen.incarnation == fetch.to)
-            .then(|| awaited(cluster, observed, policy, memory, fetch))
-            .flatten();
+        let lacks = acknowledged_alone(cluster) && chosen.position < fetch.upto;
+        return (is_unfit || lacks).then(|| awaited(cluster, observed, policy, memory)).flatten();
     }
-    let (from, to) = match unfit.contains(&chosen.incarnation.member) {
+    let (from, to) = match is_unfit {
         true => (chosen, best_well(cluster, observed, promises, &unfit, chosen)?),
         false => (more_of_it(cluster, promises, &unfit, chosen)?, chosen),
     };
@@ -34,13 +48,13 @@ pub(crate) fn plan(
 
 /// Until it has been done, or given up, or for as long as `fetch_deadline` allows, while the one that fetches is not known to be
 /// away.
-fn awaited(
+pub(crate) fn awaited(
     cluster: &ClusterRecord,
     observed: &Observed,
     policy: &Policy,
     memory: &mut Memory,
-    fetch: &LogFetch,
 ) -> Option<Plan> {
+    let fetch = cluster.fetch()?;
     let until = memory.phase_began(cluster, observed.now) + policy.fetch_deadline;
     let node = cluster.members.get(&fetch.to.member).map(|member| member.node)?;
     if matches!(observed.presence(node, policy), Presence::Gone | Presence::Silent { .. }) || observed.now >= until {
@@ -58,6 +72,16 @@ fn awaited(
     let text = format!("{} fetches the log that only {} holds, which is not well", name(fetch.to), name(fetch.from));
     let finding = Finding::info("log_fetching", text).on_cluster(cluster.id).on_member(fetch.to.member);
     Some(Plan::wait(finding).until(until))
+}
+
+/// A fetch that did not get everything is tried again in another epoch, where nobody can be elected without it; from when on.
+pub(crate) fn again_from(cluster: &ClusterRecord, policy: &Policy, memory: &mut Memory, now: Tick) -> Option<Tick> {
+    cluster.fetch().map(|_| memory.phase_began(cluster, now) + policy.fetch_again)
+}
+
+/// Its leader's commits need be on no standby.
+fn acknowledged_alone(cluster: &ClusterRecord) -> bool {
+    cluster.configs.first().is_some_and(|config| config.asynchronous)
 }
 
 /// Of those who are well, the one that lacks least of it.
@@ -81,7 +105,7 @@ fn more_of_it(
     unfit: &BTreeSet<MemberId>,
     chosen: PromiseAnswer,
 ) -> Option<PromiseAnswer> {
-    if !cluster.configs.first().is_some_and(|config| config.asynchronous) {
+    if !acknowledged_alone(cluster) {
         return None;
     }
     let more = promises.values().filter(|answer| unfit.contains(&answer.incarnation.member));

@@ -11,7 +11,7 @@ use crate::observed::{Memory, Observed, Policy, Presence};
 use crate::steady::{streams, why_rebuild};
 use crate::sync_set::caught_up;
 use pgstead_types::record::{ClusterChange, ClusterRecord, DEPARTED_MAX, EpochConfig, MemberRecord, Standing};
-use pgstead_types::report::PrimarySeen;
+use pgstead_types::report::{DataSeen, PostgresSeen, PrimarySeen};
 use pgstead_types::{Epoch, Finding, MemberId, Tick};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -149,7 +149,14 @@ pub(crate) fn release(
         return None;
     }
     cluster.departed.values().find_map(|departed| {
-        let (member, session) = (departed.member.id, observed.fresh(cluster, departed.member.id, policy)?.session);
+        let report = observed.fresh(cluster, departed.member.id, policy)?;
+        // Only what can go at once. Whatever it would wait for may last longer than what is known now.
+        let is_down = matches!(report.postgres, PostgresSeen::Down { .. });
+        let is_known = !matches!(report.data, DataSeen::Foreign { .. });
+        if !is_down || !is_known || !report.volume_present || cluster.holds_given_up(report) {
+            return None;
+        }
+        let (member, session) = (departed.member.id, report.session);
         (departed.released != Some(session)).then_some(ClusterChange::ReleaseData { member, session })
     })
 }

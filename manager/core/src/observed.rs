@@ -40,6 +40,8 @@ pub struct Policy {
     /// One that fetches log from another promiser is waited for so long. Nobody leads meanwhile; what is fetched is what a
     /// standby lagged by.
     pub fetch_deadline: Duration,
+    /// One that did not get it is told again after this, where nobody else can be elected.
+    pub fetch_again: Duration,
     /// A leader whose Postgres accepts connections and answers nothing is left for so long, though its standbys hear its
     /// senders: those go on beside backends that hang.
     pub hung_patience: Duration,
@@ -76,6 +78,7 @@ impl Default for Policy {
             open_patience: Duration::from_secs(10),
             restart_deadline: Duration::from_secs(120),
             fetch_deadline: Duration::from_secs(60),
+            fetch_again: Duration::from_secs(120),
             hung_patience: Duration::from_secs(10),
             rebuild_pause: Duration::from_secs(60),
             lost_max: 4,

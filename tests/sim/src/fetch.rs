@@ -53,7 +53,8 @@ impl World {
             record.clusters.get(&CLUSTER).and_then(|cluster| cluster.fetch()).is_some_and(|fetch| fetch.epoch == epoch)
         };
         let gives = self.machines[holder].daemon.is_some() && !self.machines[holder].frozen && orders(self, holder);
-        if !gives || !self.reaches(n, holder) || !self.reaches(holder, n) || self.machines[n].full {
+        // An election that has ended here ends the fetch.
+        if !gives || !orders(self, n) || !self.reaches(n, holder) || !self.reaches(holder, n) || self.machines[n].full {
             return false;
         }
         let Some(source) = self.machines[holder].data().cloned() else { return false };

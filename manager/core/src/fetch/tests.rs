@@ -45,7 +45,11 @@ fn who_lacks_least_and_is_well_fetches_and_leads() {
     let mut world = lost().recorded(|record| record.configs[0].sync_set.members = set(&["b"], 1).members);
     let change = world.decide_and_apply().expect("the record takes it");
     assert_eq!(change, Some(ClusterChange::FetchLog { fetch: order("b", "c") }));
-    assert_eq!(world.findings(), ["log_fetching"], "its old answer is there still");
+    // Its old answer is there still, and does not count any more.
+    assert_eq!(world.findings(), ["log_fetching"]);
+    let mut further = world.recorded(|record| record.configs[0].sync_set.members = set(&["c"], 1).members);
+    assert_eq!(further.findings(), ["log_fetching"], "though it would be enough");
+    world = further.recorded(|record| record.configs[0].sync_set.members = set(&["b"], 1).members);
     world = world.promised("c", 2, at(2, END)).report("c", |report| report.fetched = Some(Epoch(2)));
     assert_eq!(chosen(&world.decide()), Some(life("c", 1)));
 }
@@ -62,8 +66,10 @@ fn one_that_fetches_is_waited_for_while_it_is_here_and_not_for_ever() {
     let mut world = fetching();
     assert_eq!(world.findings(), ["log_fetching"]);
     let deadline = world.policy.fetch_deadline;
-    let late = fetching();
-    assert_eq!(chosen(&late.later(deadline).decide()), Some(life("b", 1)), "it took too long");
+    let mut late = fetching().later(deadline);
+    late.decide();
+    let moment = late.policy.promise_patience;
+    assert_eq!(chosen(&late.later(moment).decide()), Some(life("b", 1)), "it took too long");
     assert_eq!(chosen(&fetching().gone("c").decide()), Some(life("b", 1)), "it is gone");
     // It starts again with what it has got.
     world = world.report("c", |report| report.fetched = Some(Epoch(2)));
@@ -78,6 +84,10 @@ fn pages_that_are_broken_do_not_break_the_log() {
     assert_eq!(world.decide().change, Some(ClusterChange::FetchLog { fetch: order("b", "c") }));
     world = broken(fetching()).promised("c", 2, at(2, END - 100)).report("c", |report| report.fetched = Some(Epoch(2)));
     assert_eq!(world.findings(), ["data_corruption"], "without it nobody is elected, as before");
+    let again = world.policy.fetch_again;
+    let change = world.later(again).decide().change;
+    let begins = ClusterChange::BeginEpoch { epoch: Epoch(3), reason: EpochReason::NodeLost, preferred: None };
+    assert_eq!(change, Some(begins), "it is tried again in another one");
 }
 
 #[test]
@@ -92,6 +102,10 @@ fn what_an_asynchronous_leader_acknowledged_is_fetched_from_one_that_is_passed_o
         seen.push(change);
     }
     assert_eq!(seen, [ClusterChange::FetchLog { fetch: order("b", "c") }]);
+    // Another one that is well and has less does not end that.
+    world.record.configs[0].sync_set.members.clear();
+    let mut world = world.returned("d").promised("d", 2, at(2, END - 100));
+    assert_eq!(world.findings().last().map(String::as_str), Some("log_fetching"));
 }
 
 #[test]

@@ -150,7 +150,13 @@ fn a_cluster_comes_down_to_one() {
             }
             Some(ClusterChange::SettleSyncSet { .. }) => changes.push("settled".into()),
             Some(ClusterChange::MarkLeaving { .. }) => changes.push("marked".into()),
-            Some(ClusterChange::RemoveMember { .. }) => changes.push("removed".into()),
+            Some(ClusterChange::RemoveMember { member }) => {
+                changes.push("removed".into());
+                // Its node ends its Postgres.
+                let reports = world.observed.nodes.values_mut().flat_map(|seen| &mut seen.report.members);
+                let left = reports.filter(|report| report.member == member);
+                left.for_each(|report| report.postgres = PostgresSeen::Down { clean: None });
+            }
             Some(ClusterChange::ReleaseData { .. }) => changes.push("released".into()),
             Some(other) => panic!("{other:?}"),
             None => break,
@@ -212,10 +218,14 @@ fn a_departed_member_is_forgotten_when_its_node_says_so_by_a_record_that_knows_i
 #[test]
 fn what_a_departed_member_has_goes_only_while_a_well_leader_and_others_have_it_all() {
     let departed = || {
-        counted(asked(3), &["b", "c"]).recorded(|record| {
-            let held = record.members.remove(&member("d")).unwrap();
-            record.departed.insert(member("d"), Departed { member: held, revision: record.revision, released: None });
-        })
+        counted(asked(3), &["b", "c"])
+            .recorded(|record| {
+                let held = record.members.remove(&member("d")).unwrap();
+                record
+                    .departed
+                    .insert(member("d"), Departed { member: held, revision: record.revision, released: None });
+            })
+            .down("d", None)
     };
     let releases = Some(ClusterChange::ReleaseData { member: member("d"), session: 1 });
     assert_eq!(departed().decide().change, releases);
@@ -223,6 +233,10 @@ fn what_a_departed_member_has_goes_only_while_a_well_leader_and_others_have_it_a
     let said =
         |to: u64| departed().recorded(move |record| record.departed.get_mut(&member("d")).unwrap().released = Some(to));
     assert_eq!((said(7).decide().change, said(1).decide().change), (releases.clone(), None));
+    // Nor where it could not go at once: it may be the last copy by the time that it can.
+    let foreign = |report: &mut MemberReport| report.data = DataSeen::Foreign { why: "unreadable".into() };
+    assert_eq!(departed().report("d", foreign).decide().change, None);
+    assert_eq!(departed().report("d", |report| _ = report.kept.insert(1)).decide().change, None);
     // It may be the last copy by the time it returns.
     let mut away = departed().gone("d");
     assert_eq!((away.decide().change, away.findings().contains(&"removal_waits".to_string())), (None, true));

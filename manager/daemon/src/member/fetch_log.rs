@@ -9,14 +9,16 @@ use super::notes::NotedFetch;
 use crate::peers::{Lane, PeerAddress};
 use backon::{ConstantBuilder, Retryable};
 use pgstead_replication::instance::Segment;
+use pgstead_types::record::Record;
 use pgstead_types::{ClusterId, Epoch, MemberId, Position};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
 /// For one segment, 16 MiB.
-const SEGMENT_TIME_MAX: Duration = Duration::from_secs(10);
-const TRIES: usize = 3;
-const PAUSE: Duration = Duration::from_millis(200);
+const SEGMENT_TIME_MAX: Duration = Duration::from_secs(5);
+/// The other node may not know of the order yet, or be about to start again.
+const TRIES: usize = 10;
+const PAUSE: Duration = Duration::from_millis(500);
 
 /// What the other member's node is asked for.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -64,9 +66,19 @@ impl Executor<'_> {
         let text = |error: pgstead_replication::InstanceError| super::chain(&error);
         let segments = self.instance.segments_between(own.lsn, upto).await.map_err(text)?;
         self.instance.has_room_for(&segments).await.map_err(text)?;
+        let id = self.cluster.id;
+        let is_over = |next: &Record| {
+            let fetch = next.clusters.get(&id).and_then(|cluster| cluster.fetch());
+            fetch.is_none_or(|fetch| fetch.epoch != epoch)
+        };
+        let mut record = self.context.consensus.watch_record();
         for (done, segment) in segments.iter().enumerate() {
             let pauses = ConstantBuilder::default().with_delay(PAUSE).with_max_times(TRIES - 1);
-            let bytes = (|| self.fetch_segment(epoch, from, segment)).retry(pauses).await?;
+            // Only the way there may be left: a write that went on without its step would meet the next start of Postgres.
+            let bytes = tokio::select! {
+                bytes = (|| self.fetch_segment(epoch, from, segment)).retry(pauses) => bytes?,
+                _ = record.wait_until(|next| is_over(next)) => return Err("the election has ended".to_string()),
+            };
             self.instance.take_segment(segment, bytes, own.lsn).await.map_err(text)?;
             self.reports.progress(self.member, ((done + 1) * 100 / segments.len()) as u8);
         }

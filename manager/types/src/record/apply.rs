@@ -544,6 +544,7 @@ impl ClusterRecord {
         self.epoch = epoch;
         self.leadership = Leadership::Electing { reason, preferred };
         self.fetch = None;
+        self.withdraw_releases();
         if let (EpochReason::Restart, Some(restart)) = (reason, &mut self.restart) {
             restart.leader_restarted_in = Some(epoch);
         }

@@ -164,6 +164,11 @@ impl ClusterRecord {
         Ok(())
     }
 
+    /// What was seen of a leader and its standbys says nothing of the next one's.
+    pub(super) fn withdraw_releases(&mut self) {
+        self.departed.values_mut().for_each(|left| left.released = None);
+    }
+
     pub(super) fn release_data(&mut self, member: MemberId, session: u64) -> Result<(), Refusal> {
         self.check_active()?;
         if !self.is_confirmed() {

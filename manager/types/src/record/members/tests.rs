@@ -5,6 +5,7 @@ use super::super::{Applied, ClusterChange, Command, SyncSet};
 use super::*;
 use crate::ids::{Incarnation, OperationId, VolumeId};
 use crate::position::Epoch;
+use crate::record::EpochReason;
 use crate::spec::{ClusterSpec, Durability};
 
 fn new(n: u128) -> MemberRecord {
@@ -125,6 +126,11 @@ fn a_member_leaves_marked_uncounted_and_never_as_the_leader() {
     assert!(change(&mut record, release(5)).is_err(), "once is enough");
     change(&mut record, release(6)).unwrap();
     assert_eq!(record.clusters[&APP].departed[&member(3)].released, Some(6));
+    // Another leader may have less.
+    let mut later = record.clone();
+    let begin = ClusterChange::BeginEpoch { epoch: Epoch(2), reason: EpochReason::NodeLost, preferred: None };
+    change(&mut later, begin).unwrap();
+    assert_eq!(later.clusters[&APP].departed[&member(3)].released, None);
     change(&mut record, ClusterChange::NoteRemoved { member: member(3) }).unwrap();
     assert!(change(&mut record, ClusterChange::NoteRemoved { member: member(2) }).is_err(), "that is a member");
     assert!(kinds(&record).ends_with(&["member_leaving", "member_removed", "member_data_removed"]));
