@@ -132,7 +132,7 @@ impl World {
         let at = self.now + self.later.ms(500, 3000);
         let early = self.later.ms(50, 2500);
         let cut = Span {
-            at: Tick::from_millis((at.as_millis() - early.as_millis() as u64).max(self.now.as_millis())),
+            at: Tick::from_millis(at.as_millis().saturating_sub(early.as_millis() as u64)).max(self.now),
             until: at,
         };
         self.both(cut, Fault::CutPostgres(leader, behind), Fault::JoinPostgres(leader, behind));
