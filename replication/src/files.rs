@@ -1,6 +1,7 @@
 //! Files that are either the old or the new whole, with the right owner and mode from their first byte.
 
 use crate::user::RunAs;
+use pgstead_types::Bytes;
 use rustix::fs::{Gid, Uid};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -16,6 +17,12 @@ pub enum Survives {
     Processes,
     /// A power cut.
     PowerLoss,
+}
+
+/// On the file system of `path`, without what is kept for root.
+pub fn free_for_postgres(path: &Path) -> io::Result<Bytes> {
+    let found = rustix::fs::statvfs(path)?;
+    Ok(Bytes(found.f_bavail.saturating_mul(found.f_frsize)))
 }
 
 /// Replaces `path`. Readable by its owner alone.

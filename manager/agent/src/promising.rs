@@ -66,3 +66,6 @@ pub(crate) fn next(scene: &Scene<'_>, reason: EpochReason) -> Next {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,5 +1,6 @@
 //! Who is chosen, and with whom: the promiser with the greatest (timeline on disk, LSN).
 
+use crate::lease;
 use crate::quorum::{Missing, electable_but};
 use pgstead_types::record::{ClusterChange, ClusterRecord, EpochConfig, PossibleLoss, SyncSet};
 use pgstead_types::report::PromiseAnswer;
@@ -25,7 +26,7 @@ pub(crate) fn rank(
     let all: BTreeSet<Incarnation> = promises.keys().copied().collect();
     electable_but(&cluster.configs, &all, over)?;
     let suspect = cluster.configs.last().map(|config| config.leader);
-    let acknowledged_alone = cluster.configs.first().is_some_and(|config| config.asynchronous);
+    let acknowledged_alone = lease::acknowledged_alone(cluster).is_some();
     let suspect_wanted = acknowledged_alone || suspect.is_some_and(|life| preferred == Some(life.member));
     let is_suspect = |life: &Incarnation| Some(*life) == suspect && !suspect_wanted;
     let is_unfit = |life: &Incarnation| unfit.contains(&life.member);

@@ -104,7 +104,7 @@ pub(crate) fn plan(
             {
                 return Plan::wait(lease::waiting(cluster, until, observed.now)).until(until);
             }
-            if let Some(plan) = fetch::awaited(cluster, observed, policy, memory) {
+            if let Some(plan) = fetch::awaited(cluster, observed, policy, memory, None) {
                 return plan;
             }
             if lease::has_prospect(cluster, &could_promise(cluster, observed, policy)).is_ok() {
@@ -113,22 +113,20 @@ pub(crate) fn plan(
             return hold(cluster, observed, policy, missing);
         }
     };
+    if let Some(plan) = fetch::awaited(cluster, observed, policy, memory, Some(chosen)) {
+        return plan;
+    }
     if health::is_corrupted(cluster, observed, chosen.incarnation.member) && cluster.members.len() > 1 {
         memory.electable = None;
-        if let Some(plan) = fetch::plan(cluster, observed, policy, memory, &promises, chosen) {
+        if let Some(plan) = fetch::order(cluster, observed, &promises, chosen) {
             return plan;
         }
         let hold = Plan::wait(health::only_corrupted(cluster, chosen.incarnation.member));
-        return match fetch::again_from(cluster, policy, memory, observed.now) {
-            Some(at) if observed.now >= at => begin(cluster, observed, policy, reason, preferred),
-            Some(at) => hold.until(at),
+        return match fetch::again(cluster, policy, memory, observed.now) {
+            Some((at, _)) if observed.now >= at => begin(cluster, observed, policy, reason, preferred),
+            Some((at, finding)) => hold.with(finding).until(at),
             None => hold,
         };
-    }
-    if cluster.fetch().is_some()
-        && let Some(plan) = fetch::plan(cluster, observed, policy, memory, &promises, chosen)
-    {
-        return plan;
     }
     let since = *memory.electable.get_or_insert(observed.now);
     let awaited = Awaited { reason, preferred, chosen: chosen.incarnation };
@@ -140,7 +138,7 @@ pub(crate) fn plan(
         let text = "enough members have promised; the old leader, which acknowledged alone, may be back in a moment";
         return Plan::wait(Finding::info("promises_arriving", text).on_cluster(cluster.id)).until(until);
     }
-    if let Some(plan) = fetch::plan(cluster, observed, policy, memory, &promises, chosen) {
+    if let Some(plan) = fetch::order(cluster, observed, &promises, chosen) {
         return plan;
     }
     let rebuild = must_rebuild(cluster, observed, policy, &promises, chosen.incarnation.member);
@@ -189,7 +187,7 @@ fn worth_waiting(
     let same_again = Some(chosen.member) == suspect
         && !reason.is_planned()
         && preferred != suspect
-        && !cluster.configs.first().is_some_and(|config| config.asynchronous);
+        && lease::acknowledged_alone(cluster).is_none();
     // Whoever is waited for by name may also be one whose node has not been heard for a moment.
     let named = |life: &Incarnation| is_preferred(life) || (same_again && Some(life.member) != suspect);
     let doubtful = cluster.members.values().filter_map(|member| match observed.presence(member.node, policy) {

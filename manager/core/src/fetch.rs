@@ -3,11 +3,23 @@
 use crate::candidate::Promises;
 use crate::decide::Plan;
 use crate::health;
+use crate::lease;
 use crate::observed::{Memory, Observed, Policy, Presence};
 use pgstead_types::record::{ClusterChange, ClusterRecord, LogFetch};
 use pgstead_types::report::PromiseAnswer;
 use pgstead_types::{Finding, Incarnation, MemberId, Tick};
 use std::collections::BTreeSet;
+
+/// An order that stands, and until when it is waited for.
+fn ordered<'a>(
+    cluster: &'a ClusterRecord,
+    observed: &Observed,
+    policy: &Policy,
+    memory: &mut Memory,
+) -> Option<(&'a LogFetch, Tick)> {
+    let fetch = cluster.fetch()?;
+    Some((fetch, memory.phase_began(cluster, observed.now) + policy.fetch_deadline))
+}
 
 /// Who fetches now. What it answered before is not gone by: the end of its log is about to be another.
 pub(crate) fn under_way(
@@ -16,48 +28,29 @@ pub(crate) fn under_way(
     policy: &Policy,
     memory: &mut Memory,
 ) -> Option<Incarnation> {
-    let fetch = cluster.fetch()?;
-    let until = memory.phase_began(cluster, observed.now) + policy.fetch_deadline;
+    let (fetch, until) = ordered(cluster, observed, policy, memory)?;
     let report = observed.last(cluster, fetch.to.member);
     let done = report.is_some_and(|report| report.fetched == Some(cluster.epoch));
     (!done && observed.now < until).then_some(fetch.to)
 }
 
-/// What comes before `chosen` is chosen; `None` where nothing does.
-pub(crate) fn plan(
-    cluster: &ClusterRecord,
-    observed: &Observed,
-    policy: &Policy,
-    memory: &mut Memory,
-    promises: &Promises,
-    chosen: PromiseAnswer,
-) -> Option<Plan> {
-    let unfit = health::unfit(cluster, observed);
-    let is_unfit = unfit.contains(&chosen.incarnation.member);
-    if let Some(fetch) = cluster.fetch() {
-        let lacks = acknowledged_alone(cluster) && chosen.position < fetch.upto;
-        return (is_unfit || lacks).then(|| awaited(cluster, observed, policy, memory)).flatten();
-    }
-    let (from, to) = match is_unfit {
-        true => (chosen, best_well(cluster, observed, promises, &unfit, chosen)?),
-        false => (more_of_it(cluster, promises, &unfit, chosen)?, chosen),
-    };
-    let fetch = LogFetch { epoch: cluster.epoch, from: from.incarnation, to: to.incarnation, upto: from.position };
-    Some(Plan::change(ClusterChange::FetchLog { fetch }))
-}
-
-/// Until it has been done, or given up, or for as long as `fetch_deadline` allows, while the one that fetches is not known to be
-/// away.
+/// Until what was ordered has been done, or given up, while the one that fetches is not known to be away. `chosen`: who would be
+/// without it, where anybody could.
 pub(crate) fn awaited(
     cluster: &ClusterRecord,
     observed: &Observed,
     policy: &Policy,
     memory: &mut Memory,
+    chosen: Option<PromiseAnswer>,
 ) -> Option<Plan> {
-    let fetch = cluster.fetch()?;
-    let until = memory.phase_began(cluster, observed.now) + policy.fetch_deadline;
+    let (fetch, until) = ordered(cluster, observed, policy, memory)?;
+    let does_without = |chosen: PromiseAnswer| {
+        let lacks = lease::acknowledged_alone(cluster).is_some() && chosen.position < fetch.upto;
+        !lacks && !health::unfit(cluster, observed).contains(&chosen.incarnation.member)
+    };
     let node = cluster.members.get(&fetch.to.member).map(|member| member.node)?;
-    if matches!(observed.presence(node, policy), Presence::Gone | Presence::Silent { .. }) || observed.now >= until {
+    let is_away = matches!(observed.presence(node, policy), Presence::Gone | Presence::Silent { .. });
+    if chosen.is_some_and(does_without) || is_away || observed.now >= until {
         return None;
     }
     // What it said last, if that is a moment ago. One that was not heard yet is about to be.
@@ -68,20 +61,56 @@ pub(crate) fn awaited(
     if over {
         return None;
     }
-    let name = |life: Incarnation| cluster.members.get(&life.member).map_or("?", |member| member.name.as_str());
-    let text = format!("{} fetches the log that only {} holds, which is not well", name(fetch.to), name(fetch.from));
+    let text = format!(
+        "{} fetches the log that only {} holds, which is not well",
+        name(cluster, fetch.to),
+        name(cluster, fetch.from)
+    );
     let finding = Finding::info("log_fetching", text).on_cluster(cluster.id).on_member(fetch.to.member);
     Some(Plan::wait(finding).until(until))
 }
 
-/// A fetch that did not get everything is tried again in another epoch, where nobody can be elected without it; from when on.
-pub(crate) fn again_from(cluster: &ClusterRecord, policy: &Policy, memory: &mut Memory, now: Tick) -> Option<Tick> {
-    cluster.fetch().map(|_| memory.phase_began(cluster, now) + policy.fetch_again)
+/// Has a promiser that is well fetch what it lacks before `chosen` is chosen. `None` where that is of no use, or was done.
+pub(crate) fn order(
+    cluster: &ClusterRecord,
+    observed: &Observed,
+    promises: &Promises,
+    chosen: PromiseAnswer,
+) -> Option<Plan> {
+    if cluster.fetch().is_some() {
+        return None;
+    }
+    let unfit = health::unfit(cluster, observed);
+    let (from, to) = match unfit.contains(&chosen.incarnation.member) {
+        true => (chosen, best_well(cluster, observed, promises, &unfit, chosen)?),
+        false => (more_of_it(cluster, promises, &unfit, chosen)?, chosen),
+    };
+    let fetch = LogFetch { epoch: cluster.epoch, from: from.incarnation, to: to.incarnation, upto: from.position };
+    Some(Plan::change(ClusterChange::FetchLog { fetch }))
 }
 
-/// Its leader's commits need be on no standby.
-fn acknowledged_alone(cluster: &ClusterRecord) -> bool {
-    cluster.configs.first().is_some_and(|config| config.asynchronous)
+/// It did not get everything, and nobody can be elected without the rest: from when on it is tried again, in another epoch.
+pub(crate) fn again(
+    cluster: &ClusterRecord,
+    policy: &Policy,
+    memory: &mut Memory,
+    now: Tick,
+) -> Option<(Tick, Finding)> {
+    let fetch = cluster.fetch()?;
+    let at = memory.phase_began(cluster, now) + policy.fetch_again;
+    let text = format!(
+        "{to} did not get all of the log up to {} that only {} holds; it is tried again in {} s, and the log of {to}'s node says what \
+         was in the way",
+        fetch.upto,
+        name(cluster, fetch.from),
+        at.since(now).as_secs(),
+        to = name(cluster, fetch.to),
+    );
+    Some((at, Finding::warning("log_not_fetched", text).on_cluster(cluster.id).on_member(fetch.to.member)))
+}
+
+fn name(cluster: &ClusterRecord, life: Incarnation) -> &str {
+    cluster.members.get(&life.member).map_or("?", |member| member.name.as_str())
 }
 
 /// Of those who are well, the one that lacks least of it.
@@ -105,9 +134,7 @@ fn more_of_it(
     unfit: &BTreeSet<MemberId>,
     chosen: PromiseAnswer,
 ) -> Option<PromiseAnswer> {
-    if !acknowledged_alone(cluster) {
-        return None;
-    }
+    lease::acknowledged_alone(cluster)?;
     let more = promises.values().filter(|answer| unfit.contains(&answer.incarnation.member));
     more.filter(|answer| lacks_some(&chosen, answer)).max_by_key(|answer| answer.position).copied()
 }

@@ -85,7 +85,7 @@ pub(crate) fn has_prospect(cluster: &ClusterRecord, here: &BTreeSet<Incarnation>
 }
 
 /// The leader that may have acknowledged what the others lack: that of the last confirmed configuration.
-fn acknowledged_alone(cluster: &ClusterRecord) -> Option<&EpochConfig> {
+pub(crate) fn acknowledged_alone(cluster: &ClusterRecord) -> Option<&EpochConfig> {
     cluster.configs.first().filter(|config| config.asynchronous)
 }
 

@@ -30,24 +30,35 @@ pub fn place(record: &Record, reachable: &BTreeSet<NodeId>, members: u8) -> Resu
     let having = |major: u16| here.iter().filter(move |node| node.postgres_majors.contains(&major));
     let major = majors.iter().copied().max_by_key(|major| (having(*major).count().min(usize::from(members)), *major));
     let Some(major) = major else { return Err(PlacementError::NoPostgres) };
-    let mut free: Vec<&NodeRecord> = having(major).copied().collect();
+    let free: Vec<&NodeRecord> = having(major).copied().collect();
     if free.len() < usize::from(members) {
         return Err(PlacementError::TooFewNodes { asked: members, found: free.len() });
     }
-    let mut chosen: Vec<&NodeRecord> = Vec::new();
-    for _ in 0..members {
+    Ok((spread(record, free, Vec::new(), usize::from(members)), major))
+}
+
+/// `count` of the `free` nodes: spread by where those are that `held` has, and then by load. The first one of a cluster will
+/// lead: not where others lead already.
+fn spread<'a>(
+    record: &Record,
+    mut free: Vec<&'a NodeRecord>,
+    mut held: Vec<&'a NodeRecord>,
+    count: usize,
+) -> Vec<NodeId> {
+    let mut chosen = Vec::new();
+    for _ in 0..count {
         let crowding = |node: &&NodeRecord| {
-            let same_zone = chosen.iter().filter(|c| c.region == node.region && c.zone == node.zone).count();
-            let same_region = chosen.iter().filter(|c| c.region == node.region).count();
-            // The first one will lead: not where others lead already.
-            let leads = if chosen.is_empty() { led_by(record, node.id) } else { 0 };
+            let same_zone = held.iter().filter(|c| c.region == node.region && c.zone == node.zone).count();
+            let same_region = held.iter().filter(|c| c.region == node.region).count();
+            let leads = if held.is_empty() { led_by(record, node.id) } else { 0 };
             (same_zone, same_region, leads, record.clusters_on(node.id).count(), node.id)
         };
         let Some(best) = free.iter().copied().min_by_key(crowding) else { break };
         free.retain(|node| node.id != best.id);
-        chosen.push(best);
+        held.push(best);
+        chosen.push(best.id);
     }
-    Ok((chosen.iter().map(|node| node.id).collect(), major))
+    chosen
 }
 
 /// Nodes for `count` more members of a cluster: with its version of Postgres, and none that has a member of it or the volume of
@@ -62,27 +73,13 @@ pub fn place_more(
     let taken: BTreeSet<NodeId> = cluster.members.values().map(|member| member.node).chain(departed).collect();
     let here =
         |node: &&NodeRecord| reachable.contains(&node.id) && node.postgres_majors.contains(&cluster.postgres_major);
-    let mut free: Vec<&NodeRecord> =
-        record.nodes.values().filter(here).filter(|node| !taken.contains(&node.id)).collect();
+    let free: Vec<&NodeRecord> = record.nodes.values().filter(here).filter(|node| !taken.contains(&node.id)).collect();
     if free.len() < count {
         let major = cluster.postgres_major;
         return Err(PlacementError::TooFewMore { asked: count, found: free.len(), major });
     }
-    let mut held: Vec<&NodeRecord> =
-        cluster.members.values().filter_map(|member| record.nodes.get(&member.node)).collect();
-    let mut chosen = Vec::new();
-    for _ in 0..count {
-        let crowding = |node: &&NodeRecord| {
-            let same_zone = held.iter().filter(|c| c.region == node.region && c.zone == node.zone).count();
-            let same_region = held.iter().filter(|c| c.region == node.region).count();
-            (same_zone, same_region, record.clusters_on(node.id).count(), node.id)
-        };
-        let Some(best) = free.iter().copied().min_by_key(crowding) else { break };
-        free.retain(|node| node.id != best.id);
-        held.push(best);
-        chosen.push(best.id);
-    }
-    Ok(chosen)
+    let held = cluster.members.values().filter_map(|member| record.nodes.get(&member.node)).collect();
+    Ok(spread(record, free, held, count))
 }
 
 fn led_by(record: &Record, node: NodeId) -> usize {

@@ -96,7 +96,7 @@ pub enum InstanceError {
          what remains"
     )]
     RewindLacksWal { from: Lsn, segment: String },
-    #[error("segment {segment} of the other member's log is not taken: {why}")]
+    #[error("segment {segment} of a log is refused: {why}")]
     OtherLog { segment: String, why: String },
     #[error("a certificate or key is not usable: {why}")]
     BadCertificate { why: String },

@@ -7,7 +7,7 @@
 //! has recycled that, or was itself copied later, has it no more; then only a copy helps.
 
 use super::sql::STATEMENT_TIME_MAX;
-use super::{Instance, InstanceError, on_disk};
+use super::{Instance, InstanceError, on_disk, timelines};
 use crate::files::{self, Survives};
 use crate::run::Run;
 use pgstead_types::{Lsn, Tick, Timeline};
@@ -42,11 +42,11 @@ impl Needed {
     }
 
     fn name(&self, timeline: Timeline, segment: u64) -> String {
-        super::timelines::segment_name(timeline, segment, self.segment_bytes)
+        timelines::segment_name(timeline, segment, self.segment_bytes)
     }
 
     fn numbers(&self, from: Lsn) -> std::ops::RangeInclusive<u64> {
-        from.0 / self.segment_bytes..=self.upto.0.saturating_sub(1) / self.segment_bytes
+        timelines::segment_numbers(from, self.upto, self.segment_bytes)
     }
 
     /// Names of the segments from the one that holds `from`, all of the last timeline.
@@ -125,7 +125,7 @@ impl Instance {
         let read = |path: &Path| std::fs::read_to_string(path).map_err(InstanceError::file("read", path));
         let (label, history) = (
             read(&config.data_dir.join("backup_label"))?,
-            read(&config.pg_wal().join(super::timelines::history_name(needed.timeline)))?,
+            read(&config.pg_wal().join(timelines::history_name(needed.timeline)))?,
         );
         let answer = || InstanceError::SqlAnswer { doing: "read backup_label", answer: label.clone() };
         let from = first_needed(&label).ok_or_else(answer)?;

@@ -80,8 +80,7 @@ impl Instance {
         let probe = config.beside_data("probe");
         on_disk("write to the storage of", &probe.clone(), move || {
             files::replace(&probe, &[0; 4096], config.owner(), Survives::PowerLoss)?;
-            let found = rustix::fs::statvfs(probe.parent().unwrap_or(Path::new("/")))?;
-            let free = Bytes(found.f_bavail.saturating_mul(found.f_frsize));
+            let free = files::free_for_postgres(probe.parent().unwrap_or(Path::new("/")))?;
             if free < FREE_MIN { Err(io::Error::other(format!("only {free} are free"))) } else { Ok(free) }
         })
         .await

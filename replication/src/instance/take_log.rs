@@ -3,13 +3,12 @@
 //! On one timeline two logs agree as far as both go, so a longer one takes the place of a shorter one: each segment is either
 //! the old or the new whole, in order, and a part of them is a shorter prefix of the same log.
 
-use super::timelines::segment_name;
-use super::{Instance, InstanceError, on_disk};
+use super::{Instance, InstanceError, on_disk, timelines};
 use crate::files::{self, Survives};
 use pgstead_types::{Bytes, Lsn, Position};
 use std::fs::File;
 use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Left free beside what is fetched: the first checkpoint writes too.
 const ROOM_LEFT: u64 = 64 << 20;
@@ -44,10 +43,9 @@ impl Instance {
     /// The segments from the one that `own` lies in to the one that ends with `upto`, all of `upto`'s timeline.
     pub async fn segments_between(&self, own: Lsn, upto: Position) -> Result<Vec<Segment>, InstanceError> {
         let bytes = self.control_data().await?.segment_bytes;
-        let numbers = own.0 / bytes..=upto.lsn.0.saturating_sub(1) / bytes;
-        Ok(numbers
+        Ok(timelines::segment_numbers(own, upto.lsn, bytes)
             .map(|number| Segment {
-                name: segment_name(upto.timeline, number, bytes),
+                name: timelines::segment_name(upto.timeline, number, bytes),
                 begin: Lsn(number * bytes),
                 bytes,
             })
@@ -56,9 +54,9 @@ impl Instance {
 
     /// A segment as it is on this disk, for another member.
     pub async fn read_segment(&self, name: &str) -> Result<Vec<u8>, InstanceError> {
-        if !super::timelines::is_segment_name(name) {
-            let answer = format!("{name:?} is no name of a segment");
-            return Err(InstanceError::SqlAnswer { doing: "read a segment of the log", answer });
+        if !timelines::is_segment_name(name) {
+            let why = "that is no name of a segment; expected 24 hexadecimal digits".to_string();
+            return Err(InstanceError::OtherLog { segment: format!("{name:?}"), why });
         }
         let path = self.config().pg_wal().join(name);
         on_disk("read", &path.clone(), move || {
@@ -75,10 +73,9 @@ impl Instance {
         let pg_wal = self.config().pg_wal();
         let needed = segments.iter().map(|segment| segment.bytes).sum::<u64>().saturating_add(ROOM_LEFT);
         on_disk("keep the fetched log in", &pg_wal.clone(), move || {
-            let found = rustix::fs::statvfs(&pg_wal)?;
-            let free = found.f_bavail.saturating_mul(found.f_frsize);
-            let why = || format!("{} are free and {} are needed", Bytes(free), Bytes(needed));
-            if free < needed { Err(io::Error::other(why())) } else { Ok(()) }
+            let free = files::free_for_postgres(&pg_wal)?;
+            let why = || format!("{free} are free and {} are needed; make room on this disk", Bytes(needed));
+            if free.0 < needed { Err(io::Error::other(why())) } else { Ok(()) }
         })
         .await
     }
@@ -119,7 +116,7 @@ impl Instance {
     }
 }
 
-fn open_plain(path: &PathBuf) -> io::Result<File> {
+fn open_plain(path: &Path) -> io::Result<File> {
     use std::os::unix::fs::OpenOptionsExt;
     let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
     let file = File::options().read(true).custom_flags(flags.bits() as i32).open(path)?;
@@ -128,7 +125,7 @@ fn open_plain(path: &PathBuf) -> io::Result<File> {
 
 fn begins_with(path: &Path, bytes: &[u8]) -> io::Result<bool> {
     let mut held = vec![0; bytes.len()];
-    match open_plain(&path.to_path_buf())?.read_exact(&mut held) {
+    match open_plain(path)?.read_exact(&mut held) {
         Ok(()) => Ok(held == bytes),
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
         Err(error) => Err(error),

@@ -2,6 +2,7 @@
 
 use pgstead_types::{Lsn, Timeline};
 use std::collections::BTreeSet;
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::{fs, io};
 
@@ -57,6 +58,11 @@ fn with_segments(pg_wal: &Path) -> io::Result<BTreeSet<Timeline>> {
 pub fn segment_name(timeline: Timeline, number: u64, segment_bytes: u64) -> String {
     let per_name = (1 << 32) / segment_bytes;
     format!("{:08X}{:08X}{:08X}", timeline.0, number / per_name, number % per_name)
+}
+
+/// The numbers of the segments from the one that holds `from` to the one that ends with `upto`; none where nothing lies between.
+pub fn segment_numbers(from: Lsn, upto: Lsn, segment_bytes: u64) -> RangeInclusive<u64> {
+    from.0 / segment_bytes..=upto.0.saturating_sub(1) / segment_bytes
 }
 
 /// Of a whole segment, not of a `.partial` one.

@@ -4,6 +4,7 @@
 pub mod clients;
 pub mod clock;
 pub mod controller;
+mod copies;
 pub mod daemon;
 pub mod faults;
 mod fetch;

@@ -20,10 +20,10 @@ pub(crate) const B: MemberId = MemberId::from_u128(2);
 pub(crate) const C: MemberId = MemberId::from_u128(3);
 const FORK: u64 = 500;
 
-fn life(member: MemberId, number: u32) -> Incarnation {
+pub(crate) fn life(member: MemberId, number: u32) -> Incarnation {
     Incarnation { member, number }
 }
-fn at(timeline: u32, lsn: u64) -> Position {
+pub(crate) fn at(timeline: u32, lsn: u64) -> Position {
     Position { timeline: Timeline(timeline), lsn: Lsn(lsn) }
 }
 fn others(all: &[MemberId]) -> BTreeSet<Incarnation> {
@@ -114,7 +114,7 @@ fn chosen() -> ClusterRecord {
     record
 }
 
-fn seen(member: MemberId, promised: u64, postgres: PostgresSeen) -> MemberReport {
+pub(crate) fn seen(member: MemberId, promised: u64, postgres: PostgresSeen) -> MemberReport {
     let identity = DataIdentity { incarnation: life(member, 1), system_identifier: "7".into(), postgres_major: 15 };
     MemberReport {
         cluster: ClusterId::from_u128(1),
@@ -140,7 +140,7 @@ fn seen(member: MemberId, promised: u64, postgres: PostgresSeen) -> MemberReport
         findings: vec![],
     }
 }
-fn standby(upstream: Option<(MemberId, u64)>, position: Option<Position>) -> PostgresSeen {
+pub(crate) fn standby(upstream: Option<(MemberId, u64)>, position: Option<Position>) -> PostgresSeen {
     PostgresSeen::Standby(StandbySeen {
         upstream: upstream.map(|(leader, epoch)| Upstream { leader, epoch: Epoch(epoch) }),
         receiver: upstream.map(|_| ReceiverSeen { streaming: true, silent_ms: 0 }),
@@ -192,7 +192,7 @@ fn down_cleanly() -> PostgresSeen {
     PostgresSeen::Down { clean: Some(CleanStop { timeline: Timeline(3), checkpoint: Lsn(900) }) }
 }
 
-fn step(record: &ClusterRecord, seen: &MemberReport) -> Option<Step> {
+pub(crate) fn step(record: &ClusterRecord, seen: &MemberReport) -> Option<Step> {
     decide(record, seen.member, seen).action.map(|action| action.step())
 }
 fn codes(record: &ClusterRecord, seen: &MemberReport) -> Vec<String> {
@@ -560,20 +560,25 @@ fn broken_pages_are_copied_anew_and_never_rewound() {
     assert_eq!(step(&raised, &seen), Some(Step::Clone));
 }
 
-#[test]
-fn data_that_was_given_up_is_kept_and_copied_anew() {
-    let mut raised = record();
-    raised.members.get_mut(&B).unwrap().incarnation = 2;
-    raised.forced.push(pgstead_types::record::ForcedEpoch {
+/// A person has forced A to lead, and given the first life of `member` up.
+fn gave_up(member: MemberId) -> pgstead_types::record::ForcedEpoch {
+    pgstead_types::record::ForcedEpoch {
         epoch: Epoch(2),
         at: WallTime(0),
         operation: OperationId::from_u128(1),
         by: "ann".into(),
         to: A,
         loss: Default::default(),
-        retired: others(&[B]),
+        retired: others(&[member]),
         ended: true,
-    });
+    }
+}
+
+#[test]
+fn data_that_was_given_up_is_kept_and_copied_anew() {
+    let mut raised = record();
+    raised.members.get_mut(&B).unwrap().incarnation = 2;
+    raised.forced.push(gave_up(B));
     assert_eq!(step(&raised, &seen(B, 2, down_cleanly())), Some(Step::Clone));
     // Its next life was nobody's loss.
     raised.members.get_mut(&B).unwrap().incarnation = 3;
@@ -606,17 +611,7 @@ fn data_that_was_given_up_outlives_its_membership() {
     let mut record = record();
     let member = record.members.remove(&B).unwrap();
     record.departed.insert(B, Departed { member, revision: 1, released: Some(5) });
-    let forced = pgstead_types::record::ForcedEpoch {
-        epoch: Epoch(2),
-        at: WallTime(0),
-        operation: OperationId::from_u128(1),
-        by: "ann".into(),
-        to: A,
-        loss: Default::default(),
-        retired: others(&[B]),
-        ended: true,
-    };
-    let given_up = ClusterRecord { forced: vec![forced], ..record.clone() };
+    let given_up = ClusterRecord { forced: vec![gave_up(B)], ..record.clone() };
     // Its own, as its node brings it back; and what is kept beside a copy.
     assert_eq!(step(&given_up, &streams_from_a()), Some(Step::Fence));
     assert_eq!(step(&given_up, &seen(B, 2, DOWN)), None);
@@ -650,56 +645,4 @@ fn a_leader_that_acknowledges_alone_admits_nobody_before_its_lease_counts() {
     // Fewer are always fine.
     record.members.remove(&C);
     assert_eq!(step(&record, &seen(None, &[B, C])), Some(Step::UpdateSyncSet));
-}
-
-// --- log that only another promiser holds
-
-/// Epoch 3 is open, and C is to fetch what B holds.
-fn fetching() -> ClusterRecord {
-    let mut open = alone();
-    open.epoch = Epoch(3);
-    open.leadership = Leadership::Electing { reason: EpochReason::NodeLost, preferred: None };
-    open.fetch =
-        Some(pgstead_types::record::LogFetch { epoch: Epoch(3), from: life(B, 1), to: life(C, 1), upto: at(3, 900) });
-    open
-}
-fn fetch() -> Option<Action> {
-    Some(Action::FetchLog { epoch: Epoch(3), from: B, upto: at(3, 900) })
-}
-
-#[test]
-fn a_promiser_fetches_what_the_record_says_it_lacks_once() {
-    let with = |record: &ClusterRecord, member, postgres, fetched| {
-        let report = MemberReport { fetched, ..seen(member, 3, postgres) };
-        decide(record, member, &report).action
-    };
-    let behind = || standby(None, Some(at(3, 700)));
-    assert_eq!(with(&fetching(), C, behind(), None), fetch());
-    assert_eq!(with(&fetching(), C, PostgresSeen::Down { clean: None }, None), fetch(), "it was stopped for it");
-    assert_eq!(with(&fetching(), C, behind(), Some(Epoch(2))), fetch(), "another epoch's");
-    let answers = Some(Action::AnswerPromise { epoch: Epoch(3) });
-    assert_eq!(with(&fetching(), C, standby(None, Some(at(3, 900))), None), answers, "it has it");
-    assert_eq!(with(&fetching(), C, behind(), Some(Epoch(3))), answers, "it has tried");
-    let down = with(&fetching(), C, PostgresSeen::Down { clean: None }, Some(Epoch(3)));
-    assert!(matches!(down, Some(Action::StartStandby { .. })), "{down:?}");
-    assert_eq!(with(&fetching(), B, behind(), None), answers, "it is not the one");
-    let mut anew = fetching();
-    anew.members.get_mut(&C).unwrap().incarnation = 2;
-    assert_eq!(with(&anew, C, behind(), None), None, "an order for an earlier life");
-}
-
-#[test]
-fn what_is_fetched_comes_after_the_promise_and_the_cut() {
-    let report = seen(C, 2, standby(Some((A, 2)), Some(at(3, 700))));
-    assert_eq!(step(&fetching(), &report), Some(Step::SavePromise));
-    let report = seen(C, 3, standby(Some((A, 2)), Some(at(3, 700))));
-    assert_eq!(step(&fetching(), &report), Some(Step::CutUpstream));
-}
-
-#[test]
-fn nobody_fetches_when_the_leader_is_chosen() {
-    let mut chosen = fetching();
-    chosen.leadership = Leadership::Chosen { leader: B };
-    let report = seen(C, 3, standby(None, Some(at(3, 700))));
-    assert_ne!(step(&chosen, &report), Some(Step::FetchLog));
 }

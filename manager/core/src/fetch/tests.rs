@@ -83,7 +83,7 @@ fn pages_that_are_broken_do_not_break_the_log() {
     let mut world = broken(needed().recorded(|record| record.configs[0].sync_set = set(&["b"], 1)));
     assert_eq!(world.decide().change, Some(ClusterChange::FetchLog { fetch: order("b", "c") }));
     world = broken(fetching()).promised("c", 2, at(2, END - 100)).report("c", |report| report.fetched = Some(Epoch(2)));
-    assert_eq!(world.findings(), ["data_corruption"], "without it nobody is elected, as before");
+    assert_eq!(world.findings(), ["data_corruption", "log_not_fetched"], "without it nobody is elected, as before");
     let again = world.policy.fetch_again;
     let change = world.later(again).decide().change;
     let begins = ClusterChange::BeginEpoch { epoch: Epoch(3), reason: EpochReason::NodeLost, preferred: None };

@@ -157,7 +157,8 @@ fn the_corrupted_are_never_elected_where_others_are_enough() {
     let change = world.decide_and_apply().expect("the record takes it");
     assert!(matches!(change, Some(ClusterChange::FetchLog { .. })), "{change:?}");
     let mut world = world.report("c", |report| report.fetched = Some(Epoch(2)));
-    assert_eq!((world.decide().change, world.findings()), (None, vec!["data_corruption".to_string()]));
+    let codes = ["data_corruption", "log_not_fetched"].map(String::from).to_vec();
+    assert_eq!((world.decide().change, world.findings()), (None, codes));
     // Of equals the one that is well.
     let mut world = electing().promised("b", 2, longest).promised("c", 2, longest).ails("c", corrupted());
     assert_eq!(chosen(&world.decide()), Some(member("b")));

@@ -170,7 +170,9 @@ impl MemberTask {
         let mut seen = self.observer.observe(&self.instance, cluster, &mut self.notes, volume_present).await;
         if leaves && !looks_inside && matches!(left, None | Some(Left::Whole)) {
             // Nobody has looked into it: nothing is removed before the next look has.
-            seen.data = DataSeen::Foreign { why: "its volume cannot be read, or has only just appeared".into() };
+            seen.data = DataSeen::Foreign {
+                why: "its volume cannot be read, or has only just appeared; is the pool's file system mounted?".into(),
+            };
         }
         seen.working = self.failed.as_ref().map(Failed::working);
         seen.troubles = self.watch.look(&self.instance, &seen, &mut self.notes).await;
