@@ -41,9 +41,9 @@ async fn a_standby_whose_log_is_gone_is_refused_and_its_slot_no_longer_counts() 
     let set = set_of(&[&standby], 1);
     leader.instance.update_sync_set(pgstead_types::Epoch(1), &set, &set.members).await.unwrap();
     assert_eq!(leader.primary().await.slots, set.members);
-    assert_eq!(standby.instance.stream_refusal().await, None);
+    assert_eq!(standby.instance.stream_refusal(0).await, None);
     standby.instance.follow(&cluster.source(&leader, &standby, 1)).await.unwrap();
-    let why = until("the refusal is seen", async || standby.instance.stream_refusal().await).await;
+    let why = until("the refusal is seen", async || standby.instance.stream_refusal(0).await).await;
     assert!(why.contains("has already been removed"), "{why}");
 }
 

@@ -4,9 +4,9 @@
 
 mod support;
 
-use pgstead_replication::instance::InstanceError;
+use pgstead_replication::instance::{CutStep, InstanceError, UpstreamSource};
 use pgstead_types::record::SyncSet;
-use pgstead_types::report::{DataSeen, Upstream};
+use pgstead_types::report::{DataSeen, Unfinished, Upstream};
 use pgstead_types::{Epoch, Timeline};
 use std::time::Duration;
 use support::*;
@@ -31,7 +31,7 @@ async fn a_copy_follows_and_confirms_commits() {
     standby.until_replayed(written).await;
     assert_eq!(value(&standby.admin().await, "SELECT count(*) FROM pg_database WHERE datname = 'app'").await, "1");
     let seen = standby.try_standby().await.unwrap();
-    assert_eq!(seen.upstream, Some(Upstream { leader: leader.incarnation().member, epoch: Epoch(1) }));
+    assert_eq!(seen.upstream, Some(Upstream::of(leader.incarnation().member, Epoch(1))));
     assert!(standby.instance.receiver_pid().await.is_some());
     assert_eq!(seen.position.unwrap().timeline, Timeline(2));
 
@@ -227,4 +227,125 @@ async fn a_standby_that_heard_of_a_leader_that_is_gone_follows_again_once_it_for
     assert_eq!(standby.try_standby().await.unwrap().expects, None);
     standby.instance.follow(&source).await.unwrap();
     standby.until_streaming().await;
+}
+
+/// How `member` reaches what `relay` passes on of `leader`.
+fn through(cluster: &Cluster, leader: &Member, relay: &Member, member: &Member, epoch: u64) -> UpstreamSource {
+    let of =
+        Upstream { relay: Some(relay.incarnation().member), ..Upstream::of(leader.incarnation().member, Epoch(epoch)) };
+    UpstreamSource { of, ..cluster.source(relay, member, epoch) }
+}
+
+#[tokio::test]
+async fn a_standby_passes_on_what_it_streams_until_it_promises() {
+    let cluster = Cluster::new();
+    let (relay, fed) = (cluster.member(2).await, cluster.member(3).await);
+    let leader = cluster.leader(1, &[&relay, &fed], 1).await;
+    cluster.join(&leader, &relay, 1).await;
+    cluster.join(&leader, &fed, 1).await;
+
+    // The leader lets go of it, and keeps no log for it.
+    let (one, both) = (set_of(&[&relay], 1), incarnations(&[&relay]));
+    leader.instance.update_sync_set(Epoch(1), &one, &both).await.unwrap();
+    assert_eq!(leader.primary().await.slots, incarnations(&[&relay]));
+    fed.instance.cut_upstream().await.unwrap();
+    relay.instance.relay(Epoch(1), &incarnations(&[&fed])).await.unwrap();
+    let seen = relay.try_standby().await.unwrap();
+    assert_eq!((&seen.relays_to, &seen.slots, seen.unfinished), (&seen.slots, &incarnations(&[&fed]), None));
+    let source = through(&cluster, &leader, &relay, &fed, 1);
+    fed.instance.follow(&source).await.unwrap();
+    fed.until_streaming().await;
+    assert_eq!(fed.try_standby().await.unwrap().upstream, Some(source.of));
+    leader.app().await.unwrap().batch_execute("CREATE TABLE rows (id int)").await.unwrap();
+    let written = lsn(&leader.admin().await, "pg_current_wal_flush_lsn()").await;
+    fed.until_replayed(written).await;
+    // Its slot is the relay's, and holds log there.
+    let slot = format!("SELECT active::text FROM pg_replication_slots WHERE slot_name = '{}'", fed.incarnation());
+    assert_eq!(value(&relay.admin().await, &slot).await, "true");
+
+    // A daemon that was started again finds it so, and does it again without harm.
+    let again = relay.found_again().await;
+    assert_eq!(again.try_standby().await.unwrap().relays_to, incarnations(&[&fed]));
+    again.instance.relay(Epoch(1), &incarnations(&[&fed])).await.unwrap();
+
+    // To admit nobody ends the sender and drops the slot; the same for one that is not there any more.
+    again.instance.relay(Epoch(1), &incarnations(&[])).await.unwrap();
+    let seen = again.try_standby().await.unwrap();
+    assert_eq!((seen.relays_to.len(), seen.slots.len()), (0, 0));
+    again.instance.relay(Epoch(1), &incarnations(&[&fed])).await.unwrap();
+    fed.until_streaming().await;
+
+    // Its promise ends what it passes on, and nobody gets in again with that certificate.
+    again.instance.cut_upstream().await.unwrap();
+    let seen = again.try_standby().await.unwrap();
+    assert_eq!((seen.upstream, seen.relays_to.len()), (None, 0));
+    assert_eq!(value(&again.admin().await, "SELECT count(*) FROM pg_stat_replication").await, "0");
+    assert!(matches!(
+        again.instance.relay(Epoch(1), &incarnations(&[&fed])).await,
+        Err(InstanceError::NothingToRelay { .. })
+    ));
+}
+
+#[tokio::test]
+async fn a_promotion_carries_nobody_along_who_was_not_told_to_follow() {
+    let cluster = Cluster::new();
+    let (relay, fed) = (cluster.member(2).await, cluster.member(3).await);
+    let leader = cluster.leader(1, &[&relay, &fed], 1).await;
+    cluster.join(&leader, &relay, 1).await;
+    cluster.join(&leader, &fed, 1).await;
+    fed.instance.cut_upstream().await.unwrap();
+    relay.instance.relay(Epoch(1), &incarnations(&[&fed])).await.unwrap();
+    fed.instance.follow(&through(&cluster, &leader, &relay, &fed, 1)).await.unwrap();
+    fed.until_streaming().await;
+
+    // The member that is fed has not heard of the new epoch; Postgres would send it the new timeline by itself.
+    leader.stop().await;
+    relay.instance.cut_upstream().await.unwrap();
+    relay.until_position().await;
+    relay.lead(2, 3, &[&fed], 1).await;
+    assert!(relay.primary().await.senders.is_empty());
+    assert_eq!(fed.try_standby().await.unwrap().position.unwrap().timeline, Timeline(2));
+    // Told so, it follows.
+    fed.instance.cut_upstream().await.unwrap();
+    fed.instance.follow(&cluster.source(&relay, &fed, 2)).await.unwrap();
+    fed.until_streaming().await;
+    let streams = async || (fed.try_standby().await?.position?.timeline == Timeline(3)).then_some(());
+    until("it is on the new timeline", streams).await;
+}
+
+#[tokio::test]
+async fn a_cut_that_ends_half_way_is_told_and_done_again() {
+    let cluster = Cluster::new();
+    let mut standby = cluster.member(2).await;
+    let leader = cluster.leader(1, &[&standby], 1).await;
+    cluster.join(&leader, &standby, 1).await;
+    let source = cluster.source(&leader, &standby, 1);
+    let told = standby.try_standby().await.unwrap();
+    assert_eq!((told.upstream, told.unfinished), (Some(source.of), None));
+    for last in [CutStep::ConfigurationLoaded, CutStep::ReceiverEnded] {
+        // The daemon dies after this step.
+        let instance = standby.instance.clone();
+        let hook = move |step: CutStep| -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>> {
+            let dies = step == last;
+            Box::pin(async move {
+                if dies {
+                    std::future::pending::<()>().await;
+                }
+            })
+        };
+        let time = Duration::from_secs(2);
+        assert!(tokio::time::timeout(time, instance.cut_upstream_watched(&hook)).await.is_err());
+        standby = standby.found_again().await;
+        let seen = standby.try_standby().await.unwrap();
+        assert_eq!((seen.upstream, seen.unfinished), (Some(source.of), Some(Unfinished::Cut)), "{last:?}");
+        // Who may connect says nothing of it.
+        standby.instance.open_clients().await.unwrap();
+        assert_eq!(standby.try_standby().await.unwrap().unfinished, Some(Unfinished::Cut), "{last:?}");
+        standby.instance.cut_upstream().await.unwrap();
+        let seen = standby.try_standby().await.unwrap();
+        assert_eq!((seen.upstream, seen.unfinished), (None, None), "{last:?}");
+        standby.instance.follow(&source).await.unwrap();
+        standby.until_streaming().await;
+        assert_eq!(standby.try_standby().await.unwrap().unfinished, None, "{last:?}");
+    }
 }

@@ -1,7 +1,7 @@
 //! The steps with what they need to be executed.
 
 use pgstead_types::record::{EpochReason, SyncSet};
-use pgstead_types::report::{ClientAccess, SetBy};
+use pgstead_types::report::{ClientAccess, SetBy, Upstream};
 use pgstead_types::{Epoch, Incarnation, MemberId, OperationId, Position, Step, Timeline};
 use std::collections::BTreeSet;
 
@@ -60,9 +60,14 @@ pub enum Action {
         sync_set: SyncSet,
         admitted: BTreeSet<Incarnation>,
     },
+    /// Stream the leader's log, from itself or from the standby that `of` names.
     Follow {
-        leader: MemberId,
+        of: Upstream,
+    },
+    /// Admit these members, in the epoch in which this standby streams itself, and nobody else.
+    Relay {
         epoch: Epoch,
+        admitted: BTreeSet<Incarnation>,
     },
     HoldClients,
     Checkpoint {
@@ -94,6 +99,7 @@ impl Action {
             Action::OpenClients => Step::OpenClients,
             Action::UpdateSyncSet { .. } => Step::UpdateSyncSet,
             Action::Follow { .. } => Step::Follow,
+            Action::Relay { .. } => Step::Relay,
             Action::HoldClients => Step::HoldClients,
             Action::Checkpoint { .. } => Step::Checkpoint,
             Action::StopCleanly { .. } => Step::StopCleanly,

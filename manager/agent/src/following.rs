@@ -3,7 +3,7 @@
 use crate::action::Action;
 use crate::decide::{self, Next, Scene};
 use pgstead_types::record::Leadership;
-use pgstead_types::report::{ClientAccess, DataIdentity, DataSeen, PostgresSeen, StandbySeen, Upstream};
+use pgstead_types::report::{ClientAccess, DataIdentity, DataSeen, PostgresSeen, StandbySeen, Unfinished, Upstream};
 use pgstead_types::{Finding, MemberId, Step, Trouble};
 
 /// A rewind that failed so often gives way to a copy.
@@ -110,8 +110,21 @@ fn stream(scene: &Scene<'_>, leader: MemberId, standby: &StandbySeen) -> Next {
     if scene.seen.restarts < scene.member.restarts {
         return Next::act(Action::StopCleanly { planned: None });
     }
-    let wanted = Upstream { leader, epoch: scene.epoch() };
+    let relay = scene.cluster.relay_of(scene.member.id);
+    let wanted = Upstream { leader, epoch: scene.epoch(), relay };
     if standby.upstream == Some(wanted) {
+        // The record may name again what was about to be ended. What is half done is nobody's order, and is done to its end.
+        match standby.unfinished {
+            Some(Unfinished::Cut) => return Next::act(Action::CutUpstream),
+            Some(Unfinished::Follow) => return Next::act(Action::Follow { of: wanted }),
+            Some(Unfinished::Relay) | None => {}
+        }
+        // What it passes on is the log that it streams itself: a promise, or another upstream, ends both. A slot for somebody
+        // else would keep log for ever.
+        let admitted = scene.cluster.relayed_by(scene.member.id);
+        if standby.relays_to != admitted || standby.slots != admitted || standby.unfinished.is_some() {
+            return Next::act(Action::Relay { epoch: scene.epoch(), admitted });
+        }
         return match standby.access {
             ClientAccess::Holding => Next::act(Action::OpenClients),
             ClientAccess::Open => Next::wait(),
@@ -126,7 +139,7 @@ fn stream(scene: &Scene<'_>, leader: MemberId, standby: &StandbySeen) -> Next {
         return Next::act(Action::StopCleanly { planned: None });
     }
     match scene.cluster.may_follow(position) {
-        Some(true) => Next::act(Action::Follow { leader, epoch: scene.epoch() }),
+        Some(true) => Next::act(Action::Follow { of: wanted }),
         Some(false) => Next::refuse(scene.finding(Finding::warning(
             "diverged",
             format!(
@@ -137,3 +150,6 @@ fn stream(scene: &Scene<'_>, leader: MemberId, standby: &StandbySeen) -> Next {
         None => Next::wait(),
     }
 }
+
+#[cfg(test)]
+mod tests;

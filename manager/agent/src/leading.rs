@@ -120,7 +120,10 @@ fn lead(scene: &Scene<'_>, config: &EpochConfig, primary: &PrimarySeen) -> Next 
             format!("{} holds no lease yet: it acknowledges alone with it", scene.member.name),
         )));
     }
-    if !sync_set_loaded || primary.admitted != admitted || !primary.slots.is_superset(&admitted) {
+    // One that streams elsewhere has a slot here until it is seen to be idle and dropped.
+    let kept_in_vain = primary.slots.iter().any(|life| scene.cluster.upstreams.contains_key(life));
+    let slots_are_wanted = primary.slots.is_superset(&admitted) && !kept_in_vain;
+    if !sync_set_loaded || primary.admitted != admitted || !slots_are_wanted {
         return Next::act(Action::UpdateSyncSet { by, epoch: config.epoch, sync_set: wanted.clone(), admitted });
     }
     match (scene.cluster.is_confirmed(), primary.access) {
@@ -151,9 +154,11 @@ fn has_lease(scene: &Scene<'_>) -> bool {
     scene.seen.lease.is_some_and(|lease| lease.remaining_ms > 0)
 }
 
-/// Who may replicate from here: the present incarnation of every other member.
+/// Who may replicate from here: the present incarnation of every other member, but for those that another standby feeds. A
+/// slot here would keep log for one that never comes for it; its relay has one.
 fn admitted(scene: &Scene<'_>) -> BTreeSet<Incarnation> {
-    scene.cluster.members.values().filter(|other| other.id != scene.member.id).map(|other| other.current()).collect()
+    let others = scene.cluster.members.values().filter(|other| other.id != scene.member.id);
+    others.filter(|other| scene.cluster.relay_of(other.id).is_none()).map(|other| other.current()).collect()
 }
 
 fn is_draining(scene: &Scene<'_>) -> bool {

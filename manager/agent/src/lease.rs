@@ -132,9 +132,10 @@ pub fn may_refuse(cluster: Option<&ClusterRecord>, seen: &MemberReport, asked: &
     if cluster.revision > asked.revision && cluster.members.keys().any(|member| !asked.members.contains(member)) {
         return Err(format!("it knows revision {} of the cluster, with more members", cluster.revision));
     }
-    let told = Upstream { leader: asked.leader.member, epoch: asked.epoch };
+    // Its word is about elections, so it may come by way of another standby as well as from the leader itself.
+    let told = |upstream: Upstream| upstream.is_of(asked.leader.member, asked.epoch);
     match &seen.postgres {
-        PostgresSeen::Standby(standby) if standby.upstream == Some(told) => match standby.receiver {
+        PostgresSeen::Standby(standby) if standby.upstream.is_some_and(told) => match standby.receiver {
             Some(receiver) if receiver.streaming => Ok(()),
             _ => Err("it does not stream from that leader".to_string()),
         },

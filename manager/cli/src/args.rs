@@ -4,7 +4,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use pgstead_api::parse_duration;
 use pgstead_types::OperationId;
 use pgstead_types::slots::WalBudget;
-use pgstead_types::spec::Durability;
+use pgstead_types::spec::{Cascade, Durability};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -172,6 +172,10 @@ pub struct CreateArgs {
     /// says how much [default: strict]
     #[arg(long, value_name = "HOW", value_parser = durability)]
     pub durability: Option<Durability>,
+    /// zone: outside the leader's zone one standby of a zone streams from the leader and feeds those beside it, as far as the
+    /// sync set keeps one standby more than a commit needs. none: the leader feeds everybody [default: none]
+    #[arg(long, value_name = "HOW", value_parser = cascade)]
+    pub cascade: Option<Cascade>,
     /// A Postgres setting; may be repeated
     #[arg(long, value_name = "NAME=VALUE", value_parser = setting)]
     pub set: Vec<(String, String)>,
@@ -191,7 +195,7 @@ pub struct CreateArgs {
 
 #[derive(Args, Clone, Debug)]
 #[command(group = clap::ArgGroup::new("what").required(true).multiple(true)
-    .args(["members", "sync_replicas", "durability", "slot_wal_budget"]))]
+    .args(["members", "sync_replicas", "durability", "slot_wal_budget", "cascade"]))]
 pub struct UpdateArgs {
     /// Name or id
     #[arg(value_name = "CLUSTER")]
@@ -210,8 +214,17 @@ pub struct UpdateArgs {
     /// 8GB, or auto, a share of the room on the volume
     #[arg(long, value_name = "SIZE")]
     pub slot_wal_budget: Option<WalBudget>,
+    /// zone: outside the leader's zone one standby of a zone feeds those beside it. none: the leader feeds everybody
+    #[arg(long, value_name = "HOW", value_parser = cascade)]
+    pub cascade: Option<Cascade>,
     #[command(flatten)]
     pub wait: WaitArgs,
+}
+
+fn cascade(text: &str) -> Result<Cascade, String> {
+    let all = [Cascade::None, Cascade::Zone];
+    let found = all.into_iter().find(|cascade| cascade.as_str() == text);
+    found.ok_or_else(|| format!("expected one of {}", all.map(Cascade::as_str).join(", ")))
 }
 
 fn durability(text: &str) -> Result<Durability, String> {

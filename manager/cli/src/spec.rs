@@ -20,6 +20,9 @@ pub fn read(args: &CreateArgs) -> Result<ClusterSpec, Failure> {
     if let Some(durability) = args.durability {
         spec.durability = durability;
     }
+    if let Some(cascade) = args.cascade {
+        spec.cascade = cascade;
+    }
     if args.maintenance_window.is_some() {
         spec.maintenance_window.clone_from(&args.maintenance_window);
     }

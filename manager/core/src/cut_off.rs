@@ -23,7 +23,7 @@ pub(crate) fn deaf<'a>(
     leader: MemberId,
     set: &'a SyncSet,
 ) -> impl Iterator<Item = &'a MemberRecord> {
-    let told = Upstream { leader, epoch: cluster.epoch };
+    let told = Upstream::of(leader, cluster.epoch);
     let is_deaf = move |standby: &StandbySeen, member: MemberId| {
         let age = observed.report_age(cluster, member);
         standby.upstream == Some(told) && !is_replaying(standby) && hears(standby, told, age, policy).is_none()

@@ -35,7 +35,13 @@ pub(crate) fn is_corrupted(cluster: &ClusterRecord, observed: &Observed, member:
 
 /// Why no change of this member's Postgres helps, only other data.
 pub(crate) fn wants_other_data(cluster: &ClusterRecord, observed: &Observed, member: MemberId) -> Option<String> {
-    troubles(cluster, observed, member).find(|trouble| trouble.wants_other_data()).map(ToString::to_string)
+    // What another standby cannot feed, the leader may.
+    let report = observed.last(cluster, member).and_then(|report| report.as_standby());
+    let by_relay = cluster.relay_of(member).is_some()
+        || report.and_then(|standby| standby.upstream).is_some_and(|upstream| upstream.relay.is_some());
+    let is_answered = |trouble: &&Trouble| by_relay && matches!(trouble, Trouble::StreamRefused { .. });
+    let mut troubles = troubles(cluster, observed, member).filter(|trouble| !is_answered(trouble));
+    troubles.find(|trouble| trouble.wants_other_data()).map(ToString::to_string)
 }
 
 /// The leader has removed the log that a standby which is here would have to stream next.
@@ -45,7 +51,8 @@ pub(crate) fn lacks_log(
     policy: &Policy,
     member: MemberId,
 ) -> Option<String> {
-    let leader = cluster.leadership.leader().filter(|leader| *leader != member)?;
+    let leader =
+        cluster.leadership.leader().filter(|leader| *leader != member && cluster.relay_of(member).is_none())?;
     let oldest = observed.fresh(cluster, leader, policy)?.oldest_log?;
     let report = observed.fresh(cluster, member, policy)?;
     let standby = report.as_standby().filter(|standby| standby.receiver.is_none_or(|receiver| !receiver.streaming))?;

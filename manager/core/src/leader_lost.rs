@@ -104,7 +104,8 @@ pub(crate) fn leader_seen<'a>(
             let since = *memory.hung.get_or_insert(observed.now);
             let until = since + policy.hung_patience;
             let text = format!("the Postgres of leader {name} does not answer its node: {why}");
-            if observed.now >= until && heard.hearing > 0 {
+            // Nor does it wait for those whom another standby feeds.
+            if observed.now >= until && heard.hearing + heard.mute > 0 {
                 let finding = about(Finding::error("leader_hung", text));
                 return LeaderSeen::Lost { reason: EpochReason::PostgresHung, finding };
             }

@@ -4,6 +4,7 @@
 //! A file per situation; `decide` is control flow only, `quorum` and `candidate` are the arithmetic of elections.
 
 mod candidate;
+mod cascade;
 mod change_leader;
 mod cut_off;
 mod decide;
@@ -29,6 +30,7 @@ mod switchover;
 mod switchover_check;
 mod sync_set;
 
+pub use cascade::Place;
 pub use decide::{Plan, decide};
 pub use forced::{CandidateSeen, ForcedCheck, check_forced};
 pub use observed::{Connection, Memory, NodeSeen, Observed, Policy};

@@ -4,6 +4,7 @@
 //! A member leaves in three recorded steps, and each is safe to stop after: it is marked; it leaves the sync set in place, like
 //! any that must, while enough others stream; and then, when no election asks for it and no WAL sender counts it, it is removed.
 
+use crate::cascade;
 use crate::decide::Plan;
 use crate::health;
 use crate::lease;
@@ -221,8 +222,8 @@ impl<'a> Members<'a> {
         self.staying().filter(has_it).count()
     }
 
-    /// The least is of least use: away, or not well; then one that does not stream, or does not count; of equals the one that
-    /// was numbered last.
+    /// The least is of least use: away, or not well; then one that does not stream, from the leader or from the standby that
+    /// feeds it, or does not count; of equals the one that was numbered last.
     fn use_of(&self, member: &MemberRecord) -> impl Ord + use<> {
         let counts = self.cluster.config().is_some_and(|config| config.sync_set.members.contains(&member.current()));
         let number = member.name.rsplit('-').next().and_then(|number| number.parse::<u32>().ok()).unwrap_or(0);
@@ -231,7 +232,7 @@ impl<'a> Members<'a> {
             !self.unfit.contains(&member.id),
             // Data that was given up stays on its node, and is easier to find on one that is a member.
             self.may_hold_given_up(member),
-            streams(self.primary, member),
+            cascade::is_fed(self.cluster, self.observed, self.policy, self.primary, member),
             counts,
             Reverse((number, member.id)),
         )

@@ -1,5 +1,6 @@
 //! What the controller knows of the nodes, how old it may be, and the little that it remembers between decisions.
 
+use crate::cascade::{CascadeMemory, Place};
 use crate::health::Rebuilds;
 use pgstead_types::lease::{LeaseTimes, SILENCE_MS_DEFAULT};
 use pgstead_types::record::ClusterRecord;
@@ -60,6 +61,13 @@ pub struct Policy {
     /// Where commits may go on with fewer standbys, they wait for so long before. Longer than `cut_patience`, so that a
     /// leader that its standbys cannot reach is replaced first.
     pub degrade_after: Duration,
+    /// A standby is fed by another one when nothing has changed for so long.
+    pub cascade_after: Duration,
+    /// A standby that feeds others, or is fed, may be without a stream for so long before that is taken back. On a host that is
+    /// loaded, letting go of one upstream and following another takes a second or two.
+    pub cascade_patience: Duration,
+    /// After that neither is tried again for so long, the next time for twice as long, and so on.
+    pub cascade_pause: Duration,
 }
 
 impl Default for Policy {
@@ -87,6 +95,9 @@ impl Default for Policy {
             lease: LeaseTimes::default(),
             shrink_after: Duration::from_secs(30),
             degrade_after: Duration::from_secs(8),
+            cascade_after: Duration::from_secs(10),
+            cascade_patience: Duration::from_secs(5),
+            cascade_pause: Duration::from_secs(60),
         }
     }
 }
@@ -106,6 +117,8 @@ pub struct Observed {
     /// When this controller was elected, or later. Leases that others have granted began before.
     pub elected: Tick,
     pub nodes: BTreeMap<NodeId, NodeSeen>,
+    /// Where the nodes are, by the record.
+    pub places: BTreeMap<NodeId, Place>,
     /// By when what this controller has granted to a node is over, margin included. One entry for each node that had any.
     pub leases: BTreeMap<NodeId, Tick>,
 }
@@ -199,6 +212,12 @@ impl Observed {
         of_others.max(own)
     }
 
+    /// What this controller or one before it has granted to the node that is good for `leader` is over.
+    pub(crate) fn lease_is_over(&self, cluster: &ClusterRecord, leader: MemberId, policy: &Policy) -> bool {
+        let node = cluster.members.get(&leader).map(|member| member.node);
+        self.now >= self.lease_end(node, policy)
+    }
+
     pub(crate) fn presence(&self, node: NodeId, policy: &Policy) -> Presence {
         let Some(seen) = self.nodes.get(&node) else {
             if self.ended.contains(&node) {
@@ -249,6 +268,8 @@ pub(crate) struct Witnesses {
     pub hearing: usize,
     /// Fresh standbys that do not.
     pub deaf: usize,
+    /// Fresh standbys of which neither is known: another standby feeds them, or they may not have been let in yet.
+    pub mute: usize,
     /// Hearing ones become deaf at the earliest after this, if they hear nothing more.
     pub next: Option<Duration>,
 }
@@ -258,15 +279,38 @@ pub(crate) fn witnesses(cluster: &ClusterRecord, observed: &Observed, policy: &P
     for member in cluster.members.keys().filter(|id| **id != leader) {
         let Some(report) = observed.fresh(cluster, *member, policy) else { continue };
         let Some(standby) = report.as_standby() else { continue };
-        match hears(standby, Upstream { leader, epoch: cluster.epoch }, observed.report_age(cluster, *member), policy) {
+        // One that another standby feeds hears that one, or is on its way to it.
+        let is_fed =
+            cluster.relay_of(*member).is_some() || standby.upstream.is_some_and(|upstream| upstream.relay.is_some());
+        match hears(standby, Upstream::of(leader, cluster.epoch), observed.report_age(cluster, *member), policy) {
             Some(left) => {
                 count.hearing += 1;
                 count.next = Some(count.next.map_or(left, |next| next.min(left)));
             }
+            None if is_fed || !may_stream(cluster, observed, policy, leader, *member) => count.mute += 1,
             None => count.deaf += 1,
         }
     }
     count
+}
+
+/// Whether it says something of the leader that this standby does not hear it. One that was sent back from another standby gets
+/// in only when the leader's own node has seen that; when the lease is over, the leader acknowledges nothing alone, and
+/// synchronous ones are elected by those who never were elsewhere.
+fn may_stream(
+    cluster: &ClusterRecord,
+    observed: &Observed,
+    policy: &Policy,
+    leader: MemberId,
+    member: MemberId,
+) -> bool {
+    let Some(life) = cluster.members.get(&member).map(|member| member.current()) else { return false };
+    let Some(revision) = cluster.returned.get(&life) else { return true };
+    let let_in = observed.last(cluster, leader).is_some_and(|report| {
+        let primary = report.as_primary().filter(|primary| primary.epoch == Some(cluster.epoch));
+        report.revision >= *revision && primary.is_some_and(|primary| primary.admitted.contains(&life))
+    });
+    let_in || observed.lease_is_over(cluster, leader, policy)
 }
 
 /// Whether a standby's receiver hears its upstream, and for how long that statement is still good.
@@ -303,6 +347,7 @@ pub struct Memory {
     pub(crate) missed: BTreeMap<MemberId, Tick>,
     /// Of the present leader's sync set.
     pub(crate) set: crate::sync_set::SetMemory,
+    pub(crate) cascade: CascadeMemory,
 }
 
 impl Memory {

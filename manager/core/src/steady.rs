@@ -1,6 +1,7 @@
 //! A confirmed epoch: watch the leader, bring members back that have left its history, count those that have caught up,
 //! and carry out what was asked for.
 
+use crate::cascade;
 use crate::decide::Plan;
 use crate::election::{self, has_lost_data};
 use crate::health;
@@ -10,7 +11,7 @@ use crate::observed::{Memory, Observed, Policy};
 use crate::{change_leader, members, recovered, restart, schedule, slots, switchover, sync_set};
 use pgstead_types::record::{ClusterChange, ClusterRecord, EpochConfig, EpochReason, MemberRecord, Standing};
 use pgstead_types::report::{ClientAccess, PrimarySeen};
-use pgstead_types::spec::Durability;
+use pgstead_types::spec::{Cascade, Durability};
 use pgstead_types::{Finding, Incarnation, MemberId};
 use std::collections::BTreeMap;
 
@@ -35,8 +36,10 @@ pub(crate) fn plan(
         LeaderSeen::Runs(primary) => primary,
         LeaderSeen::Unsure { until, finding } => {
             memory.set.interrupted();
-            let plan = Plan::wait(finding);
-            return until.map_or(plan.clone(), |until| plan.until(until));
+            let change = cascade::without_gone_relays(cluster, observed, policy, leader);
+            let plan = Plan { change, ..Plan::wait(finding) };
+            let again = cascade::speak_from(cluster, observed, policy, leader);
+            return until.into_iter().chain(again).fold(plan, Plan::until);
         }
         LeaderSeen::Lost { reason, finding } => {
             memory.set.interrupted();
@@ -75,8 +78,8 @@ pub(crate) fn plan(
         next.findings.extend(plan.findings);
         return next;
     }
-    let everyone_streams =
-        cluster.members.values().filter(|member| member.id != leader).all(|member| streams(primary, member));
+    let is_fed = |member: &MemberRecord| cascade::is_fed(cluster, observed, policy, primary, member);
+    let everyone_streams = cluster.members.values().filter(|member| member.id != leader).all(is_fed);
     let serves = everyone_streams && primary.access == ClientAccess::Open;
     if let (Some(operation), true) = (cluster.creating, serves) {
         plan.ended = Some((operation, None));
@@ -96,6 +99,7 @@ pub(crate) fn plan(
         && members::are_as_asked(cluster, primary)
         && config.sync_set.needed == cluster.spec.needed()
         && config.asynchronous == cluster.spec.is_asynchronous()
+        && (cluster.spec.cascade != Cascade::None || cluster.upstreams.is_empty())
     {
         plan.ended = Some((operation, None));
         return plan;
@@ -127,7 +131,9 @@ fn tend_members(
     leader: MemberId,
 ) -> Plan {
     let Some(config) = cluster.config() else { return Plan::default() };
-    let mut plan = sync_set::plan(cluster, observed, policy, memory, primary, leader);
+    let cascaded = cascade::wanted(cluster, observed, policy, memory, primary, leader);
+    let spared = cascaded.keys().copied().collect();
+    let mut plan = sync_set::plan(cluster, observed, policy, memory, primary, leader, &spared);
     if !plan.settled() {
         return plan;
     }
@@ -170,15 +176,19 @@ fn tend_members(
             }
             return leave_set(cluster, observed, policy, member, leader, &why);
         }
-        if !streams(primary, member) {
-            let text = format!("{} does not stream from the leader", member.name);
-            plan.findings.push(Finding::warning("not_streaming", text).on_cluster(cluster.id).on_member(member.id));
-        } else if !in_set && !lease::is_asynchronous(cluster) {
+        if !cascade::is_fed(cluster, observed, policy, primary, member) {
+            plan.findings.push(cascade::not_fed(cluster, member));
+        } else if !in_set && !lease::is_asynchronous(cluster) && !spared.contains(&member.current()) {
             let text = format!("{} streams and does not count yet: it is catching up", member.name);
             plan.findings.push(Finding::info("catching_up", text).on_cluster(cluster.id).on_member(member.id));
         }
     }
-    plan
+    let feeding = cascade::plan(cluster, observed, policy, memory, &cascaded);
+    plan.change = feeding.change;
+    match feeding.wake_at {
+        Some(at) => plan.until(at),
+        None => plan,
+    }
 }
 
 /// Whether a member leaves the set in place: others stream that can acknowledge, or commits may do with fewer in a moment.

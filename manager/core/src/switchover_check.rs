@@ -1,6 +1,7 @@
 //! What stands in the way of a switchover: everything at once, each as a finding. An error cannot be overruled, a warning
 //! can, and the rest is worth knowing.
 
+use crate::cascade;
 use crate::election::could_promise;
 use crate::lease;
 use crate::observed::{Observed, Policy};
@@ -75,6 +76,21 @@ fn leading<'a>(cluster: &ClusterRecord, observed: &'a Observed, policy: &Policy)
 fn lag(primary: &PrimarySeen, member: &MemberRecord) -> Option<Bytes> {
     let sender = primary.senders.iter().find(|sender| sender.incarnation == Some(member.current()))?;
     Some(primary.flushed.bytes_since(sender.flushed?))
+}
+
+/// The same of one that another standby feeds.
+fn fed_lag(
+    cluster: &ClusterRecord,
+    observed: &Observed,
+    policy: &Policy,
+    primary: &PrimarySeen,
+    member: &MemberRecord,
+) -> Option<Bytes> {
+    cluster.relay_of(member.id)?;
+    let standby = observed.fresh(cluster, member.id, policy)?.as_standby()?;
+    let is_fed = cascade::is_fed(cluster, observed, policy, primary, member);
+    let position = standby.position.filter(|_| is_fed)?;
+    Some(primary.flushed.bytes_since(position.lsn))
 }
 
 /// The standby that could take over soonest.
@@ -163,13 +179,15 @@ fn target(
         return;
     };
     if let Some(primary) = primary {
-        check.lag = lag(primary, member);
+        check.lag = lag(primary, member).or_else(|| fed_lag(cluster, observed, policy, primary, member));
         match check.lag {
             None => {
-                let text = format!("{} does not stream from the leader", member.name);
+                let source = cluster.relay_of(member.id).map(|relay| name(cluster, relay));
+                let text =
+                    format!("{} does not stream from {}", member.name, source.as_deref().unwrap_or("the leader"));
                 check.findings.push(about(Finding::error("target_not_streaming", text)));
             }
-            Some(_) if !streams(primary, member) => {
+            Some(_) if cluster.relay_of(member.id).is_none() && !streams(primary, member) => {
                 let text = format!("{} is catching up and does not stream yet", member.name);
                 check.findings.push(about(Finding::error("target_not_streaming", text)));
             }
@@ -180,7 +198,11 @@ fn target(
             Some(_) => {}
         }
     }
-    if !cluster.config().is_some_and(|config| config.sync_set.members.contains(&member.current())) {
+    if let Some(relay) = cluster.relay_of(member.id) {
+        // Whatever is planned sends it to the leader, and there it counts before the leader lets go.
+        let text = format!("{} streams from {} and goes to the leader first", member.name, name(cluster, relay));
+        check.findings.push(about(Finding::info("target_is_fed", text)));
+    } else if !cluster.config().is_some_and(|config| config.sync_set.members.contains(&member.current())) {
         let text = format!("{} does not count in the sync set yet", member.name);
         check.findings.push(about(Finding::warning("target_does_not_count", text)));
     }
@@ -225,7 +247,10 @@ fn promises(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::observed::testing::{lag, member, set, world};
+    use crate::observed::testing::{World, lag, life, member, set, world};
+    use pgstead_types::Epoch;
+    use pgstead_types::report::Upstream;
+    use pgstead_types::spec::Cascade;
 
     fn codes(check: &SwitchoverCheck) -> Vec<&str> {
         check.findings.iter().map(|finding| finding.code.as_str()).collect()
@@ -261,6 +286,30 @@ mod tests {
         let silent = check_switchover(&world.record, &world.observed, &world.policy, Some(member("c")));
         assert_eq!(codes(&silent), ["target_not_streaming"]);
         assert!(silent.may_pass(Overrule::Nothing), "it may have begun to follow just now");
+    }
+
+    #[test]
+    fn a_target_that_another_standby_feeds_goes_to_the_leader_first_and_must_be_near() {
+        let relay = member("b");
+        let upstream = Upstream { relay: Some(relay), ..Upstream::of(member("a"), Epoch(1)) };
+        let fed = || {
+            let world = world().leader("a").standby("b", lag(0)).standby("c", lag(0)).standby("d", lag(10));
+            let world = world.on_standby("d", |standby| standby.upstream = Some(upstream));
+            let world = world.with_primary(|primary| _ = primary.senders.pop());
+            world.recorded(|record| {
+                record.spec.cascade = Cascade::Zone;
+                record.upstreams = [(life("d", 1), life("b", 1))].into();
+                record.configs[0].sync_set = set(&["b", "c"], 1);
+            })
+        };
+        let check = |world: &World| check_switchover(&world.record, &world.observed, &world.policy, Some(member("d")));
+        let near = check(&fed());
+        assert_eq!((codes(&near), near.lag), (vec!["target_is_fed"], Some(Bytes(10))));
+        assert!(near.is_clear(Overrule::Nothing));
+        let far = check(&fed().with_primary(|primary| primary.flushed.0 += 20 << 20));
+        assert_eq!(codes(&far), ["target_lags", "target_is_fed"]);
+        let cut = check(&fed().deaf("d"));
+        assert_eq!(codes(&cut), ["target_not_streaming", "target_is_fed"]);
     }
 
     #[test]

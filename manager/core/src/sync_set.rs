@@ -69,7 +69,7 @@ pub(crate) fn counts_lease(cluster: &ClusterRecord, observed: &Observed, policy:
     cluster.members.len() < 2 || lease.is_some_and(|lease| lease.remaining_ms > 0)
 }
 
-/// The next change of the set of a confirmed epoch, or what it waits for.
+/// The next change of the set of a confirmed epoch, or what it waits for. `spared` are to be fed by others and not to count.
 pub(crate) fn plan(
     cluster: &ClusterRecord,
     observed: &Observed,
@@ -77,6 +77,7 @@ pub(crate) fn plan(
     memory: &mut Memory,
     primary: &PrimarySeen,
     leader: MemberId,
+    spared: &BTreeSet<Incarnation>,
 ) -> Plan {
     let mut plan = Plan::default();
     let Some(config) = cluster.config().filter(|config| !config.asynchronous) else {
@@ -97,7 +98,8 @@ pub(crate) fn plan(
         return settle(cluster, memory.set.of(cluster.epoch), primary, of_it(change), change, plan);
     }
     let may_leave = members::may_leave_from(cluster, observed, policy, memory).is_some_and(|from| observed.now >= from);
-    let view = View::new(cluster, observed, policy, primary, config, leader, may_leave);
+    let mut view = View::new(cluster, observed, policy, primary, config, leader, may_leave);
+    view.spare(spared);
     let due = view.is_degrading_due(memory.set.of(cluster.epoch), observed, policy, &mut plan);
     if due && let Some(other) = cut_off::rather_than_degrade(cluster, observed, policy, memory, leader, primary) {
         return other;
@@ -200,6 +202,10 @@ struct View {
     leaving: BTreeSet<Incarnation>,
     /// Members of the set that are as good as the others and leave the cluster: they go once enough others stream.
     departing: BTreeSet<Incarnation>,
+    /// Members of the set that are to be fed by others; until they have left it they count like any.
+    spared: BTreeSet<Incarnation>,
+    /// Somebody is fed by another standby, so that the set must have one more than a commit needs.
+    feeds: bool,
 }
 
 impl View {
@@ -232,6 +238,8 @@ impl View {
             joining: BTreeSet::new(),
             leaving: BTreeSet::new(),
             departing: BTreeSet::new(),
+            spared: BTreeSet::new(),
+            feeds: !cluster.upstreams.is_empty(),
             now,
         };
         for member in standbys() {
@@ -251,6 +259,11 @@ impl View {
             }
         }
         view
+    }
+
+    fn spare(&mut self, spared: &BTreeSet<Incarnation>) {
+        self.joining.retain(|life| !spared.contains(life));
+        self.spared = self.now.members.intersection(spared).copied().collect();
     }
 
     /// Of these, how many stream.
@@ -306,7 +319,8 @@ impl View {
             needed = self.wanted.min(count(members.len())).max(needed);
         }
         let lasting: BTreeSet<Incarnation> = self.staying(&members).difference(&self.departing).copied().collect();
-        let live = self.live(&lasting);
+        // Those who are fed come back first where more are asked for than the others are good for.
+        let live = self.live(&lasting).saturating_sub(usize::from(self.feeds));
         // More are asked for only when so many stream and are to stay: it never makes commits wait that did not.
         if live > usize::from(needed) {
             needed = self.wanted.min(count(live)).max(needed);
@@ -320,14 +334,17 @@ impl View {
             rest.len() >= usize::from(needed) && self.live(&rest) >= usize::from(needed)
         };
         for life in self.now.members.iter() {
-            if (self.leaving.contains(life) || long_away(life)) && may_go(&members, life) {
+            let goes = self.leaving.contains(life) || self.spared.contains(life) || long_away(life);
+            if goes && may_go(&members, life) {
                 members.remove(life);
             }
         }
-        // A sound one is to be missed only where as many sound ones stay.
+        // A sound one is to be missed only where as many sound ones stay; and one more while somebody is fed, who comes back
+        // first where that is too many.
         for life in self.departing.iter().filter(|life| !self.leaving.contains(life)) {
             let rest: BTreeSet<Incarnation> = members.iter().copied().filter(|other| other != life).collect();
-            if rest.len() >= usize::from(needed) && self.live(&self.staying(&rest)) >= usize::from(needed) {
+            let enough = rest.len() >= usize::from(needed) + usize::from(self.feeds);
+            if enough && self.live(&self.staying(&rest)) >= usize::from(needed) {
                 members.remove(life);
             }
         }

@@ -6,7 +6,7 @@ use crate::granting::{Asked, Granting, Round};
 use crate::server::Closed;
 use crate::succession::Ended;
 use pgstead_consensus::{Consensus, ProposeError, TokioRuntime};
-use pgstead_core::{Connection, Memory, Observed, Plan, Policy, decide};
+use pgstead_core::{Connection, Memory, Observed, Place, Plan, Policy, decide};
 use pgstead_types::lease::LeaseGrant;
 use pgstead_types::record::{ClusterRecord, Command, Record};
 use pgstead_types::report::NodeReport;
@@ -260,6 +260,11 @@ impl Controller {
         self.observed.wall = WallTime::now();
         let record = self.consensus.record();
         self.observed.revision = record.revision;
+        self.observed.places = record
+            .nodes
+            .iter()
+            .map(|(id, node)| (*id, Place { region: node.region.clone(), zone: node.zone.clone() }))
+            .collect();
         self.policy.lease = crate::lease::times(&record);
         for cluster in record.clusters.values() {
             let due = self.wake.get(&cluster.id).is_some_and(|at| *at <= now);

@@ -216,8 +216,12 @@ pub struct SenderSeen {
 /// A Postgres in recovery.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct StandbySeen {
-    /// Whom it was told to stream from, and in which epoch; `None` while `primary_conninfo` is empty.
+    /// Whom it was told to stream from, and in which epoch; `None` while `primary_conninfo` is empty, which was seen.
     pub upstream: Option<Upstream>,
+    /// What was begun of a change of `upstream` or `relays_to` and not seen to end: until it is done again those say the worse of
+    /// before and after, and neither may be so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unfinished: Option<Unfinished>,
     /// `None` when no WAL receiver process exists.
     pub receiver: Option<ReceiverSeen>,
     pub replayed: Lsn,
@@ -227,7 +231,26 @@ pub struct StandbySeen {
     /// timeline or one that comes from it, and no other, until it is started without that history.
     #[serde(default)]
     pub expects: Option<Timeline>,
+    /// The incarnations that may stream from here, in the epoch of `upstream`; also those that it has stopped to admit and whose
+    /// WAL senders were not seen gone yet.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub relays_to: BTreeSet<Incarnation>,
+    /// Physical slots that still keep log, by the incarnation that each is named after.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub slots: BTreeSet<Incarnation>,
     pub access: ClientAccess,
+}
+
+/// A change that was cut short: the daemon died in it, or it failed half way.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Unfinished {
+    /// It was to stream from nobody.
+    Cut,
+    /// It was to stream from `upstream`.
+    Follow,
+    /// It streams from `upstream`, and was to admit others than before.
+    Relay,
 }
 
 /// The leader of an epoch as an upstream.
@@ -235,6 +258,23 @@ pub struct StandbySeen {
 pub struct Upstream {
     pub leader: MemberId,
     pub epoch: Epoch,
+    /// The standby of that leader which passes its log on. Whoever streams from that one says nothing of the leader itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub relay: Option<MemberId>,
+}
+
+impl Upstream {
+    pub fn of(leader: MemberId, epoch: Epoch) -> Self {
+        Self { leader, epoch, relay: None }
+    }
+    /// Whose Postgres is connected to.
+    pub fn source(&self) -> MemberId {
+        self.relay.unwrap_or(self.leader)
+    }
+    /// By whomever it comes, it is the log of this leader in this epoch.
+    pub fn is_of(&self, leader: MemberId, epoch: Epoch) -> bool {
+        self.leader == leader && self.epoch == epoch
+    }
 }
 
 /// A WAL receiver.

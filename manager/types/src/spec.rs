@@ -108,6 +108,9 @@ pub struct ClusterSpec {
     /// the version before can read what does not ask for more.
     #[serde(default, skip_serializing_if = "OnLeaderCrash::is_default")]
     pub on_leader_crash: OnLeaderCrash,
+    /// Whether standbys may stream from other standbys. The default is not written, for the same reason.
+    #[serde(default, skip_serializing_if = "Cascade::is_none")]
+    pub cascade: Cascade,
     /// Postgres settings, as in `postgresql.conf`, without those that the cluster's safety rests on.
     #[serde(default)]
     pub settings: BTreeMap<String, String>,
@@ -137,6 +140,36 @@ impl OnLeaderCrash {
     }
 }
 
+/// Who feeds standbys that are far from the leader.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cascade {
+    /// The leader feeds every standby.
+    #[default]
+    None,
+    /// Outside the leader's zone one standby of a zone streams from the leader, and feeds those of its zone without which the
+    /// sync set has at least one standby more than a commit needs.
+    Zone,
+}
+
+impl Cascade {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Cascade::None => "none",
+            Cascade::Zone => "zone",
+        }
+    }
+    fn is_none(&self) -> bool {
+        *self == Cascade::None
+    }
+}
+
+impl fmt::Display for Cascade {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
 fn three() -> u8 {
     3
 }
@@ -155,6 +188,7 @@ impl ClusterSpec {
             database: app(),
             owner: app(),
             on_leader_crash: OnLeaderCrash::default(),
+            cascade: Cascade::default(),
             settings: BTreeMap::new(),
             maintenance_window: None,
             slot_wal_budget: WalBudget::Auto,

@@ -56,8 +56,10 @@ steps! {
     OpenClients = "open_clients",
     /// Make the running leader's sync set, slots and replication identities what the record says.
     UpdateSyncSet = "update_sync_set",
-    /// Stream from the leader of the recorded epoch.
+    /// Stream from the leader of the recorded epoch, or from the standby that passes its log on.
     Follow = "follow",
+    /// Let the members that the record names stream from this standby, and nobody else.
+    Relay = "relay",
     /// Keep new clients out and end the ones that are in, for a planned change of leader.
     HoldClients = "hold_clients",
     /// Write a checkpoint, so that the clean stop that follows is short.

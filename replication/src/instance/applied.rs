@@ -6,7 +6,7 @@
 use super::InstanceConfig;
 use crate::files::{self, Survives};
 use pgstead_types::record::SyncSet;
-use pgstead_types::report::{ClientAccess, Upstream};
+use pgstead_types::report::{ClientAccess, Unfinished, Upstream};
 use pgstead_types::{Epoch, Incarnation};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,7 +28,7 @@ pub enum SyncNames {
 pub struct Shape {
     pub access: ClientAccess,
     pub sync_names: SyncNames,
-    /// Who may replicate from here, and under which epoch. `None` on a standby: nobody.
+    /// Who may replicate from here, and under which epoch. `None`: nobody, as on every standby that feeds no other.
     pub admitted: Option<Admitted>,
     pub upstream: Option<Follow>,
 }
@@ -140,6 +140,10 @@ impl Applied {
     pub fn note_access_seen(&mut self) {
         let access = self.wanted.access;
         self.seen = Some(match (&self.seen, self.senders_pending) {
+            // Nobody has looked whether its receiver is gone.
+            (Some(seen), false) if self.wanted.upstream.is_none() => {
+                Shape { upstream: seen.upstream.clone(), ..self.wanted.clone() }
+            }
             (_, false) => self.wanted.clone(),
             (Some(seen), true) => Shape { access, ..seen.clone() },
             (None, true) => Shape { access, upstream: self.wanted.upstream.clone(), ..Shape::at_start(access) },
@@ -175,6 +179,34 @@ impl Applied {
             _ => BTreeSet::new(),
         }
     }
+    /// Whom a standby feeds or may still be feeding: nobody only when that was seen.
+    pub fn relays_to(&self) -> BTreeSet<Incarnation> {
+        let shapes = [Some(&self.wanted), self.seen.as_ref()];
+        // Prepared for a promotion it follows nobody, and admits whoever is to follow it.
+        let relaying = shapes.into_iter().flatten().filter(|shape| shape.upstream.is_some());
+        relaying
+            .filter_map(|shape| shape.admitted.as_ref())
+            .flat_map(|held| held.incarnations.iter().copied())
+            .collect()
+    }
+    /// Whether somebody may replicate from here.
+    pub fn may_admit(&self) -> bool {
+        self.wanted.admitted.is_some() || self.seen.as_ref().is_none_or(|seen| seen.admitted.is_some())
+    }
+    /// What was begun and not seen to end.
+    pub fn unfinished(&self) -> Option<Unfinished> {
+        let seen = self.seen.as_ref();
+        let upstream = |shape: &Shape| shape.upstream.as_ref().map(|follow| follow.of);
+        match (upstream(&self.wanted), seen.and_then(upstream)) {
+            (wanted, Some(seen)) if wanted != Some(seen) => Some(Unfinished::Cut),
+            (Some(_), None) => Some(Unfinished::Follow),
+            (Some(_), Some(_)) => {
+                let same = seen.is_some_and(|seen| seen.admitted == self.wanted.admitted);
+                (!same || self.senders_pending).then_some(Unfinished::Relay)
+            }
+            (None, _) => None,
+        }
+    }
     /// Whom it may be streaming from: nobody only when that was seen.
     pub fn upstream(&self) -> Option<Upstream> {
         let seen = self.seen.as_ref().and_then(|seen| seen.upstream.as_ref());
@@ -188,7 +220,7 @@ mod tests {
     use pgstead_types::MemberId;
 
     fn following() -> Shape {
-        let of = Upstream { leader: MemberId::from_u128(1), epoch: Epoch(1) };
+        let of = Upstream::of(MemberId::from_u128(1), Epoch(1));
         let upstream = Some(Follow { of, host: "a".to_string(), port: 1 });
         Shape { upstream, ..Shape::at_start(ClientAccess::Holding) }
     }
@@ -203,8 +235,55 @@ mod tests {
         }
         let settled = Applied::fresh(&holding, Some(&holding));
         assert_eq!(settled.access(), ClientAccess::Holding);
-        let cutting = Applied::fresh(&holding, Some(&following()));
+        let mut cutting = Applied::fresh(&holding, Some(&following()));
         assert!(cutting.upstream().is_some(), "an upstream is gone only when that was seen");
+        cutting.note_access_seen();
+        assert!(cutting.upstream().is_some(), "who may connect says nothing of a receiver");
+    }
+
+    #[test]
+    fn what_was_begun_and_not_seen_to_end_is_told() {
+        let nobody = Shape::at_start(ClientAccess::Holding);
+        let cut = Applied::fresh(&nobody, Some(&following()));
+        assert_eq!((cut.unfinished(), cut.upstream().is_some()), (Some(Unfinished::Cut), true));
+        for before in [None, Some(&nobody)] {
+            let begun = Applied::fresh(&following(), before);
+            assert_eq!((begun.unfinished(), begun.upstream().is_some()), (Some(Unfinished::Follow), true));
+        }
+        let admitted = |n| {
+            let life = Incarnation { member: MemberId::from_u128(n), number: 1 };
+            Shape { admitted: Some(Admitted { epoch: Epoch(1), incarnations: [life].into() }), ..following() }
+        };
+        for (wanted, seen) in [(&admitted(3), &following()), (&following(), &admitted(3)), (&admitted(3), &admitted(4))]
+        {
+            assert_eq!(Applied::fresh(wanted, Some(seen)).unfinished(), Some(Unfinished::Relay));
+        }
+        // There and back: which of the two Postgres has loaded, nobody has seen.
+        let mut back = Applied::fresh(&admitted(3), Some(&admitted(3)));
+        back.want(following());
+        back.want(admitted(3));
+        assert_eq!((back.unfinished(), back.relays_to().len()), (Some(Unfinished::Relay), 1));
+        back.note_seen();
+        assert_eq!(back.unfinished(), None);
+        for settled in [&nobody, &following()] {
+            assert_eq!(Applied::fresh(settled, Some(settled)).unfinished(), None);
+        }
+        assert_eq!(Applied::fresh(&nobody, None).unfinished(), None);
+    }
+
+    #[test]
+    fn a_relay_feeds_whom_it_did_until_that_was_seen_to_end() {
+        let life = Incarnation { member: MemberId::from_u128(3), number: 1 };
+        let admitted = Some(Admitted { epoch: Epoch(1), incarnations: [life].into() });
+        let relaying = Shape { admitted: admitted.clone(), ..following() };
+        let mut applied = Applied::fresh(&relaying, Some(&relaying));
+        assert_eq!(applied.relays_to(), [life].into());
+        applied.want(applied.wanted.as_standby());
+        assert_eq!(applied.relays_to(), [life].into(), "its senders may be left");
+        applied.note_seen();
+        assert!(applied.relays_to().is_empty() && applied.upstream().is_none());
+        let prepared = Shape { admitted, ..Shape::at_start(ClientAccess::Holding) };
+        assert!(Applied::fresh(&prepared, Some(&prepared)).relays_to().is_empty());
     }
 
     #[test]

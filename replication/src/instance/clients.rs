@@ -43,6 +43,28 @@ impl Instance {
         }
     }
 
+    /// Ends the logins that are under way, and returns once none of them is left: whoever logs in from then on is judged by the
+    /// present rules, which must be in effect already. `sql` was born under them.
+    pub(super) async fn end_logins(&self, sql: &Sql) -> Result<(), InstanceError> {
+        let begun = Tick::now();
+        let mut logging_in = self.backends_logging_in(sql).await?;
+        while !logging_in.is_empty() {
+            for backend in &logging_in {
+                backend
+                    .signal(Signal::TERM)
+                    .map_err(InstanceError::file("signal a backend of", &self.config().data_dir))?;
+            }
+            let waited = Tick::now().since(begun);
+            if waited > CLIENTS_TIME_MAX {
+                let what = format!("{} logins are left", logging_in.len());
+                return Err(InstanceError::NotInEffect { what, waited });
+            }
+            tokio::time::sleep(Duration::from_millis(3)).await;
+            logging_in.retain(|backend| backend.is_alive());
+        }
+        Ok(())
+    }
+
     /// Children of the postmaster that Postgres does not list: backends that are still checking who they talk to. One that was
     /// forked before the rules changed judges by the old ones.
     async fn backends_logging_in(&self, sql: &Sql) -> Result<Vec<ProcessId>, InstanceError> {

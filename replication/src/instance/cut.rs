@@ -50,6 +50,7 @@ impl Instance {
         self.remove_upstream_certificates(None)?;
         hook(CutStep::CertificatesRemoved).await;
 
+        let relayed = self.applied().may_admit();
         let shape = self.wanted().as_standby();
         let applied = self.write_shape(shape, false).await?;
         let running = match self.guard_status().await? {
@@ -81,6 +82,12 @@ impl Instance {
             }
             // One that the startup process began on its old configuration was refused; it must be gone all the same.
             self.end_receivers().await?;
+            if relayed {
+                // Nobody is admitted any more, but by a login that began before. Whoever still streamed from here would get the
+                // log of the next upstream, or of a promotion, in an epoch that it has not promised.
+                self.end_logins(&sql).await?;
+                self.end_senders(&sql, None).await?;
+            }
             self.keep(sql).await;
         }
         self.note_seen(applied.generation)?;

@@ -83,6 +83,8 @@ pub enum InstanceError {
     TimelineTooSmall { asked: Timeline, own: Timeline },
     #[error("the stream of epoch {epoch} is not cut; a promotion comes after the promise")]
     NotCut { epoch: Epoch },
+    #[error("this standby does not stream from the leader of epoch {epoch}, so it has nothing to pass on")]
+    NothingToRelay { epoch: Epoch },
     #[error("this Postgres is not prepared for a promotion in epoch {epoch}")]
     NotPrepared { epoch: Epoch },
     #[error("the position is not known yet: Postgres is still replaying")]

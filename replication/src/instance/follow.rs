@@ -1,4 +1,4 @@
-//! Streaming from the leader of an epoch.
+//! Streaming from the leader of an epoch, or from the standby that passes its log on.
 
 use super::applied::Shape;
 use super::sql::NoConnection;
@@ -10,7 +10,10 @@ impl Instance {
     /// made the epoch durable. Works on a Postgres that does not accept connections yet, which may need this stream to.
     pub async fn follow(&self, source: &UpstreamSource) -> Result<(), InstanceError> {
         let follow = source.follow();
-        if self.applied().upstream().is_some_and(|upstream| upstream != source.of) {
+        let applied = self.applied();
+        // Also where it is prepared for a promotion that did not happen: whoever streams from here by that must be gone before
+        // the log of another leader arrives.
+        if applied.upstream().is_some_and(|upstream| upstream != source.of) || applied.may_admit() {
             self.cut_upstream().await?;
         }
         let _changing = self.changing.lock().await;

@@ -46,10 +46,17 @@ impl Instance {
         timelines::oldest_segment(&self.config().pg_wal(), segment_bytes).ok().flatten()
     }
 
-    /// The last reason for which the upstream refused to stream to this standby, if it has done so again and again.
-    pub async fn stream_refusal(&self) -> Option<String> {
+    /// How long the server log is now.
+    pub async fn log_length(&self) -> u64 {
         let log = GuardPaths::under(&self.config().run_dir).server_log;
-        let text = on_disk("read", &log.clone(), move || tail(&log)).await.ok()?;
+        on_disk("look at", &log.clone(), move || Ok(log.metadata()?.len())).await.unwrap_or(0)
+    }
+
+    /// The last reason for which the upstream refused to stream to this standby, if it has done so again and again since the
+    /// server log was `from` long.
+    pub async fn stream_refusal(&self, from: u64) -> Option<String> {
+        let log = GuardPaths::under(&self.config().run_dir).server_log;
+        let text = on_disk("read", &log.clone(), move || tail(&log, from)).await.ok()?;
         refusal_in(&text)
     }
 
@@ -87,10 +94,12 @@ impl Instance {
     }
 }
 
-fn tail(path: &Path) -> io::Result<String> {
+fn tail(path: &Path, from: u64) -> io::Result<String> {
     let mut file = File::open(path)?;
     let length = file.metadata()?.len();
-    file.seek(SeekFrom::Start(length.saturating_sub(LOG_TAIL_BYTES)))?;
+    // A log that is shorter than it was has begun anew.
+    let from = if from <= length { from } else { 0 };
+    file.seek(SeekFrom::Start(from.max(length.saturating_sub(LOG_TAIL_BYTES))))?;
     let mut bytes = Vec::new();
     file.take(LOG_TAIL_BYTES).read_to_end(&mut bytes)?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
@@ -121,6 +130,21 @@ mod tests {
         assert_eq!(refusal_in(&REMOVED.repeat(3)).as_deref(), Some(why));
         // Some say that they have started, and are refused then.
         assert_eq!(refusal_in(&format!("{BEGUN}{REMOVED}").repeat(3)).as_deref(), Some(why));
+    }
+
+    #[test]
+    fn what_an_earlier_upstream_has_refused_is_not_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = folder.path().join("log");
+        std::fs::write(&log, REMOVED.repeat(3)).unwrap();
+        let before = std::fs::metadata(&log).unwrap().len();
+        let refusal = |from| refusal_in(&tail(&log, from).unwrap());
+        assert!(refusal(0).is_some());
+        assert_eq!(refusal(before), None);
+        std::fs::write(&log, REMOVED.repeat(6)).unwrap();
+        assert!(refusal(before).is_some(), "this one refuses as well");
+        std::fs::write(&log, REMOVED.repeat(3)).unwrap();
+        assert!(refusal(before * 2).is_some(), "it has begun anew");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! again, or doing what the next look at the instance suggests, leads to the same end.
 //!
 //! `init`, `clone`, `rewind` make data; `start`, `stop` run it; `cut`, `position` answer promises; `promote`, `follow`,
-//! `access` change what it does; `probe` looks. `config`, `hba`, `applied` are the files behind them.
+//! `relay`, `access` change what it does; `probe` looks. `config`, `hba`, `applied` are the files behind them.
 
 mod access;
 mod applied;
@@ -23,6 +23,7 @@ mod lease;
 mod position;
 mod probe;
 mod promote;
+mod relay;
 mod rewind;
 mod safety_copy;
 mod sessions;

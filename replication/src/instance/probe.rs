@@ -15,9 +15,11 @@ use std::time::Duration;
 /// For the whole look. Beyond it Postgres counts as unresponsive; a healthy one answers within a few milliseconds.
 const PROBE_TIME_MAX: Duration = Duration::from_secs(3);
 
-/// Three statements in one round trip: receiver, then wait and positions as [`position`] wants them.
+/// Three statements in one round trip: receiver and slots, then wait and positions as [`position`] wants them.
 const STANDBY: &str = "SELECT json_build_object(\
       'streaming', status = 'streaming', \
+      'slots', (SELECT coalesce(json_agg(slot_name), '[]') FROM pg_replication_slots \
+        WHERE slot_type = 'physical' AND wal_status IS DISTINCT FROM 'lost'), \
       'silent_ms', greatest(0, (extract(epoch from clock_timestamp() - last_msg_receipt_time) * 1000)::bigint)) \
      FROM (VALUES (1)) AS one LEFT JOIN pg_stat_wal_receiver ON true";
 
@@ -36,6 +38,7 @@ const PRIMARY: &str = "SELECT json_build_object(\
 struct ReceiverRow {
     streaming: Option<bool>,
     silent_ms: Option<u64>,
+    slots: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -162,12 +165,15 @@ fn standby_seen(
     let (position, expects) = logged().map_err(reading)?;
     Ok(PostgresSeen::Standby(StandbySeen {
         upstream: applied.upstream(),
+        unfinished: applied.unfinished(),
         receiver: receiver
             .streaming
             .map(|streaming| ReceiverSeen { streaming, silent_ms: receiver.silent_ms.unwrap_or(0) }),
         replayed: log.replayed.unwrap_or_default(),
         position,
         expects,
+        relays_to: applied.relays_to(),
+        slots: members_of(&receiver.slots),
         access: applied.access(),
     }))
 }
@@ -198,9 +204,14 @@ fn primary_seen(
         access: applied.access(),
         sync_set,
         admitted: applied.admitted(epoch),
-        slots: row.slots.iter().filter_map(|name| name.parse().ok()).collect::<BTreeSet<Incarnation>>(),
+        slots: members_of(&row.slots),
         senders: row.senders.into_iter().map(sender_seen).collect(),
     }))
+}
+
+/// The slots that are named after a member; what else there is belongs to someone else.
+fn members_of(slots: &[String]) -> BTreeSet<Incarnation> {
+    slots.iter().filter_map(|name| name.parse().ok()).collect()
 }
 
 fn sender_seen(row: SenderRow) -> SenderSeen {

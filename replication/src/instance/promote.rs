@@ -80,6 +80,9 @@ impl Instance {
         };
         let (sql, generation) = self.load_shape(shape).await?;
         self.end_clients(&sql).await?;
+        // Postgres goes on sending to whoever streams from it, across its own promotion. Only those follow who have been told
+        // to in this epoch; the logins of all others have just been ended.
+        self.end_senders(&sql, Some(&Admitted { epoch, incarnations: admitted.clone() })).await?;
         self.ensure_slots(&sql, admitted).await?;
         self.note_seen(generation)?;
         let log = super::position::observe_log(&sql).await?;

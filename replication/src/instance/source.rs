@@ -1,4 +1,5 @@
-//! The leader of an epoch as a source to stream, copy or rewind from, with the certificate that opens it.
+//! The leader of an epoch, or a standby that passes its log on, as a source to stream, copy or rewind from, with the
+//! certificate that opens it.
 
 use super::applied::Follow;
 use super::{Instance, InstanceConfig, InstanceError, hba};
@@ -18,9 +19,9 @@ const ADMISSION_TIME_MAX: Duration = Duration::from_secs(5);
 /// Where to stream from, and the client certificate for it. Its common name is `<incarnation>.e<epoch>`.
 #[derive(Clone, Debug)]
 pub struct UpstreamSource {
-    /// The leader and its epoch.
+    /// The leader and its epoch, and the standby in between if there is one.
     pub of: Upstream,
-    /// As in the leader's certificate.
+    /// Whose Postgres it is, as in its certificate.
     pub host: String,
     pub port: u16,
     pub cert_pem: String,

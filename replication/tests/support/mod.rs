@@ -131,7 +131,7 @@ impl Cluster {
         let key = KeyPair::generate().unwrap();
         let cert_pem = params.signed_by(&key, &self.issuer).unwrap().pem();
         UpstreamSource {
-            of: Upstream { leader: leader.incarnation().member, epoch: Epoch(epoch) },
+            of: Upstream::of(leader.incarnation().member, Epoch(epoch)),
             host: "127.0.0.1".to_string(),
             port: leader.port(),
             cert_pem,

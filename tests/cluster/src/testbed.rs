@@ -31,6 +31,8 @@ const LOG_TAIL: usize = 25;
 #[derive(Clone, Default)]
 pub struct Setup {
     pub nodes: usize,
+    /// So many zones, taken in turn; 0 for one each.
+    pub zones: usize,
     /// For the environment of every daemon.
     pub env: Vec<(String, String)>,
     /// Added to every node's configuration, such as `[timing]\nheartbeat_ms = 200`.
@@ -115,8 +117,9 @@ impl Testbed {
                     pool = format!("[[pool]]\nname = \"default\"\ndriver = \"dir\"\npath = {:?}\n", node.disk());
                 }
             }
+            let zone = number.checked_rem(setup.zones).unwrap_or(number);
             let text = format!(
-                "name = \"{}\"\nhost = \"{}\"\nport = {}\nzone = \"z{number}\"\ndata_dir = \"{}\"\n{run_as}ports = {{ \
+                "name = \"{}\"\nhost = \"{}\"\nport = {}\nzone = \"z{zone}\"\ndata_dir = \"{}\"\n{run_as}ports = {{ \
                  first = {}, last = {} }}\n{}\n{pool}",
                 node.name,
                 node.host,
@@ -288,7 +291,12 @@ impl Testbed {
             let seen = view.members.iter().filter_map(|member| member.observed.as_ref());
             let works: Vec<_> = seen.filter_map(|seen| seen.working.as_ref()).map(|working| &working.step).collect();
             // In an asynchronous cluster nobody counts, and a healthy one streams.
-            let all_count = counts + 1 == view.members.len() || view.spec.durability == Durability::Asynchronous;
+            // Nor does one that another standby feeds.
+            let leader = view.leader.as_ref().map(|leader| &leader.name);
+            let fed =
+                view.members.iter().filter(|member| member.upstream.is_some() && member.upstream.as_ref() != leader);
+            let all_count =
+                counts + fed.count() + 1 == view.members.len() || view.spec.durability == Durability::Asynchronous;
             if view.health == Health::Healthy && all_count && works.is_empty() {
                 return Ok(view);
             }

@@ -205,6 +205,9 @@ impl Member {
                 replayed: data.position().lsn,
                 position: Some(data.position()),
                 expects: None,
+                relays_to: BTreeSet::new(),
+                slots: BTreeSet::new(),
+                unfinished: None,
                 access: ClientAccess::Open,
             }),
             Postgres::Primary(primary) => PostgresSeen::Primary(PrimarySeen {

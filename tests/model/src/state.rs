@@ -108,7 +108,7 @@ impl State {
         let log = vec![Entry { timeline: 1, what: What::Made }, Entry { timeline: 2, what: What::EndOfRecovery }];
         let lives: BTreeSet<Incarnation> =
             (1..bounds.members).map(|n| Incarnation { member: member_id(n), number: 1 }).collect();
-        let upstream = pgstead_types::report::Upstream { leader: member_id(0), epoch: Epoch(1) };
+        let upstream = pgstead_types::report::Upstream::of(member_id(0), Epoch(1));
         let member = |n: usize| Member {
             data: Some(Data { number: 1, log: log.clone() }),
             held: 1,
@@ -359,12 +359,11 @@ impl State {
                 primary.senders.retain(|life, _| admitted.contains(life));
                 primary.admitted = admitted;
             }
-            Action::Follow { leader, epoch } => {
-                if epoch < member.promised {
+            Action::Follow { of } => {
+                if of.epoch < member.promised {
                     return false;
                 }
-                let upstream = Some(pgstead_types::report::Upstream { leader, epoch });
-                member.postgres = Postgres::Standby { upstream };
+                member.postgres = Postgres::Standby { upstream: Some(of) };
             }
             Action::Clone { incarnation, from, epoch } | Action::Rewind { incarnation, from, epoch } => {
                 let Some(leader) = self.index(from) else { return false };
@@ -378,11 +377,13 @@ impl State {
                 member.held = incarnation.number;
                 member.postgres = Postgres::Down;
             }
-            // They belong to a cluster's beginning and end, to planned changes, and to members that are not well.
+            // They belong to a cluster's beginning and end, to planned changes, to members that are not well, and to standbys
+            // that feed others.
             Action::FetchLog { .. }
             | Action::CreateVolume
             | Action::InitDatabase { .. }
             | Action::DiscardPartial
+            | Action::Relay { .. }
             | Action::Checkpoint { .. }
             | Action::RemoveVolume => return false,
         }

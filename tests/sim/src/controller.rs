@@ -88,6 +88,7 @@ impl World {
         controller.observed.now = now;
         controller.observed.wall = WallTime(now.as_millis() as i64);
         controller.observed.revision = record.revision;
+        controller.observed.places = crate::cascade::places(&record);
         let plan = pgstead_core::decide(cluster, &controller.observed, &policy, &mut controller.memory);
         let codes: BTreeSet<String> = plan.findings.iter().map(|finding| finding.code.clone()).collect();
         let before = std::mem::replace(&mut controller.findings, codes.clone());
@@ -174,6 +175,7 @@ impl World {
         controller.observed.now = now;
         controller.observed.wall = WallTime(now.as_millis() as i64);
         controller.observed.revision = record.revision;
+        controller.observed.places = crate::cascade::places(&record);
         let plan = pgstead_core::decide(cluster, &controller.observed, &policy, &mut controller.memory);
         Some(plan.change.is_none() && plan.ended.is_none() && controller.in_flight.is_none())
     }

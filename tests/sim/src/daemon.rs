@@ -2,14 +2,12 @@
 //! anything may happen, and reports. The real daemon does the same on real processes.
 
 use crate::faults::FaultKind;
-use crate::machine::{Daemon, Mode, SyncNames, Work};
+use crate::machine::{Daemon, Mode, SyncNames, Told, Work};
 use crate::wal::What;
 use crate::world::{CLUSTER, Event, World, member_id};
 use pgstead_agent::Action;
 use pgstead_types::record::{ClusterRecord, SyncSet};
-use pgstead_types::report::{
-    ClientAccess, LeaseSeen, MemberReport, NodeReport, PostgresSeen, PromiseAnswer, Upstream, Working,
-};
+use pgstead_types::report::{ClientAccess, LeaseSeen, MemberReport, NodeReport, PostgresSeen, PromiseAnswer, Working};
 use pgstead_types::{Epoch, Incarnation, Step};
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -357,14 +355,23 @@ impl World {
                 notes.set_by = notes.set_by.max(Some(by));
                 self.update_sync_set(n, work.step, epoch, &sync_set, &admitted)
             }
-            Action::Follow { leader, epoch } => {
+            Action::Follow { of } => {
                 let notes = &self.machines[n].disk.notes;
-                if epoch < notes.promised {
+                if of.epoch < notes.promised {
                     return Part::Failed(format!("epoch {} is promised", notes.promised));
                 }
-                self.follow(n, Upstream { leader, epoch });
+                if work.step == 0 {
+                    self.begin_to_follow(n, of);
+                    return Part::Next(quick);
+                }
+                self.follow(n, of);
                 Part::Done
             }
+            Action::Relay { epoch, admitted } => match self.relay(n, work.step, epoch, &admitted) {
+                Ok(()) if work.step == 0 => Part::Next(quick),
+                Ok(()) => Part::Done,
+                Err(why) => Part::Failed(why),
+            },
             Action::HoldClients => {
                 self.hold_clients(n);
                 Part::Done
@@ -419,18 +426,38 @@ impl World {
 
     fn cut_upstream(&mut self, n: usize, step: usize) -> Part {
         let quick = self.rng.ms(1, 20);
+        let slow = self.machines[n].slow > 1;
         let Some(run) = self.machines[n].run.as_mut() else { return Part::Done };
         match step {
             0 => {
-                run.upstream = None; // Reloaded; the receiver does not care.
+                run.certificate = false;
+                run.tell(Told::default());
                 Part::Next(quick)
             }
             1 => {
+                run.upstream = None; // Reloaded; the receiver does not care, and no more do the senders.
+                if run.relaying.take().is_some() {
+                    run.admitted.clear();
+                }
+                Part::Next(quick)
+            }
+            2 => {
+                self.end_senders(n, |_| false);
                 self.terminate_receiver(n);
                 Part::Next(quick)
             }
-            _ if run.receiver.is_some() => Part::Again(Duration::from_millis(5)),
-            _ => Part::Done,
+            _ if run.receiver.is_some() => {
+                // It flushes what it has before it ends.
+                if slow && self.rng.chance(20) {
+                    self.count_fault(FaultKind::StepCutShort);
+                    return Part::Failed("the receiver does not end".into());
+                }
+                Part::Again(Duration::from_millis(5))
+            }
+            _ => {
+                run.note_told();
+                Part::Done
+            }
         }
     }
 
@@ -547,6 +574,7 @@ fn needs_answers(action: &Action) -> bool {
         | Action::OpenClients
         | Action::UpdateSyncSet { .. }
         | Action::Follow { .. }
+        | Action::Relay { .. }
         | Action::HoldClients
         | Action::Checkpoint { .. } => true,
         Action::CreateVolume

@@ -1,6 +1,7 @@
 //! The deterministic simulation: the real `core`, `agent` and `consensus` drive a modelled world of machines, disks,
 //! networks, Postgres and clients on virtual time. Everything follows from one seed.
 
+pub mod cascade;
 pub mod clients;
 pub mod clock;
 pub mod controller;

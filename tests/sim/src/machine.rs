@@ -8,7 +8,7 @@ use pgstead_agent::Action;
 use pgstead_types::record::SyncSet;
 use pgstead_types::report::{
     CleanStop, ClientAccess, DataIdentity, DataSeen, NodeReport, PostgresSeen, PrimarySeen, PromiseAnswer,
-    ReceiverSeen, SenderSeen, SetBy, StandbySeen, Upstream, Working,
+    ReceiverSeen, SenderSeen, SetBy, StandbySeen, Unfinished, Upstream, Working,
 };
 use pgstead_types::{Epoch, Incarnation, Lsn, MemberId, NodeId, OperationId, Position, Tick, Trouble};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -174,12 +174,22 @@ pub struct Run {
     /// Until when its guard lets it run, by the node's own clock.
     pub lease: Option<Tick>,
     // As a standby.
+    /// As Postgres has loaded it.
     pub upstream: Option<Upstream>,
+    /// What its node has written, and what it has seen in effect; where they differ a step was cut short.
+    pub wanted: Told,
+    pub seen: Told,
+    /// Whom it admits was changed, and that was not seen to its end.
+    pub pending: bool,
+    /// It has a certificate to connect with.
+    pub certificate: bool,
     pub receiver: Option<Receiver>,
     pub replayed: usize,
     pub recovered: bool,
     /// The timeline that recovery goes for, from its start or from the last upstream on.
     pub goes_for: u32,
+    /// The epoch in which it feeds other standbys, those that are `admitted`.
+    pub relaying: Option<Epoch>,
     // As a primary, prepared before the promotion.
     pub serving: Option<Epoch>,
     pub target_timeline: Option<u32>,
@@ -190,6 +200,14 @@ pub struct Run {
     pub slots: BTreeSet<Incarnation>,
     pub senders: BTreeMap<u64, Sender>,
     pub waits: VecDeque<Wait>,
+}
+
+/// What the configuration of a standby says.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Told {
+    pub upstream: Option<Upstream>,
+    /// Whom it feeds, and in which epoch.
+    pub relays: Option<(Epoch, BTreeSet<Incarnation>)>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -209,6 +227,8 @@ pub struct Receiver {
 
 pub struct Sender {
     pub to: usize,
+    /// In which the other end streams.
+    pub epoch: Epoch,
     pub incarnation: Incarnation,
     pub streaming: bool,
     pub sent: usize,
@@ -225,6 +245,28 @@ pub struct Wait {
 }
 
 impl Run {
+    /// The node writes it; nothing of it is in effect yet.
+    pub fn tell(&mut self, told: Told) {
+        self.pending |= told.relays != self.wanted.relays || self.seen.relays != self.wanted.relays;
+        self.wanted = told;
+    }
+    /// All of it was seen in effect.
+    pub fn note_told(&mut self) {
+        self.seen = self.wanted.clone();
+        self.pending = false;
+    }
+    fn unfinished(&self) -> Option<Unfinished> {
+        match (self.wanted.upstream, self.seen.upstream) {
+            (wanted, Some(seen)) if wanted != Some(seen) => Some(Unfinished::Cut),
+            (Some(_), None) => Some(Unfinished::Follow),
+            (Some(_), Some(_)) if self.pending || self.wanted.relays != self.seen.relays => Some(Unfinished::Relay),
+            _ => None,
+        }
+    }
+    fn relays_to(&self) -> BTreeSet<Incarnation> {
+        let relaying = [&self.wanted, &self.seen].into_iter().filter(|told| told.upstream.is_some());
+        relaying.filter_map(|told| told.relays.as_ref()).flat_map(|(_, fed)| fed.iter().copied()).collect()
+    }
     /// The least that a commit may have waited for: while a change is being loaded, each WAL sender counts by the names that
     /// it has, and one of the old ones and one of the new ones may together be enough for the smallest number.
     pub fn may_go_by(&self) -> SyncNames {
@@ -310,7 +352,8 @@ impl Machine {
         match run.mode {
             Mode::Recovering => PostgresSeen::Starting,
             Mode::Standby => PostgresSeen::Standby(StandbySeen {
-                upstream: run.upstream,
+                upstream: run.wanted.upstream.or(run.seen.upstream),
+                unfinished: run.unfinished(),
                 receiver: run.receiver.as_ref().map(|receiver| ReceiverSeen {
                     streaming: receiver.streaming,
                     silent_ms: now.since(receiver.heard).as_millis() as u64,
@@ -318,6 +361,8 @@ impl Machine {
                 replayed: data.wal.lsn(run.replayed),
                 position: run.recovered.then(|| data.wal.position(data.flushed)),
                 expects: run.recovered.then(|| data.expects()).flatten().map(pgstead_types::Timeline),
+                relays_to: run.relays_to(),
+                slots: run.slots.clone(),
                 access: run.access,
             }),
             Mode::Primary { timeline, fork, end_of_recovery } => PostgresSeen::Primary(PrimarySeen {

@@ -2,7 +2,7 @@
 //! the next free timeline, and processes that outlive their postmaster until the guard has ended them.
 
 use crate::faults::FaultKind;
-use crate::machine::{Mode, Receiver, Run, Sender, SyncNames};
+use crate::machine::{Mode, Receiver, Run, Sender, SyncNames, Told};
 use crate::wal::{LogRecord, What};
 use crate::world::{Event, Inner, World};
 use pgstead_types::record::SyncSet;
@@ -90,10 +90,15 @@ impl World {
             flushing: None,
             lease: None,
             upstream: None,
+            wanted: Told::default(),
+            seen: Told::default(),
+            pending: false,
+            certificate: false,
             receiver: None,
             replayed: 0,
             recovered: false,
             goes_for,
+            relaying: None,
             serving: None,
             target_timeline: None,
             sync: if alone { SyncNames::Alone } else { SyncNames::Nobody },
@@ -198,7 +203,7 @@ impl World {
     }
 
     pub(crate) fn member_at(&self, upstream: Upstream) -> Option<usize> {
-        (0..self.members).find(|n| crate::world::member_id(*n) == upstream.leader)
+        (0..self.members).find(|n| crate::world::member_id(*n) == upstream.source())
     }
 
     /// Starts a flush of what is written, if none is under way.
@@ -260,9 +265,20 @@ impl World {
 
     // --- standby
 
+    /// Written by its node.
+    pub(crate) fn begin_to_follow(&mut self, n: usize, upstream: Upstream) {
+        if let Some(run) = self.machines[n].run.as_mut() {
+            run.certificate = true;
+            run.tell(Told { upstream: Some(upstream), relays: None });
+        }
+    }
+
+    /// Loaded, and seen to be.
     pub(crate) fn follow(&mut self, n: usize, upstream: Upstream) {
         if let Some(run) = self.machines[n].run.as_mut() {
             run.upstream = Some(upstream);
+            run.slots.clear();
+            run.note_told();
         }
         let delay = self.rng.ms(1, RETRY_MS);
         self.inner(delay, n, Inner::StartReceiver);
@@ -274,7 +290,13 @@ impl World {
         let now = self.own(n);
         let Some((run, data)) = self.machines[n].live() else { return };
         let Some(upstream) = run.upstream else { return };
-        if run.receiver.is_some() || !run.recovered || run.mode != Mode::Standby || !run.postmaster || run.stopping {
+        if !run.certificate
+            || run.receiver.is_some()
+            || !run.recovered
+            || run.mode != Mode::Standby
+            || !run.postmaster
+            || run.stopping
+        {
             return;
         }
         run.receiver = Some(Receiver { connection, upstream, streaming: false, heard: now, started: now });
@@ -334,6 +356,8 @@ impl World {
             }
             let lag = self.rng.ms(1, 40);
             self.inner(lag, n, Inner::Replay);
+            // What is on its own disk it passes on.
+            self.stream(n);
         }
         self.flush(n);
     }
@@ -401,7 +425,16 @@ impl World {
         let Some((run, data)) = self.machines[n].live() else { return false };
         let known = run.admitted.contains(&incarnation) && run.slots.contains(&incarnation);
         let busy = run.senders.values().any(|sender| sender.incarnation == incarnation);
-        if !run.postmaster || !run.is_primary() || run.stopping || run.serving != Some(epoch) || !known || busy {
+        let serves = match run.mode {
+            Mode::Primary { .. } => run.serving == Some(epoch),
+            Mode::Standby => run.relaying == Some(epoch) && run.recovered,
+            Mode::Recovering => false,
+        };
+        if !run.postmaster || !serves || run.stopping || !known || busy {
+            return false;
+        }
+        // A standby that is behind the one that asks says so.
+        if !run.is_primary() && have > data.flushed {
             return false;
         }
         // Requested log has already been removed.
@@ -433,8 +466,16 @@ impl World {
                 n + 1
             ));
         }
-        let sender =
-            Sender { to: from, incarnation, streaming: false, sent: have, flushed: None, replayed: None, heard: now };
+        let sender = Sender {
+            to: from,
+            epoch,
+            incarnation,
+            streaming: false,
+            sent: have,
+            flushed: None,
+            replayed: None,
+            heard: now,
+        };
         run.senders.insert(connection, sender);
         true
     }
@@ -442,9 +483,13 @@ impl World {
     fn on_word(&mut self, n: usize, connection: u64, flushed: Lsn, replayed: Lsn) {
         let now = self.own(n);
         let Some((run, data)) = self.machines[n].live() else { return };
-        let Mode::Primary { end_of_recovery, .. } = run.mode else { return };
         let Some(sender) = run.senders.get_mut(&connection) else { return };
-        let news = !sender.streaming || sender.flushed.is_none_or(|at| at < end_of_recovery);
+        let news = match run.mode {
+            Mode::Primary { end_of_recovery, .. } => {
+                !sender.streaming || sender.flushed.is_none_or(|at| at < end_of_recovery)
+            }
+            Mode::Recovering | Mode::Standby => false,
+        };
         sender.heard = now;
         sender.flushed = Some(sender.flushed.map_or(flushed, |at| at.max(flushed)));
         sender.replayed = Some(replayed);
@@ -453,7 +498,9 @@ impl World {
         if news {
             self.touch(n);
         }
-        self.release(n);
+        if self.machines[n].run.as_ref().is_some_and(crate::machine::Run::is_primary) {
+            self.release(n);
+        }
     }
 
     fn on_received(&mut self, n: usize, connection: u64, message: Message) {
@@ -543,6 +590,8 @@ impl World {
         run.target_timeline = Some(timeline.0);
         let own = data.wal.timeline(data.wal.len());
         data.history_files.extend(own + 1..timeline.0);
+        run.relaying = None;
+        self.end_senders(n, |sender| sender.epoch == epoch);
     }
 
     pub(crate) fn promote(&mut self, n: usize) {

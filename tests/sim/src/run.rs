@@ -48,12 +48,14 @@ pub fn run_seed(seed: u64) -> Course {
     if is_asynchronous(seed, members) {
         (spec.sync_replicas, spec.durability) = (None, Durability::Asynchronous);
     }
+    spec.cascade = crate::cascade::of_seed(seed);
     let forced = operator::is_forced(seed);
     let mut world = if forced { operator::world(seed) } else { World::of(seed, spec, members.max(3)) };
     // Some courses see standbys leave the set in every pause, and others in none.
     let mut times = Rng::new(seed ^ 0x5E7);
     world.policy.shrink_after = times.ms(500, 30_000);
     world.policy.degrade_after = world.policy.cut_patience + times.ms(100, 5000);
+    draw_cascade_times(&mut world, &mut times);
     let members = world.members;
     if world.asynchronous {
         world.count("asynchronous clusters");
@@ -64,6 +66,12 @@ pub fn run_seed(seed: u64) -> Course {
     })
 }
 
+fn draw_cascade_times(world: &mut World, times: &mut Rng) {
+    world.policy.cascade_after = times.ms(200, 4000);
+    world.policy.cascade_patience = times.ms(500, 5000);
+    world.policy.cascade_pause = times.ms(1000, 20_000);
+}
+
 /// The same with more nodes than members, and a person who asks for other numbers of members all the while.
 pub fn run_moving_seed(seed: u64) -> Course {
     let mut rng = Rng::new(seed ^ 0x30_7E);
@@ -72,8 +80,10 @@ pub fn run_moving_seed(seed: u64) -> Course {
     if is_asynchronous(seed, members) {
         spec.durability = Durability::Asynchronous;
     }
+    spec.cascade = crate::cascade::of_seed(seed);
     let mut world = World::of(seed, spec, nodes);
     world.policy.shrink_after = rng.ms(500, 30_000);
+    draw_cascade_times(&mut world, &mut rng);
     play(seed, members, world, moving_course)
 }
 

@@ -5,7 +5,7 @@ use crate::faults::{Fault, Phase};
 use crate::invariants::{lost_rows, unsettled};
 use crate::world::{World, member_id};
 use pgstead_types::record::{ClusterChange, EpochReason};
-use pgstead_types::spec::{ClusterSpec, Durability};
+use pgstead_types::spec::{Cascade, ClusterSpec, Durability};
 use std::time::Duration;
 
 /// A scenario as written.
@@ -64,6 +64,17 @@ pub fn play(script: &Script) -> Played {
             let durability = Durability::Asynchronous;
             World::of(1, ClusterSpec { members, durability, ..ClusterSpec::named("app") }, usize::from(members).max(3))
         }),
+        // In two zones, turn and turn about.
+        ["cluster", "app", "members", members, "cascade"] => members.parse().ok().map(|members: u8| {
+            let spec = ClusterSpec { members, cascade: Cascade::Zone, ..ClusterSpec::named("app") };
+            World::of(1, spec, usize::from(members).max(3))
+        }),
+        ["cluster", "app", "members", members, "asynchronous", "cascade", "nodes", nodes] => {
+            members.parse().ok().zip(nodes.parse().ok()).map(|(members, nodes): (u8, usize)| {
+                let (durability, cascade) = (Durability::Asynchronous, Cascade::Zone);
+                World::of(1, ClusterSpec { members, durability, cascade, ..ClusterSpec::named("app") }, nodes)
+            })
+        }
         ["cluster", "app", "members", members, "sync", needed] => members
             .parse()
             .ok()
@@ -73,7 +84,7 @@ pub fn play(script: &Script) -> Played {
     };
     let Some(mut world) = world else {
         let failures = vec![format!(
-            "the first command must be `cluster app members N [sync K | nodes M | asynchronous]`, not {first:?}"
+            "the first command must be `cluster app members N [sync K | nodes M | asynchronous | cascade | asynchronous cascade nodes M]`, not {first:?}"
         )];
         return Played { transcript: String::new(), failures };
     };
@@ -291,6 +302,11 @@ fn run(world: &mut World, command: &str) -> Result<(), String> {
             }
             run(world, &rest.join(" "))
         }
+        ["ask", "for", "cascade", how] => {
+            let cascade = [Cascade::None, Cascade::Zone].into_iter().find(|one| one.as_str() == *how);
+            world.inflict(Fault::ChangeCascade(cascade.ok_or("expected none or zone")?));
+            Ok(())
+        }
         // As soon as the record says that the set is being changed.
         ["while", "the", "set", "changes", rest @ ..] => {
             let end = world.now + Duration::from_secs(60);
@@ -308,6 +324,15 @@ fn run(world: &mut World, command: &str) -> Result<(), String> {
             let reached = |world: &World| world.cluster().is_some_and(|c| Phase::of(&c.leadership) == wanted);
             if !world.run_until(end, reached)? {
                 return Err(format!("the phase {name} was not reached in 60 s"));
+            }
+            run(world, &rest.join(" "))
+        }
+        ["once", "a", "step", "of", node, "has", "failed", rest @ ..] => {
+            let node = who(world, node)?;
+            let end = world.now + Duration::from_secs(60);
+            let failed = |world: &World| world.machines[node].daemon.as_ref().is_some_and(|d| d.failed.is_some());
+            if !world.run_until(end, failed)? {
+                return Err("none failed in 60 s".into());
             }
             run(world, &rest.join(" "))
         }
@@ -427,6 +452,13 @@ fn expect(world: &World, key: &str, value: &str) -> Result<(), String> {
         "refused" => {
             let told = world.transcript.iter().any(|line| line.contains(&format!(" {value}:")));
             return if told { Ok(()) } else { Err(format!("expected the refusal {value} in the transcript")) };
+        }
+        // By the record: `upstream-of-app-4`, which is the leader's name where nobody else feeds it.
+        _ if key.starts_with("upstream-of-") => {
+            let n = who(world, &key["upstream-of-".len()..])?;
+            let relay = world.cluster().and_then(|cluster| cluster.relay_of(member_id(n)));
+            let relay = relay.and_then(|relay| (0..world.machines.len()).find(|m| member_id(*m) == relay));
+            relay.or(world.leader()).map_or("none".to_string(), World::member_name)
         }
         // `incarnation-of-app-2`
         _ if key.starts_with("incarnation-of-") => {

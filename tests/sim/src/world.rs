@@ -476,7 +476,7 @@ fn founding(nodes: usize, members: usize, spec: ClusterSpec) -> Vec<Command> {
         host: format!("10.0.0.{}", n + 1),
         port: 7480,
         region: "r".into(),
-        zone: format!("z{}", n + 1),
+        zone: crate::cascade::zone(n),
         postgres_majors: vec![15],
         pools: vec!["default".into()],
         joined_at: at,

@@ -18,7 +18,7 @@ use std::collections::BTreeSet;
 pub(crate) const A: MemberId = MemberId::from_u128(1);
 pub(crate) const B: MemberId = MemberId::from_u128(2);
 pub(crate) const C: MemberId = MemberId::from_u128(3);
-const FORK: u64 = 500;
+pub(crate) const FORK: u64 = 500;
 
 pub(crate) fn life(member: MemberId, number: u32) -> Incarnation {
     Incarnation { member, number }
@@ -26,7 +26,7 @@ pub(crate) fn life(member: MemberId, number: u32) -> Incarnation {
 pub(crate) fn at(timeline: u32, lsn: u64) -> Position {
     Position { timeline: Timeline(timeline), lsn: Lsn(lsn) }
 }
-fn others(all: &[MemberId]) -> BTreeSet<Incarnation> {
+pub(crate) fn others(all: &[MemberId]) -> BTreeSet<Incarnation> {
     all.iter().map(|member| life(*member, 1)).collect()
 }
 
@@ -91,6 +91,8 @@ pub(crate) fn record() -> ClusterRecord {
         recovered: None,
         updating: None,
         fetch: None,
+        upstreams: Default::default(),
+        returned: Default::default(),
     }
 }
 /// Epoch 3 is open.
@@ -142,15 +144,18 @@ pub(crate) fn seen(member: MemberId, promised: u64, postgres: PostgresSeen) -> M
 }
 pub(crate) fn standby(upstream: Option<(MemberId, u64)>, position: Option<Position>) -> PostgresSeen {
     PostgresSeen::Standby(StandbySeen {
-        upstream: upstream.map(|(leader, epoch)| Upstream { leader, epoch: Epoch(epoch) }),
+        upstream: upstream.map(|(leader, epoch)| Upstream::of(leader, Epoch(epoch))),
         receiver: upstream.map(|_| ReceiverSeen { streaming: true, silent_ms: 0 }),
         replayed: Lsn(0),
         position,
         expects: None,
+        relays_to: Default::default(),
+        slots: Default::default(),
+        unfinished: None,
         access: ClientAccess::Open,
     })
 }
-fn primary_seen() -> PrimarySeen {
+pub(crate) fn primary_seen() -> PrimarySeen {
     PrimarySeen {
         epoch: Some(Epoch(2)),
         timeline: Timeline(3),

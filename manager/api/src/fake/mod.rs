@@ -412,11 +412,14 @@ pub fn observations(record: &Record) -> Observations {
     });
     let standby = |behind: u64| {
         PostgresSeen::Standby(StandbySeen {
-            upstream: Some(Upstream { leader: member(1), epoch: Epoch(1) }),
+            upstream: Some(Upstream::of(member(1), Epoch(1))),
             receiver: Some(ReceiverSeen { streaming: true, silent_ms: 20 }),
             replayed: Lsn(flushed.0 - behind),
             position: Some(Position { timeline: Timeline(2), lsn: Lsn(flushed.0 - behind) }),
             expects: None,
+            relays_to: BTreeSet::new(),
+            slots: BTreeSet::new(),
+            unfinished: None,
             access: ClientAccess::Open,
         })
     };

@@ -13,7 +13,7 @@ use axum::response::{IntoResponse, Response};
 use http::header;
 use pgstead_types::record::{ClusterRecord, Refusal};
 use pgstead_types::slots::WalBudget;
-use pgstead_types::spec::{ClusterSpec, Durability};
+use pgstead_types::spec::{Cascade, ClusterSpec, Durability};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
@@ -102,12 +102,17 @@ pub struct SpecChange {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub slot_wal_budget: Option<WalBudget>,
+    /// `none` or `zone`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub cascade: Option<Cascade>,
 }
 
 impl SpecChange {
     pub fn apply_to(&self, mut spec: ClusterSpec) -> ClusterSpec {
         spec.members = self.members.unwrap_or(spec.members);
         spec.durability = self.durability.unwrap_or(spec.durability);
+        spec.cascade = self.cascade.unwrap_or(spec.cascade);
         // Where no standby is to have a commit, how many it was is of no meaning any more.
         let before = spec.sync_replicas.filter(|_| spec.durability != Durability::Asynchronous);
         spec.sync_replicas = self.sync_replicas.or(before);

@@ -3,7 +3,7 @@
 use crate::openapi;
 use pgstead_types::Bytes;
 use pgstead_types::slots::WalBudget;
-use pgstead_types::spec::{ClusterSpec, OnLeaderCrash};
+use pgstead_types::spec::{Cascade, ClusterSpec, OnLeaderCrash};
 use std::collections::BTreeSet;
 use std::path::Path;
 
@@ -51,8 +51,14 @@ fn the_described_spec_has_the_fields_of_the_real_one() {
     let window = Some("daily 02:00-03:00".to_string());
     let on_leader_crash = OnLeaderCrash::Restart;
     let slot_wal_budget = WalBudget::Fixed(Bytes(8 << 30));
-    let full =
-        ClusterSpec { maintenance_window: window, on_leader_crash, slot_wal_budget, ..ClusterSpec::named("app") };
+    let cascade = Cascade::Zone;
+    let full = ClusterSpec {
+        maintenance_window: window,
+        on_leader_crash,
+        slot_wal_budget,
+        cascade,
+        ..ClusterSpec::named("app")
+    };
     let real = serde_json::to_value(full).unwrap();
     let real: BTreeSet<String> = real.as_object().unwrap().keys().cloned().collect();
     assert_eq!(described, real);

@@ -6,7 +6,7 @@ use super::{ClusterRef, FindingView, ForcedView, MemberRef, MemberView, Schedule
 use pgstead_types::record::{ClusterRecord, EpochReason, HistoryEntry, Leadership, Lifecycle, SyncSet};
 use pgstead_types::report::ClientAccess;
 use pgstead_types::slots::WalBudget;
-use pgstead_types::spec::{ClusterSpec, Durability, OnLeaderCrash};
+use pgstead_types::spec::{Cascade, ClusterSpec, Durability, OnLeaderCrash};
 use pgstead_types::{ClusterId, Epoch, Lsn, OperationId, Timeline};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -203,6 +203,10 @@ pub struct SpecSchema {
     /// `restart`, it is preferred where it is back within two seconds, twice in ten minutes at most.
     #[schema(required = false, default = "failover", value_type = String, pattern = "^(failover|restart)$")]
     on_leader_crash: OnLeaderCrash,
+    /// `zone`: outside the leader's zone one standby of a zone streams from the leader and feeds those beside it, except where
+    /// the sync set would keep less than one standby more than a commit needs.
+    #[schema(required = false, default = "none", value_type = String, pattern = "^(none|zone)$")]
+    cascade: Cascade,
     /// Postgres settings, without those that the cluster's safety rests on.
     #[schema(required = false)]
     settings: BTreeMap<String, String>,
@@ -469,7 +473,9 @@ fn judge(world: &World<'_>, cluster: &ClusterRecord, members: &[MemberView]) -> 
     if !ill.is_empty() {
         return (Health::Degraded, format!("{leader} leads; not well: {}", ill.join(", ")));
     }
-    if set.members.len() + 1 < members.len() && !alone {
+    // Whoever is fed by another standby, or is about to be, does not count; one more than a commit needs does.
+    let spares = cluster.spec.cascade != Cascade::None && set.members.len() > usize::from(set.needed);
+    if set.members.len() + 1 < members.len() && !alone && !spares {
         let total = members.len() - 1;
         return (Health::Degraded, format!("{} of {total} standbys count in the sync set", set.members.len()));
     }

@@ -29,6 +29,8 @@ pub struct MemberView {
     #[serde(default)]
     #[schema(value_type = String, pattern = "^(settled|joining|leaving)$")]
     pub standing: Standing,
+    /// The member that it is to stream from, by the record; `null` for the leader, and while nobody leads.
+    pub upstream: Option<String>,
     /// Its last report; `null` when the controller could not be asked or has not heard of it yet.
     pub observed: Option<MemberObserved>,
 }
@@ -152,6 +154,7 @@ impl MemberView {
             role: if leads { Role::Leader } else { Role::Standby },
             in_sync_set,
             standing: member.standing,
+            upstream: upstream(cluster, member),
             observed: world.seen(member.id).map(|seen| MemberObserved::new(world, cluster, member, seen)),
         }
     }
@@ -230,12 +233,21 @@ impl MemberObserved {
     }
 }
 
-/// By its own report, and by the leader's where that is seen: whoever judges a switchover goes by the latter.
+fn upstream(cluster: &ClusterRecord, member: &MemberRecord) -> Option<String> {
+    let leader = cluster.leadership.leader().filter(|leader| *leader != member.id)?;
+    let source = cluster.relay_of(member.id).unwrap_or(leader);
+    cluster.members.get(&source).map(|source| source.name.clone())
+}
+
+/// By its own report, and by the leader's where that feeds it and is seen: whoever judges a switchover goes by the latter.
 fn streams(world: &World<'_>, cluster: &ClusterRecord, member: &MemberRecord, standby: &StandbySeen) -> bool {
     let receives = standby.receiver.is_some_and(|receiver| receiver.streaming)
         && standby
             .upstream
             .is_some_and(|up| up.epoch == cluster.epoch && cluster.leadership.leader() == Some(up.leader));
+    if standby.upstream.is_some_and(|upstream| upstream.relay.is_some()) {
+        return receives;
+    }
     let sends = |sender: &SenderSeen| {
         sender.incarnation == Some(member.current()) && sender.streaming && sender.flushed.is_some()
     };

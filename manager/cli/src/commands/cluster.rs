@@ -39,6 +39,7 @@ pub async fn run(command: &ClusterCommands, client: &Client, screen: &mut Screen
                 sync_replicas: args.sync_replicas,
                 durability: args.durability,
                 slot_wal_budget: args.slot_wal_budget,
+                cascade: args.cascade,
             };
             let spec = change.apply_to(cluster.spec.clone());
             spec.check().map_err(|error| Failure::usage(error.to_string()))?;
@@ -47,8 +48,12 @@ pub async fn run(command: &ClusterCommands, client: &Client, screen: &mut Screen
                     Some(_) => format!(", slot_wal_budget {}", spec.slot_wal_budget),
                     None => String::new(),
                 };
+                let cascade = match args.cascade {
+                    Some(_) => format!(", cascade {}", spec.cascade),
+                    None => String::new(),
+                };
                 let (members, needed, durability) = (spec.members, spec.needed(), spec.durability);
-                format!("members {members}, sync_replicas {needed}, durability {durability}{budget}")
+                format!("members {members}, sync_replicas {needed}, durability {durability}{budget}{cascade}")
             };
             writeln!(screen.err, "{}: {} -> {}", cluster.name, says(&cluster.spec), says(&spec))?;
             let accepted = client.update_cluster(&cluster.id.to_string(), &change, None).await?;

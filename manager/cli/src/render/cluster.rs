@@ -7,6 +7,7 @@ use pgstead_api::view::{
     Phase, RpoState, WorkingView,
 };
 use pgstead_types::record::Standing;
+use pgstead_types::spec::Cascade;
 
 pub fn clusters(all: &[ClusterSummary], width: u16) -> String {
     if all.is_empty() {
@@ -81,6 +82,16 @@ pub fn cluster(view: &ClusterView, width: u16) -> String {
     ];
     if let Some(held) = &view.slots {
         facts.push(("slots", slots::summary(held)));
+    }
+    if view.spec.cascade != Cascade::None {
+        let leader = view.leader.as_ref().map(|leader| leader.name.as_str());
+        let fed = view.members.iter().filter_map(|member| {
+            let upstream = member.upstream.as_deref().filter(|upstream| Some(*upstream) != leader)?;
+            Some(format!("{} streams from {upstream}", member.name))
+        });
+        let fed: Vec<String> = fed.collect();
+        let now = if fed.is_empty() { "everybody streams from the leader now".to_string() } else { fed.join(", ") };
+        facts.push(("cascade", format!("{}: {now}", view.spec.cascade)));
     }
     if !view.spec.settings.is_empty() {
         let settings: Vec<String> =

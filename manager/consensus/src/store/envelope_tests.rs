@@ -118,6 +118,10 @@ fn later_changes() -> Vec<Command> {
         ClusterChange::RemoveMember { member },
         ClusterChange::ReleaseData { member, session: 5 },
         ClusterChange::FetchLog { fetch },
+        ClusterChange::SetUpstreams {
+            epoch: Epoch(3),
+            upstreams: [(life(member), life(MemberId::from_u128(300)))].into(),
+        },
     ];
     let (at, cluster) = (WallTime(1_700_000_000_000), ClusterId::from_u128(100));
     changes.map(|change| Command::ChangeCluster { at, cluster, revision: 7, change }).into()

@@ -325,6 +325,9 @@ fn a_set_that_stays_away_gives_way_to_others_that_are_here() {
         replayed: Lsn(END),
         position: Some(at(2, END)),
         expects: None,
+        relays_to: Default::default(),
+        slots: Default::default(),
+        unfinished: None,
         access: ClientAccess::Open,
     };
     let mut world = three()
@@ -349,7 +352,7 @@ fn a_set_that_stays_away_is_waited_for_while_nobody_could_take_its_place() {
 
 /// c was told to stream from b, which was promoted, and cannot reach it.
 fn b_cut_off() -> World {
-    let told = Upstream { leader: member("b"), epoch: Epoch(2) };
+    let told = Upstream::of(member("b"), Epoch(2));
     let deaf = move |standby: &mut StandbySeen| standby.upstream = Some(told);
     b_chosen().promotes("b").noted("b").on_standby("c", deaf)
 }
@@ -369,7 +372,7 @@ fn a_leader_that_its_standbys_cannot_reach_is_replaced_before_it_is_confirmed_to
     // Of two whose way is cut in both directions, each has led: another change is no better.
     let mut pair = two().gone("a").promised("b", 2, at(2, END)).chosen("b", set(&["a"], 1)).promotes("b").noted("b");
     pair = pair.returned("a").promised("a", 2, at(2, END));
-    pair = pair.on_standby("a", |standby| standby.upstream = Some(Upstream { leader: member("b"), epoch: Epoch(2) }));
+    pair = pair.on_standby("a", |standby| standby.upstream = Some(Upstream::of(member("b"), Epoch(2))));
     pair.decide();
     assert_eq!(begins(&pair.later(seconds(6)).decide()), None);
 }
@@ -415,6 +418,9 @@ fn broken_and_away_members_of_a_set_are_counted_together() {
         replayed: Lsn(END),
         position: Some(at(2, END + 50)),
         expects: None,
+        relays_to: Default::default(),
+        slots: Default::default(),
+        unfinished: None,
         access: ClientAccess::Open,
     };
     let world = three().report("a", |report| report.postgres = PostgresSeen::Standby(diverged));

@@ -214,6 +214,9 @@ fn an_unconfirmed_leader_has_acknowledged_nothing_to_wait_for() {
             position: Some(position),
             access: ClientAccess::Holding,
             expects: None,
+            relays_to: Default::default(),
+            slots: Default::default(),
+            unfinished: None,
         });
     });
     assert_eq!(chosen(&world.decide()).map(|(leader, _)| leader), Some(life("c", 1)));

@@ -37,7 +37,7 @@ pub(crate) fn lag(bytes: u64) -> u64 {
 pub(crate) fn member(name: &str) -> MemberId {
     MemberId::from_u128(u128::from(name.as_bytes()[0]))
 }
-fn node(name: &str) -> NodeId {
+pub(crate) fn node(name: &str) -> NodeId {
     NodeId::from_u128(u128::from(name.as_bytes()[0]))
 }
 pub(crate) fn life(name: &str, number: u32) -> Incarnation {
@@ -84,6 +84,8 @@ pub(crate) fn world() -> World {
         recovered: None,
         updating: None,
         fetch: None,
+        upstreams: BTreeMap::new(),
+        returned: BTreeMap::new(),
     };
     let now = Tick::from_millis(100_000);
     let observed = Observed { now, revision: 1, ..Observed::default() };
@@ -208,11 +210,14 @@ impl World {
     pub fn standby(mut self, name: &str, lag: u64) -> Self {
         let leader = self.record.configs[0].leader.member;
         let standby = StandbySeen {
-            upstream: Some(Upstream { leader, epoch: Epoch(1) }),
+            upstream: Some(Upstream::of(leader, Epoch(1))),
             receiver: Some(ReceiverSeen { streaming: true, silent_ms: 0 }),
             replayed: Lsn(END - lag),
             position: Some(at(2, END - lag)),
             expects: None,
+            relays_to: BTreeSet::new(),
+            slots: BTreeSet::new(),
+            unfinished: None,
             access: ClientAccess::Open,
         };
         self.add(name, PostgresSeen::Standby(standby));
@@ -302,6 +307,9 @@ impl World {
                 replayed: position.lsn,
                 position: Some(position),
                 expects: None,
+                relays_to: BTreeSet::new(),
+                slots: BTreeSet::new(),
+                unfinished: None,
                 access: ClientAccess::Holding,
             });
         })

@@ -12,7 +12,7 @@ use pgstead_replication::guard::StopMode;
 use pgstead_replication::instance::{Bootstrap, Divergence, SafetyCopy, StartAs};
 use pgstead_replication::{Instance, InstanceError};
 use pgstead_types::record::{ClusterRecord, Lifecycle, MemberRecord};
-use pgstead_types::report::{DataSeen, PostgresSeen, PromiseAnswer};
+use pgstead_types::report::{DataSeen, PostgresSeen, PromiseAnswer, Upstream};
 use pgstead_types::{Bytes, Epoch, Lsn, MemberId, Position, Step, VolumeId};
 use pgstead_volumes::{Creation, NewVolume, Owner, Removal, Removed, VolumeError, VolumeTags};
 use std::io;
@@ -138,10 +138,11 @@ impl Executor<'_> {
                 }
                 Ok(self.instance.update_sync_set_within(*epoch, sync_set, admitted, CHECKPOINT_PATIENCE).await?)
             }
-            Action::Follow { leader, epoch } => {
-                let source = self.source(*leader, *epoch)?;
+            Action::Follow { of } => {
+                let source = self.source(*of)?;
                 Ok(self.instance.follow(&source).await?)
             }
+            Action::Relay { epoch, admitted } => Ok(self.instance.relay(*epoch, admitted).await?),
             Action::HoldClients => Ok(self.instance.hold_clients().await?),
             Action::Checkpoint { operation } => {
                 self.instance.checkpoint_for(*operation, CHECKPOINT_PATIENCE).await?;
@@ -165,13 +166,9 @@ impl Executor<'_> {
         VolumeTags { deployment: self.context.deployment, cluster: self.cluster.id, member: self.member }
     }
 
-    fn source(
-        &self,
-        leader: MemberId,
-        epoch: Epoch,
-    ) -> Result<pgstead_replication::instance::UpstreamSource, SetupError> {
+    fn source(&self, of: Upstream) -> Result<pgstead_replication::instance::UpstreamSource, SetupError> {
         let record = self.context.consensus.record();
-        setup::upstream(&record, self.cluster, self.record()?, leader, epoch)
+        setup::upstream(&record, self.cluster, self.record()?, of)
     }
 
     async fn create_volume(&self) -> Result<(), ExecuteError> {
@@ -218,7 +215,7 @@ impl Executor<'_> {
     }
 
     async fn clone_data(&mut self, leader: MemberId, epoch: Epoch) -> Result<(), ExecuteError> {
-        let source = self.source(leader, epoch)?;
+        let source = self.source(Upstream::of(leader, epoch))?;
         let data_dir = self.instance.config().data_dir.clone();
         let previous = self.instance.kept_data();
         let set_aside = |source| ExecuteError::SetAside { path: data_dir.clone(), source };
@@ -237,7 +234,7 @@ impl Executor<'_> {
     }
 
     async fn rewind(&mut self, leader: MemberId, epoch: Epoch) -> Result<(), ExecuteError> {
-        let source = self.source(leader, epoch)?;
+        let source = self.source(Upstream::of(leader, epoch))?;
         let timeline = self.cluster.config().map(|config| config.timeline).unwrap_or_default();
         // A rewind is asked for only where the record says that the histories part, so "no rewind required" is never true.
         let recorded = self.cluster.promotion().map(|promotion| promotion.fork_lsn);

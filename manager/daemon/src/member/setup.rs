@@ -7,7 +7,7 @@ use pgstead_replication::instance::{ServerTls, UpstreamSource};
 use pgstead_replication::{GuardLaunch, Instance, InstanceConfig, InstanceError};
 use pgstead_types::record::{ClusterRecord, MemberRecord, Record};
 use pgstead_types::report::Upstream;
-use pgstead_types::{Epoch, MemberId, Step};
+use pgstead_types::{MemberId, Step};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -88,21 +88,21 @@ pub async fn ensure_loaded(context: &NodeContext, instance: &Instance) -> Result
     Ok(true)
 }
 
-/// How to reach the leader of `epoch`, with a certificate that is good for this incarnation and that epoch only.
+/// How to reach an upstream, with a certificate that is good for this incarnation and the upstream's epoch only.
 pub fn upstream(
     record: &Record,
     cluster: &ClusterRecord,
     member: &MemberRecord,
-    leader: MemberId,
-    epoch: Epoch,
+    of: Upstream,
 ) -> Result<UpstreamSource, SetupError> {
-    let unknown = |what: &str| SetupError::Unknown(format!("{what} {leader}"));
-    let leads = cluster.members.get(&leader).ok_or_else(|| unknown("member"))?;
-    let node = record.nodes.get(&leads.node).ok_or_else(|| unknown("node of member"))?;
+    let source = of.source();
+    let unknown = |what: &str| SetupError::Unknown(format!("{what} {source}"));
+    let sends = cluster.members.get(&source).ok_or_else(|| unknown("member"))?;
+    let node = record.nodes.get(&sends.node).ok_or_else(|| unknown("node of member"))?;
     let ca = Pair { cert_pem: cluster.secrets.ca_cert_pem.clone(), key_pem: cluster.secrets.ca_key_pem.clone() };
-    let pair = pki::make_replica(&ca, member.current(), epoch)?;
+    let pair = pki::make_replica(&ca, member.current(), of.epoch)?;
     Ok(UpstreamSource {
-        of: Upstream { leader, epoch },
+        of,
         host: node.host.clone(),
         port: cluster.ports.postgres,
         cert_pem: pair.cert_pem,

@@ -4,7 +4,7 @@
 use super::notes::Notes;
 use pgstead_replication::instance::RecoveryMark;
 use pgstead_replication::{Instance, InstanceError};
-use pgstead_types::report::{MemberReport, PostgresSeen};
+use pgstead_types::report::{MemberReport, PostgresSeen, Upstream};
 use pgstead_types::{Bytes, Incarnation, Tick, Trouble};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -33,6 +33,10 @@ const STORAGE_FAILURES: u32 = 2;
 #[derive(Default)]
 pub struct Watch {
     unstreamed_since: Option<Tick>,
+    /// Whom it was told to stream from. What another one refused says nothing of this one.
+    upstream: Option<Upstream>,
+    /// The length of the server log when that began. What is before may be an earlier one's.
+    log_from: u64,
     unanswered_since: Option<Tick>,
     recovery: Option<(RecoveryMark, Tick)>,
     /// Recovery of this data was stuck. That Postgres was ended since has not changed it.
@@ -99,6 +103,12 @@ impl Watch {
     }
 
     async fn stream(&mut self, instance: &Instance, seen: &MemberReport, now: Tick) -> Option<Trouble> {
+        let upstream = seen.as_standby().and_then(|standby| standby.upstream);
+        if upstream.is_some() && upstream != self.upstream {
+            self.upstream = upstream;
+            self.unstreamed_since = None;
+            self.log_from = instance.log_length().await;
+        }
         let waits = seen
             .as_standby()
             .is_some_and(|s| s.upstream.is_some() && s.receiver.is_none_or(|receiver| !receiver.streaming));
@@ -113,7 +123,7 @@ impl Watch {
         if now.since(since) < UNSTREAMED {
             return None;
         }
-        instance.stream_refusal().await.map(|why| Trouble::StreamRefused { why })
+        instance.stream_refusal(self.log_from).await.map(|why| Trouble::StreamRefused { why })
     }
 
     async fn recovery(&mut self, instance: &Instance, seen: &MemberReport, now: Tick) -> Option<Trouble> {

@@ -194,6 +194,8 @@ impl Record {
             recovered: None,
             updating: None,
             fetch: None,
+            upstreams: Default::default(),
+            returned: Default::default(),
         };
         let message = format!("cluster {} created with {} members", new.spec.name, new.members.len());
         self.start_operation(at, new.operation, OperationKind::CreateCluster, new.id, &new.spec.name);
@@ -222,7 +224,9 @@ impl Record {
         let mut cluster = held.clone();
         let mut outcome = Outcome::default();
         cluster.change(change, &mut outcome)?;
+        cluster.drop_void_upstreams();
         cluster.revision += 1;
+        cluster.note_returned(held);
         let name = cluster.spec.name.clone();
         if cluster.is_gone() {
             self.clusters.remove(&id);
@@ -372,6 +376,7 @@ impl ClusterRecord {
             }
             ClusterChange::SetSyncSet { epoch, set } => self.set_sync_set(*epoch, set, outcome),
             ClusterChange::SettleSyncSet { epoch, set } => self.settle_sync_set(*epoch, set, outcome),
+            ClusterChange::SetUpstreams { epoch, upstreams } => self.set_upstreams(*epoch, upstreams, outcome),
             ClusterChange::Rebuild { member, incarnation, why } => self.rebuild(*member, *incarnation, why, outcome),
             ClusterChange::AdoptIncarnation { member, incarnation } => self.adopt(*member, *incarnation, outcome),
             ClusterChange::UpdateSpec { operation, spec } => self.update_spec(*operation, spec, None, outcome),

@@ -56,6 +56,13 @@ pub struct ClusterRecord {
     pub updating: Option<OperationId>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fetch: Option<LogFetch>,
+    /// Who streams from another standby rather than from the leader, and from whom. See [`ClusterRecord::relay_of`].
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub upstreams: BTreeMap<Incarnation, Incarnation>,
+    /// Who was sent back to the leader in this epoch, and by which revision. The leader's node has to know that one before it
+    /// lets them in: until then that they do not hear the leader says nothing of it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub returned: BTreeMap<Incarnation, u64>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]

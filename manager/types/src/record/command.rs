@@ -11,7 +11,7 @@ use crate::position::{Epoch, Lsn, Position, Timeline};
 use crate::spec::ClusterSpec;
 use crate::time::WallTime;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// One change of the record. `at` is the proposer's time of day, for people only.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -138,6 +138,11 @@ pub enum ClusterChange {
     SettleSyncSet {
         epoch: Epoch,
         set: SyncSet,
+    },
+    /// Who streams from another standby from now on, and from whom; everybody else streams from the leader.
+    SetUpstreams {
+        epoch: Epoch,
+        upstreams: BTreeMap<Incarnation, Incarnation>,
     },
     /// A member whose history has left the cluster's starts again under the next number.
     Rebuild {

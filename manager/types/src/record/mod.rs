@@ -1,9 +1,11 @@
 //! The replicated record: what all nodes must agree on, and nothing else. Heartbeats and measurements are not here.
 //!
 //! `cluster` describes one cluster, `command` the log entries, `apply` the only way in which a record
-//! changes, `epoch` how one epoch comes to be, `operator` what people have asked of a cluster beyond its spec.
+//! changes, `epoch` how one epoch comes to be, `operator` what people have asked of a cluster beyond its spec, `cascade`
+//! who streams from another standby.
 
 mod apply;
+mod cascade;
 mod cluster;
 mod command;
 mod epoch;

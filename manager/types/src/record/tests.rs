@@ -351,3 +351,146 @@ fn log_is_fetched_once_in_an_open_election_between_two_that_are_there() {
     change(&mut record, choice(2, 2, &[3], 3)).unwrap();
     assert_eq!(record.clusters[&APP].fetch, None);
 }
+
+/// Member 1 leads alone of four, so that nobody counts; standbys may feed each other.
+fn cascading() -> Record {
+    let mut record = confirmed();
+    if let Some(cluster) = record.clusters.get_mut(&APP) {
+        let fourth = MemberRecord { id: member(4), name: "app-4".into(), ..cluster.members[&member(3)].clone() };
+        cluster.members.insert(fourth.id, fourth);
+        cluster.spec.members = 4;
+        cluster.spec.cascade = crate::spec::Cascade::Zone;
+        cluster.configs[0].sync_set = SyncSet::default();
+    }
+    record
+}
+fn upstreams(orders: &[(u128, u128)]) -> ClusterChange {
+    let upstreams = orders.iter().map(|(member, relay)| (first_life(*member), first_life(*relay))).collect();
+    ClusterChange::SetUpstreams { epoch: Epoch(1), upstreams }
+}
+
+#[test]
+fn nobody_streams_from_itself_from_the_leader_by_name_or_from_one_that_is_fed_itself() {
+    let mut record = cascading();
+    for (wrong, why) in [
+        (&[(2, 2)][..], "itself"),
+        (&[(2, 1)], "leads"),
+        (&[(1, 2)], "leads"),
+        (&[(2, 3), (3, 2)], "nobody streams from it"),
+        (&[(2, 9)], "present incarnation"),
+    ] {
+        let refused = change(&mut record, upstreams(wrong)).unwrap_err().to_string();
+        assert!(refused.contains(why), "{wrong:?}: {refused}");
+    }
+    change(&mut record, upstreams(&[(3, 2)])).unwrap();
+    let cluster = &record.clusters[&APP];
+    assert_eq!(cluster.relay_of(member(3)), Some(member(2)));
+    assert_eq!(cluster.relayed_by(member(2)), [first_life(3)].into());
+    assert!(change(&mut record, upstreams(&[(3, 2)])).is_err(), "it is so already");
+}
+
+#[test]
+fn who_is_sent_back_is_recorded_with_the_revision_until_the_epoch_or_its_life_ends() {
+    let mut record = cascading();
+    change(&mut record, upstreams(&[(3, 2), (4, 2)])).unwrap();
+    assert!(record.clusters[&APP].returned.is_empty());
+    change(&mut record, upstreams(&[(4, 2)])).unwrap();
+    let first = record.clusters[&APP].revision;
+    assert_eq!(record.clusters[&APP].returned, [(first_life(3), first)].into());
+    // Also where the order falls with something else; and one that is fed again is not back.
+    change(&mut record, upstreams(&[(3, 2), (4, 2)])).unwrap();
+    assert!(record.clusters[&APP].returned.is_empty());
+    change(&mut record, ClusterChange::Rebuild { member: member(2), incarnation: 2, why: "it diverged".into() })
+        .unwrap();
+    let second = record.clusters[&APP].revision;
+    assert_eq!(record.clusters[&APP].returned, [(first_life(3), second), (first_life(4), second)].into());
+    change(&mut record, ClusterChange::Rebuild { member: member(3), incarnation: 2, why: "it diverged".into() })
+        .unwrap();
+    assert_eq!(record.clusters[&APP].returned, [(first_life(4), second)].into());
+    change(&mut record, begin(2)).unwrap();
+    assert!(record.clusters[&APP].returned.is_empty());
+}
+
+/// Nodes of another version read these.
+#[test]
+fn the_stored_forms_of_who_is_fed_by_whom_stay_as_they_are() {
+    let mut record = cascading();
+    let command = upstreams(&[(3, 2)]);
+    let life = |n: u128| format!("{}", first_life(n));
+    let (fed, relay) = (life(3), life(2));
+    let expected = serde_json::json!({ "change": "set_upstreams", "epoch": 1, "upstreams": { &fed: &relay } });
+    assert_eq!(serde_json::to_value(&command).unwrap(), expected);
+    assert_eq!(serde_json::from_value::<ClusterChange>(expected).unwrap(), command);
+    change(&mut record, upstreams(&[(3, 2), (4, 2)])).unwrap();
+    change(&mut record, command).unwrap();
+    let cluster = &record.clusters[&APP];
+    let stored = serde_json::to_value(cluster).unwrap();
+    assert_eq!(stored["upstreams"], serde_json::json!({ &fed: &relay }));
+    assert_eq!(stored["returned"], serde_json::json!({ life(4): cluster.revision }));
+    assert_eq!(stored["spec"]["cascade"], "zone");
+    assert_eq!(&serde_json::from_value::<ClusterRecord>(stored).unwrap(), cluster);
+    // Without them it is what it was before there were any.
+    let plain = serde_json::to_value(&confirmed().clusters[&APP]).unwrap();
+    assert!(plain.get("upstreams").is_none() && plain.get("returned").is_none(), "{plain}");
+    let mut told = crate::report::Upstream::of(member(1), Epoch(2));
+    assert!(serde_json::to_value(told).unwrap().get("relay").is_none());
+    told.relay = Some(member(2));
+    assert_eq!(serde_json::to_value(told).unwrap()["relay"], serde_json::to_value(member(2)).unwrap());
+}
+
+#[test]
+fn whoever_counts_streams_from_the_leader() {
+    let mut record = cascading();
+    change(&mut record, upstreams(&[(3, 2)])).unwrap();
+    let set = SyncSet { members: [first_life(2), first_life(3)].into(), needed: 1 };
+    change(&mut record, ClusterChange::SetSyncSet { epoch: Epoch(1), set }).unwrap();
+    assert!(record.clusters[&APP].upstreams.is_empty(), "it counts now");
+    let refused = change(&mut record, upstreams(&[(3, 2)])).unwrap_err().to_string();
+    assert!(refused.contains("sync set"), "{refused}");
+}
+
+#[test]
+fn an_epoch_and_whatever_is_planned_send_everybody_to_the_leader() {
+    let operation = OperationId::from_u128(7);
+    let rebuilt = |n| ClusterChange::Rebuild { member: member(n), incarnation: 2, why: "it diverged".into() };
+    for ends in [
+        begin(2),
+        ClusterChange::RequestSwitchover { operation, to: member(2) },
+        ClusterChange::RequestRestart { operation },
+        ClusterChange::RequestDelete { operation },
+        rebuilt(2),
+        rebuilt(3),
+    ] {
+        let mut record = cascading();
+        record.clusters.get_mut(&APP).unwrap().creating = None;
+        change(&mut record, upstreams(&[(3, 2)])).unwrap();
+        change(&mut record, ends.clone()).unwrap();
+        assert!(record.clusters[&APP].upstreams.is_empty(), "{ends:?}");
+        assert!(change(&mut record, upstreams(&[(3, 2)])).is_err(), "{ends:?}: not while that is under way");
+    }
+}
+
+#[test]
+fn who_joins_or_leaves_neither_feeds_nor_is_fed() {
+    for (who, standing) in
+        [(2, Standing::Joining), (2, Standing::Leaving), (3, Standing::Joining), (3, Standing::Leaving)]
+    {
+        let mut record = cascading();
+        let cluster = record.clusters.get_mut(&APP).unwrap();
+        cluster.members.get_mut(&member(who)).unwrap().standing = standing;
+        let refused = change(&mut record, upstreams(&[(3, 2)])).unwrap_err().to_string();
+        assert!(refused.contains("joining or leaving"), "{who} {standing:?}: {refused}");
+    }
+    // There is one more than the spec asks for.
+    let mut record = cascading();
+    record.clusters.get_mut(&APP).unwrap().spec.members = 3;
+    change(&mut record, upstreams(&[(3, 2), (4, 2)])).unwrap();
+    change(&mut record, ClusterChange::MarkLeaving { member: member(3), instead_of: None }).unwrap();
+    let cluster = &record.clusters[&APP];
+    assert_eq!(cluster.upstreams, [(first_life(4), first_life(2))].into());
+    assert_eq!(cluster.returned, [(first_life(3), cluster.revision)].into());
+    change(&mut record, ClusterChange::RemoveMember { member: member(3) }).unwrap();
+    let cluster = &record.clusters[&APP];
+    assert_eq!(cluster.upstreams, [(first_life(4), first_life(2))].into());
+    assert!(cluster.returned.is_empty() && cluster.relay_of(member(3)).is_none());
+}

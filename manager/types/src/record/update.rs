@@ -4,7 +4,7 @@
 use super::cluster::{ClusterRecord, Lifecycle};
 use super::{MemberRecord, OperationKind, Outcome, Refusal, conflict};
 use crate::ids::OperationId;
-use crate::spec::ClusterSpec;
+use crate::spec::{Cascade, ClusterSpec};
 
 impl ClusterRecord {
     /// `added`: the number of members may be another, and these are the new ones.
@@ -26,9 +26,10 @@ impl ClusterRecord {
         kept.sync_replicas = self.spec.sync_replicas;
         kept.durability = self.spec.durability;
         kept.slot_wal_budget = self.spec.slot_wal_budget;
+        kept.cascade = self.spec.cascade;
         if kept != self.spec {
             return Err(conflict(
-                "only members, sync_replicas, durability and slot_wal_budget of a running cluster can change; everything else stays as it was made",
+                "only members, sync_replicas, durability, slot_wal_budget and cascade of a running cluster can change; everything else stays as it was made",
             ));
         }
         if *spec == self.spec {
@@ -44,7 +45,11 @@ impl ClusterRecord {
         let text = |spec: &ClusterSpec| {
             let members = if moves { format!("members = {}, ", spec.members) } else { String::new() };
             let (needed, durability, budget) = (spec.needed(), spec.durability, spec.slot_wal_budget);
-            format!("{members}sync_replicas = {needed}, durability = {durability}, slot_wal_budget = {budget}")
+            let cascade = match spec.cascade {
+                Cascade::None => String::new(),
+                Cascade::Zone => ", cascade = zone".to_string(),
+            };
+            format!("{members}sync_replicas = {needed}, durability = {durability}, slot_wal_budget = {budget}{cascade}")
         };
         outcome.event("spec_changed", format!("asked for: {}; before: {}", text(spec), text(&self.spec)));
         self.spec = spec.clone();

@@ -6,12 +6,12 @@
 
 use crate::support::{Bed, LATER, LONG_LEASE, SOON};
 use anyhow::{Context, bail, ensure};
-use pgstead_api::Code;
 use pgstead_api::client::ClientError;
 use pgstead_api::view::{ClusterView, Health, Phase};
+use pgstead_api::{Code, SpecChange};
 use pgstead_cluster_tests::{Process, Setup, Target, Testbed, until};
 use pgstead_types::Step;
-use pgstead_types::spec::ClusterSpec;
+use pgstead_types::spec::{Cascade, ClusterSpec};
 use rustix::process::Signal;
 use std::fs;
 use std::path::Path;
@@ -33,6 +33,8 @@ enum Operation {
     Divergence,
     /// The data of a standby is lost, and the copy that replaces it is cut short.
     CopyCutShort,
+    /// One standby begins to feed another.
+    Cascading,
     Deletion,
     /// The standby that must be chosen for its log has a full disk; gone through in `faults::disk`.
     Fetch,
@@ -58,6 +60,7 @@ fn operations(step: Step) -> &'static [Operation] {
         Step::OpenClients => &[Creation, Failover],
         Step::UpdateSyncSet => &[Failover, Divergence],
         Step::Follow => &[Creation, Failover],
+        Step::Relay => &[Cascading],
         Step::HoldClients => &[Switchover],
         Step::Checkpoint => &[Switchover],
         Step::StopCleanly => &[Switchover],
@@ -403,6 +406,25 @@ async fn a_member_is_made_anew_though_daemons_die_at_every_step() -> anyhow::Res
     }
     let mortals = Mortals::begin_with(&mut bed, Operation::CopyCutShort, &[standby])?;
     mortals.until_all_died_and(async |bed| well(bed).await.map(|_| ())).await?;
+    bed.nothing_is_lost(writers).await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_standby_comes_to_feed_another_though_daemons_die_at_every_step() -> anyhow::Result<()> {
+    let mut bed = crate::cascade::bed(Cascade::None).await?;
+    let writers = bed.writers().await?;
+    let mut mortals = Mortals::begin(&mut bed, Operation::Cascading, &[1, 2, 3, 4]).await?;
+    let client = mortals.bed.client()?;
+    let change = SpecChange { cascade: Some(Cascade::Zone), ..SpecChange::default() };
+    mortals.ask("the change is accepted", async || client.update_cluster("app", &change, None).await).await?;
+    let is_fed = async |bed: &Testbed| {
+        let client = bed.client().map_err(|error| error.to_string())?;
+        let view = client.cluster("app").await.map_err(|error| error.to_string())?;
+        let is_fed = crate::cascade::fed(&view).is_some() && view.health == Health::Healthy;
+        if is_fed { Ok(()) } else { Err(format!("{:?}: {}", view.health, view.why)) }
+    };
+    mortals.until_all_died_and(is_fed).await?;
     bed.nothing_is_lost(writers).await?;
     Ok(())
 }

@@ -2,6 +2,7 @@
 //! for conditions with a deadline and says what it saw when one passes.
 
 mod bad_input;
+mod cascade;
 mod cli;
 mod clients;
 mod daemon;

@@ -2,7 +2,7 @@
 
 use super::{Fault, Phase};
 use crate::world::{Event, World};
-use pgstead_types::spec::Durability;
+use pgstead_types::spec::{Cascade, Durability};
 use pgstead_types::{Step, Tick};
 use std::time::Duration;
 
@@ -339,6 +339,12 @@ impl World {
                     };
                     self.at(at, Event::Fault(Fault::ChangeSpec { needed, durability }));
                     at = at + self.rng.ms(1, 400);
+                }
+                // Only where the course is about that: others stay as they were.
+                if self.cluster().is_some_and(|cluster| cluster.spec.cascade == Cascade::Zone) {
+                    let again = self.rng.ms(10, 5000);
+                    self.at(at, Event::Fault(Fault::ChangeCascade(Cascade::None)));
+                    self.at(at + again, Event::Fault(Fault::ChangeCascade(Cascade::Zone)));
                 }
                 match self.rng.below(4) {
                     0 => self.at(at, Event::Fault(Fault::KillPostmaster(leader))),

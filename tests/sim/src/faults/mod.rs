@@ -10,7 +10,7 @@ use crate::clock::TRUE_RATE;
 use crate::world::{Event, World, member_id};
 use pgstead_types::Step;
 use pgstead_types::record::{ClusterChange, Leadership};
-use pgstead_types::spec::Durability;
+use pgstead_types::spec::{Cascade, Durability};
 
 macro_rules! kinds {
     ($($(#[$doc:meta])* $name:ident = $text:literal,)+) => {
@@ -65,6 +65,7 @@ kinds! {
     SwitchoverRequested = "switchover asked for",
     RestartRequested = "restart asked for",
     SpecChanged = "spec changed",
+    CascadeChanged = "standbys are to be fed by others, or no longer",
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -144,6 +145,7 @@ pub enum Fault {
     Switchover(usize),
     Restart,
     /// Another `k`, and what happens when so many are not there.
+    ChangeCascade(Cascade),
     ChangeSpec {
         needed: u8,
         durability: Durability,
@@ -197,6 +199,7 @@ impl Fault {
             Fault::LoseQuorum => FaultKind::QuorumLost,
             Fault::Switchover(_) => FaultKind::SwitchoverRequested,
             Fault::Restart => FaultKind::RestartRequested,
+            Fault::ChangeCascade(_) => FaultKind::CascadeChanged,
             Fault::ChangeSpec { .. } => FaultKind::SpecChanged,
             Fault::StartDaemon(_)
             | Fault::StartNode(_)
@@ -277,6 +280,7 @@ impl Fault {
             Fault::KillControllerIn(phase) | Fault::KillLeaderIn(phase) => format!("{phase:?}"),
             Fault::KillInStep { step, .. } => step.to_string(),
             Fault::Switchover(n) => World::member_name(n),
+            Fault::ChangeCascade(cascade) => format!("cascade {cascade}"),
             Fault::ChangeSpec { needed, durability } => format!("k = {needed}, {durability}"),
             Fault::BadReports
             | Fault::GoodReports
@@ -452,6 +456,13 @@ impl World {
             Fault::Restart => {
                 let operation = self.next_operation();
                 self.request(ClusterChange::RequestRestart { operation });
+            }
+            Fault::ChangeCascade(cascade) => {
+                let operation = self.next_operation();
+                if let Some(mut spec) = self.cluster().map(|cluster| cluster.spec.clone()) {
+                    spec.cascade = cascade;
+                    self.request(ClusterChange::UpdateSpec { operation, spec: Box::new(spec) });
+                }
             }
             Fault::ChangeSpec { needed, durability } => {
                 let operation = self.next_operation();

@@ -46,9 +46,12 @@ pub fn unsettled(world: &World) -> Option<String> {
     }
     for n in world.member_machines().into_iter().filter(|n| *n != leader) {
         let Some(member) = cluster.members.get(&member_id(n)) else { return Some("a member is missing".into()) };
-        if !config.asynchronous && !config.sync_set.members.contains(&member.current()) {
+        let relay = cluster.relay_of(member.id);
+        if relay.is_none() && !config.asynchronous && !config.sync_set.members.contains(&member.current()) {
             return Some(format!("app-{} does not count in the sync set", n + 1));
         }
+        let source = relay.and_then(|relay| (0..world.members).find(|n| member_id(*n) == relay)).unwrap_or(leader);
+        let Some(run) = world.machines[source].run.as_ref() else { return Some("a relay is down".into()) };
         // By both ends: a sender whose other end lost its power goes on until its timeout.
         let receiver = world.machines[n].run.as_ref().and_then(|run| run.receiver.as_ref());
         let sender = receiver.and_then(|receiver| run.senders.get(&receiver.connection));
@@ -57,7 +60,7 @@ pub fn unsettled(world: &World) -> Option<String> {
             return Some(format!("app-{} does not stream", n + 1));
         }
     }
-    None
+    crate::cascade::unsettled(world, leader)
 }
 
 /// After the last fault: everything acknowledged is on every member, nobody holds what the leader does not, and there is

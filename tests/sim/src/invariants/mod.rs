@@ -6,6 +6,7 @@ mod lease_before_replacement;
 mod never_streams_older;
 mod no_row_lost;
 mod one_leader_per_epoch;
+mod one_link;
 mod only_copy;
 mod set_covers_senders;
 
@@ -52,6 +53,7 @@ pub fn check(world: &mut World) -> Result<(), String> {
         world.spring_traps();
     }
     never_streams_older::check(world)?;
+    one_link::check(world)?;
     set_covers_senders::check(world)?;
     if world.checks.events.is_multiple_of(200) {
         only_copy::check(world)?;
