@@ -95,6 +95,7 @@ fn lead(scene: &Scene<'_>, config: &EpochConfig, primary: &PrimarySeen) -> Next 
         };
     }
     let admitted = admitted(scene);
+    let lacks_admitted = primary.admitted != admitted;
     let wanted = config.loaded();
     let by = SetBy { epoch: config.epoch, revision: scene.cluster.revision };
     // A daemon that was restarted may see a record from before the set became what is loaded: by that one Postgres would count
@@ -123,8 +124,9 @@ fn lead(scene: &Scene<'_>, config: &EpochConfig, primary: &PrimarySeen) -> Next 
     // One that streams elsewhere has a slot here until it is seen to be idle and dropped.
     let kept_in_vain = primary.slots.iter().any(|life| scene.cluster.upstreams.contains_key(life));
     let slots_are_wanted = primary.slots.is_superset(&admitted) && !kept_in_vain;
-    if !sync_set_loaded || primary.admitted != admitted || !slots_are_wanted {
-        return Next::act(Action::UpdateSyncSet { by, epoch: config.epoch, sync_set: wanted.clone(), admitted });
+    let update = Action::UpdateSyncSet { by, epoch: config.epoch, sync_set: wanted.clone(), admitted };
+    if !sync_set_loaded || lacks_admitted {
+        return Next::act(update);
     }
     match (scene.cluster.is_confirmed(), primary.access) {
         // What it acknowledges alone it may acknowledge only while its guard counts a lease.
@@ -146,6 +148,8 @@ fn lead(scene: &Scene<'_>, config: &EpochConfig, primary: &PrimarySeen) -> Next 
         {
             Next::act(Action::Checkpoint { operation: switchover.operation })
         }
+        // After everything else: there may be no place for another slot, and whoever has one acknowledges.
+        _ if !slots_are_wanted => Next::act(update),
         _ => Next::wait(),
     }
 }

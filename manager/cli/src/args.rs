@@ -186,6 +186,10 @@ pub struct CreateArgs {
     /// 8GB, or auto, a share of the room on the volume [default: auto]
     #[arg(long, value_name = "SIZE")]
     pub slot_wal_budget: Option<WalBudget>,
+    /// A role for consumers of logical slots: change data capture, subscriptions. From Postgres 17 on slots made with failover =>
+    /// true survive a change of leader
+    #[arg(long)]
+    pub logical_replication: bool,
     /// A spec in TOML or JSON; the other options win over it
     #[arg(long, value_name = "FILE")]
     pub file: Option<PathBuf>,
@@ -195,7 +199,7 @@ pub struct CreateArgs {
 
 #[derive(Args, Clone, Debug)]
 #[command(group = clap::ArgGroup::new("what").required(true).multiple(true)
-    .args(["members", "sync_replicas", "durability", "slot_wal_budget", "cascade"]))]
+    .args(["members", "sync_replicas", "durability", "slot_wal_budget", "cascade", "logical_replication"]))]
 pub struct UpdateArgs {
     /// Name or id
     #[arg(value_name = "CLUSTER")]
@@ -217,6 +221,9 @@ pub struct UpdateArgs {
     /// zone: outside the leader's zone one standby of a zone feeds those beside it. none: the leader feeds everybody
     #[arg(long, value_name = "HOW", value_parser = cascade)]
     pub cascade: Option<Cascade>,
+    /// A role for consumers of logical slots, who can make some after the next `cluster restart`; false locks them out
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub logical_replication: Option<bool>,
     #[command(flatten)]
     pub wait: WaitArgs,
 }

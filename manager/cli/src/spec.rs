@@ -29,6 +29,7 @@ pub fn read(args: &CreateArgs) -> Result<ClusterSpec, Failure> {
     if let Some(budget) = args.slot_wal_budget {
         spec.slot_wal_budget = budget;
     }
+    spec.logical_replication |= args.logical_replication;
     spec.settings.extend(args.set.iter().cloned());
     // The API checks again; here it needs no server.
     spec.check().map_err(|error| Failure::usage(error.to_string()))?;

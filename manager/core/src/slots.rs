@@ -2,12 +2,18 @@
 //! that, and what people have made is theirs to drop.
 
 use crate::observed::{Observed, Policy};
-use pgstead_types::record::ClusterRecord;
+use pgstead_types::record::{ClusterRecord, MemberRecord};
 use pgstead_types::slots::{SlotKind, SlotSeen, SlotsSeen};
 use pgstead_types::{Bytes, Finding, MemberId};
 
 /// From here on a slot is in danger: with a write rate that fills the budget in a day, this leaves some hours.
 const NEAR_PERCENT: u64 = 70;
+
+/// So many transactions are hours of a busy cluster, and far from what Postgres itself would stop for.
+const ROWS_AGE_LONG: u32 = 10_000_000;
+
+/// The first Postgres that copies logical slots to standbys.
+const KEEPS_SLOTS: u16 = 17;
 
 /// What is to be said of the leader's slots.
 pub(crate) fn findings(
@@ -22,10 +28,159 @@ pub(crate) fn findings(
         return Vec::new();
     };
     let about = |slot: &SlotSeen| {
-        let finding = if slot.lost { Some(lost(cluster, seen, slot)) } else { near(cluster, seen, slot) };
-        finding.map(|finding| finding.on_cluster(cluster.id).on_member(leader))
+        if slot.lost {
+            return vec![lost(cluster, seen, slot)];
+        }
+        let kept = near(cluster, seen, slot).into_iter().chain(holds_rows(cluster, slot));
+        kept.chain(stays_behind(cluster, observed, policy, leader, slot)).collect()
     };
-    seen.slots.iter().filter_map(about).collect()
+    let place = |finding: Finding| finding.on_cluster(cluster.id).on_member(leader);
+    let of_slots = seen.slots.iter().flat_map(about).chain(crowded(cluster, observed, policy, seen, leader));
+    let of_members =
+        cluster.members.values().flat_map(|member| of_member(cluster, observed, policy, seen, leader, member));
+    of_slots.map(place).chain(of_members).collect()
+}
+
+/// What people's slots and consumers leave for members.
+fn crowded(
+    cluster: &ClusterRecord,
+    observed: &Observed,
+    policy: &Policy,
+    seen: &SlotsSeen,
+    leader: MemberId,
+) -> Vec<Finding> {
+    let others = u32::try_from(cluster.members.len().saturating_sub(1)).unwrap_or(u32::MAX);
+    let members = u32::try_from(seen.slots.iter().filter(|slot| slot.member_life().is_some()).count()).unwrap_or(0);
+    let users = seen.total.saturating_sub(members);
+    let mut findings = Vec::new();
+    if let Some(max) = seen.slots_max.map(|max| max.saturating_sub(others)).filter(|max| users >= max / 4 * 3) {
+        let text = format!(
+            "{users} replication slots of people are on the leader, and {max} are the most beside those of members: with no place left no \
+             other can be made, and a member without one does not stream; drop those that nobody needs"
+        );
+        findings.push(if users >= max {
+            Finding::error("slots_full", text)
+        } else {
+            Finding::warning("many_slots", text)
+        });
+    }
+    let primary = observed.fresh(cluster, leader, policy).and_then(|report| report.as_primary());
+    let senders = primary.map_or(0, |primary| primary.senders.iter().filter(|s| s.incarnation.is_none()).count());
+    let senders = u32::try_from(senders).unwrap_or(u32::MAX);
+    // Two for each member, its stream and a copy.
+    let left = seen.senders_max.map(|max| max.saturating_sub(others * 2));
+    if let Some(max) = left.filter(|max| senders >= max / 4 * 3 && senders > 1) {
+        let text = format!(
+            "{senders} others than members stream from the leader, and {max} are the most beside members (max_wal_senders): more would \
+             keep members out; let fewer consumers stream at once"
+        );
+        findings.push(Finding::warning("many_senders", text));
+    }
+    findings
+}
+
+/// What is to be said of one member's slots, and of what it runs with.
+fn of_member(
+    cluster: &ClusterRecord,
+    observed: &Observed,
+    policy: &Policy,
+    leading: &SlotsSeen,
+    leader: MemberId,
+    member: &MemberRecord,
+) -> Vec<Finding> {
+    let Some(seen) = observed.fresh(cluster, member.id, policy).and_then(|report| report.slots.as_ref()) else {
+        return Vec::new();
+    };
+    let mut findings = Vec::new();
+    if cluster.spec.logical_replication && seen.logical == Some(false) {
+        let text = format!(
+            "{} was started before logical_replication was asked for and runs without: logical slots can be made, and survive a change of \
+             leader, once every member was restarted; pgstead cluster restart {} does it one by one",
+            member.name, cluster.spec.name
+        );
+        findings.push(Finding::warning("restart_needed", text));
+    }
+    let has_it =
+        |slot: &SlotSeen| leading.slots.iter().any(|other| other.name == slot.name && other.failover && !other.lost);
+    // What is not listed may be there.
+    let all_listed = leading.slots.len() >= usize::try_from(leading.total).unwrap_or(usize::MAX);
+    let own = seen.slots.iter().filter(|slot| member.id != leader && slot.is_standbys_own() && !slot.active);
+    for slot in own.filter(|slot| !slot.failover || (all_listed && !has_it(slot))) {
+        let what = described(slot);
+        let text = format!(
+            "{0} has {what} of its own and the leader has no copy of it: it is left from when {0} led, or was made there, and keeps log \
+             and rows; switch over to {0} if its consumer is to go on with it, or drop it on {0}",
+            member.name
+        );
+        findings.push(Finding::warning("slot_left_behind", text));
+    }
+    findings
+        .into_iter()
+        .map(|finding| finding.on_cluster(cluster.id).on_member(member.id).on_node(member.node))
+        .collect()
+}
+
+/// A slot whose reader is away keeps rows from vacuum as well, on every member.
+fn holds_rows(cluster: &ClusterRecord, slot: &SlotSeen) -> Option<Finding> {
+    // In steps: a text that changes at every look is read by nobody.
+    let age = slot.rows_age.filter(|age| *age >= ROWS_AGE_LONG)? / ROWS_AGE_LONG * ROWS_AGE_LONG;
+    let whose = match slot.member_life().and_then(|life| cluster.members.get(&life.member)) {
+        Some(member) => format!("the slot of {}", member.name),
+        None => described(slot),
+    };
+    let text = format!(
+        "{whose} keeps rows that were removed over {age} transactions ago: tables grow until its reader goes on, or it is dropped"
+    );
+    Some(Finding::warning("slot_keeps_rows", text))
+}
+
+/// A logical slot that would not be there after a failover, or not on everyone who could be elected.
+fn stays_behind(
+    cluster: &ClusterRecord,
+    observed: &Observed,
+    policy: &Policy,
+    leader: MemberId,
+    slot: &SlotSeen,
+) -> Option<Finding> {
+    if slot.kind != SlotKind::Logical || slot.temporary || cluster.members.len() < 2 {
+        return None;
+    }
+    let what = described(slot);
+    if cluster.postgres_major < KEEPS_SLOTS {
+        let major = cluster.postgres_major;
+        let text = format!(
+            "{what} will not be there after a change of leader: Postgres {major} copies no slots to standbys, {KEEPS_SLOTS} and later do; \
+             its consumer must begin anew then"
+        );
+        return Some(Finding::warning("slot_not_kept", text));
+    }
+    if !slot.failover {
+        let text = format!(
+            "{what} will not be there after a change of leader: it was made without failover => true; make it so \
+             (ALTER_REPLICATION_SLOT, or ALTER SUBSCRIPTION … SET (failover)), or its consumer must begin anew then"
+        );
+        return Some(Finding::warning("slot_not_kept", text));
+    }
+    let has_copy = |member: &MemberId| {
+        let slots = observed.fresh(cluster, *member, policy).and_then(|report| report.slots.as_ref());
+        slots.is_some_and(|seen| seen.slots.iter().any(|copy| copy.name == slot.name && copy.is_ready_copy()))
+    };
+    let lacking = cluster.members.values().filter(|member| member.id != leader && !has_copy(&member.id));
+    // A standby copies from a leader only.
+    let named = |member: &MemberRecord| match cluster.relay_of(member.id).and_then(|relay| cluster.members.get(&relay))
+    {
+        Some(relay) => format!("{} (fed by {}, from which nothing can be copied)", member.name, relay.name),
+        None => member.name.clone(),
+    };
+    let names: Vec<String> = lacking.map(named).collect();
+    (!names.is_empty()).then(|| {
+        let text = format!(
+            "{what} is not complete on {} yet: if that member led now, its consumer would have to begin anew; a copy is complete once \
+             the consumer has moved the slot past where the copy began",
+            names.join(", ")
+        );
+        Finding::info("slot_not_copied", text)
+    })
 }
 
 fn percent(slot: &SlotSeen, budget: Bytes) -> Option<u64> {
@@ -35,7 +190,8 @@ fn percent(slot: &SlotSeen, budget: Bytes) -> Option<u64> {
 fn near(cluster: &ClusterRecord, seen: &SlotsSeen, slot: &SlotSeen) -> Option<Finding> {
     let budget = seen.budget?;
     // In steps of ten: a text that changes at every look is read by nobody.
-    let percent = percent(slot, budget).filter(|percent| *percent >= NEAR_PERCENT)?.min(100) / 10 * 10;
+    let percent =
+        percent(slot, budget).filter(|_| budget.0 > 0).filter(|percent| *percent >= NEAR_PERCENT)?.min(100) / 10 * 10;
     let (whose, outcome) = match slot.member_life().and_then(|life| cluster.members.get(&life.member)) {
         Some(member) => {
             (format!("the slot of {}", member.name), format!("{0} is copied anew; bring {0} back", member.name))

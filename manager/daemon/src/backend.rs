@@ -134,7 +134,7 @@ impl NodeBackend {
             standing: Standing::Settled,
         };
         let members = nodes.into_iter().enumerate().map(member).collect();
-        let secrets = make_secrets(&record, &spec.name).map_err(internal)?;
+        let secrets = make_secrets(&record, &spec).map_err(internal)?;
         let id = ClusterId::from_uuid(Uuid::now_v7());
         let operation = OperationId::from_uuid(Uuid::now_v7());
         Ok(NewCluster { id, operation, spec, postgres_major, ports, secrets, members })
@@ -196,8 +196,9 @@ fn free_ports(record: &Record) -> Result<ClusterPorts, Rejected> {
         })
 }
 
-/// A new cluster's CA, its server certificate for every node, and the owner's password.
-fn make_secrets(record: &Record, name: &str) -> Result<ClusterSecrets, pki::PkiError> {
+/// A new cluster's CA, its server certificate for every node, and its passwords.
+fn make_secrets(record: &Record, spec: &ClusterSpec) -> Result<ClusterSecrets, pki::PkiError> {
+    let name = &spec.name;
     let ca = pki::make_ca(&format!("pgstead cluster {name}"))?;
     let hosts = server_hosts(record);
     let server = pki::make_server(&ca, name, &hosts)?;
@@ -208,6 +209,7 @@ fn make_secrets(record: &Record, name: &str) -> Result<ClusterSecrets, pki::PkiE
         server_key_pem: server.key_pem,
         server_hosts: hosts,
         owner_password: pki::random_secret(),
+        consumer_password: spec.logical_replication.then(pki::random_secret),
     })
 }
 
@@ -295,10 +297,11 @@ impl Backend for NodeBackend {
         let operation = OperationId::from_uuid(Uuid::now_v7());
         let added = self.placed_more(cluster, spec.members).await?;
         let same_members = spec.members == self.cluster(cluster)?.spec.members && added.is_empty();
+        let consumer_password = spec.logical_replication.then(pki::random_secret);
         let spec = Box::new(spec);
         let change = match same_members {
-            true => ClusterChange::UpdateSpec { operation, spec },
-            false => ClusterChange::ChangeMembers { operation, spec, added },
+            true => ClusterChange::UpdateSpec { operation, spec, consumer_password },
+            false => ClusterChange::ChangeMembers { operation, spec, added, consumer_password },
         };
         self.change(cluster, revision, change).await?;
         Ok(Accepted { operation, cluster })

@@ -6,7 +6,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 use std::str::FromStr;
 
-/// So many slots are reported, those that keep most first. Postgres takes no more than 20 unless it is built otherwise.
+/// So many slots are reported, those that keep most first.
 pub const SLOTS_SHOWN_MAX: usize = 32;
 /// A budget below this loses a standby's slot while the standby is restarted under load.
 pub const WAL_BUDGET_MIN: Bytes = Bytes(256 << 20);
@@ -99,8 +99,17 @@ pub struct SlotsSeen {
     pub budget: Option<Bytes>,
     /// Those that keep most first, [`SLOTS_SHOWN_MAX`] at most.
     pub slots: Vec<SlotSeen>,
-    /// How many there are.
+    /// How many there are, without the places that are held for members.
     pub total: u32,
+    /// How many there can be besides those places; `None` from a node that does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slots_max: Option<u32>,
+    /// How many can stream from here at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub senders_max: Option<u32>,
+    /// Whether Postgres was started with `wal_level = logical`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub logical: Option<bool>,
 }
 
 /// A row of `pg_replication_slots`.
@@ -131,6 +140,9 @@ pub struct SlotSeen {
     /// Gone with its session; a copy that is not complete yet is such a one.
     #[serde(default)]
     pub temporary: bool,
+    /// Transactions since the oldest one whose rows it keeps from vacuum.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rows_age: Option<u32>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -144,6 +156,10 @@ impl SlotSeen {
     /// The incarnation whose slot it is; `None` for everything that people have made.
     pub fn member_life(&self) -> Option<Incarnation> {
         self.name.parse().ok().filter(|_| self.kind == SlotKind::Physical)
+    }
+    /// On a standby: no copy of the leader's, but its own, from a time when it led, or made there.
+    pub fn is_standbys_own(&self) -> bool {
+        self.kind == SlotKind::Logical && !self.synced && !self.temporary
     }
     /// On a standby: it can be used there once the standby leads.
     pub fn is_ready_copy(&self) -> bool {
@@ -195,6 +211,7 @@ mod tests {
             failover: false,
             synced: false,
             temporary: false,
+            rows_age: None,
         };
         assert_eq!(slot(SlotKind::Physical, &life.to_string()).member_life(), Some(life));
         assert_eq!(slot(SlotKind::Logical, &life.to_string()).member_life(), None);

@@ -6,6 +6,10 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
 
+/// The role that consumers of logical slots log in as. No user can make one of that name: Postgres' own checks and
+/// [`check_identifier`] keep `pg` for others.
+pub const CONSUMER_ROLE: &str = "pgstead_consumer";
+
 /// More members than this make elections slower and nothing safer.
 pub const MEMBERS_MAX: u8 = 7;
 
@@ -120,6 +124,10 @@ pub struct ClusterSpec {
     /// How much log a replication slot may keep: `auto`, or a size such as `8GB`.
     #[serde(default, skip_serializing_if = "WalBudget::is_default")]
     pub slot_wal_budget: WalBudget,
+    /// Whether there are consumers of logical slots: a role of their own, and a `wal_level` for it from the next restart on. From
+    /// Postgres 17 on slots that are made for it survive a failover.
+    #[serde(default, skip_serializing_if = "is_not")]
+    pub logical_replication: bool,
 }
 
 /// Another member leads at once, or the same one after a restart.
@@ -170,6 +178,9 @@ impl fmt::Display for Cascade {
     }
 }
 
+fn is_not(asked: &bool) -> bool {
+    !asked
+}
 fn three() -> u8 {
     3
 }
@@ -192,6 +203,7 @@ impl ClusterSpec {
             settings: BTreeMap::new(),
             maintenance_window: None,
             slot_wal_budget: WalBudget::Auto,
+            logical_replication: false,
         }
     }
 
@@ -289,7 +301,7 @@ const OWNED: &[(&str, &str)] = &[
     ("recovery_target_action", "members follow the recorded history"),
     ("restart_after_crash", "a crash must end the postmaster, so that unacknowledged commits stay hidden"),
     ("hot_standby", "members are observed through it"),
-    ("wal_level", "replication needs replica or more"),
+    ("wal_level", "logical_replication of the spec says it"),
     ("wal_log_hints", "rewinding needs it"),
     ("max_wal_senders", "replication needs them"),
     ("wal_retrieve_retry_interval", "a long one delays promotions"),
@@ -318,6 +330,8 @@ const OWNED: &[(&str, &str)] = &[
     ("logging_collector", "the guard keeps the log"),
     ("log_destination", "the guard keeps the log"),
     ("max_replication_slots", "replication needs them"),
+    ("sync_replication_slots", "it follows logical_replication"),
+    ("synchronized_standby_slots", "it follows the recorded sync set"),
     ("data_sync_retry", "after a failed sync, trying again would acknowledge what is lost"),
     ("zero_damaged_pages", "it hides corruption"),
     ("ignore_invalid_pages", "it hides corruption"),

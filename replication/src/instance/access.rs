@@ -75,8 +75,7 @@ impl Instance {
         } else {
             let (generation, waits_anew) = self.load_sync_set(&sql, sync_set, &admitted, shape).await?;
             if !waits_anew {
-                self.drop_slots(&sql, &admitted.incarnations).await?;
-                return self.note_seen(generation);
+                return self.settle_slots(&sql, generation, &admitted.incarnations).await;
             }
             generation
         };
@@ -85,8 +84,19 @@ impl Instance {
         if !self.checkpoints(Purpose::Generation(generation), 2, patience).await? {
             return Err(InstanceError::Checkpointing);
         }
-        self.drop_slots(&sql, &admitted.incarnations).await?;
-        self.note_seen(generation)
+        self.settle_slots(&sql, generation, &admitted.incarnations).await
+    }
+
+    /// The set is in effect, whatever becomes of slots: where users' have taken every place, those who have none wait.
+    async fn settle_slots(
+        &self,
+        sql: &Sql,
+        generation: u64,
+        wanted: &BTreeSet<Incarnation>,
+    ) -> Result<(), InstanceError> {
+        self.drop_slots(sql, wanted).await?;
+        self.note_seen(generation)?;
+        self.ensure_slots(sql, wanted).await
     }
 
     /// Has every WAL sender go by the set. The generation of the configuration that says so, and whether commits wait by it
@@ -99,7 +109,7 @@ impl Instance {
         shape: Shape,
     ) -> Result<(u64, bool), InstanceError> {
         // Slots first: whoever is admitted finds its own.
-        self.ensure_slots(sql, &admitted.incarnations).await?;
+        self.ensure_slots(sql, &admitted.incarnations).await.or_else(InstanceError::without_slots)?;
         // Known only when the last change of it was seen through: one that was cut short may have reached some senders.
         let applied = self.applied();
         let before = applied.seen.map(|seen| seen.sync_names).filter(|_| !applied.senders_pending);
@@ -154,25 +164,29 @@ impl Instance {
 
     /// A physical slot per incarnation, which keeps WAL from its making on. Works on a standby as well.
     pub(super) async fn ensure_slots(&self, sql: &Sql, wanted: &BTreeSet<Incarnation>) -> Result<(), InstanceError> {
+        let text = self.slots_text(wanted);
+        if text.is_empty() { Ok(()) } else { sql.values("make the slots", &text).await.map(drop) }
+    }
+
+    /// The statements for it; none of them twice does more.
+    pub(super) fn slots_text(&self, wanted: &BTreeSet<Incarnation>) -> String {
         let mine = self.config().incarnation;
         let statements: Vec<String> = wanted
             .iter()
             .filter(|one| **one != mine)
             .map(|incarnation| {
+                let place = super::consumers::leave_place_for(&incarnation.to_string());
                 // One that has lost its log to the budget streams no more, whatever else of the log is left: it is made anew,
                 // and whether its standby can go on is told by the log that is there.
                 format!(
                     "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots \
-                     WHERE slot_name = '{incarnation}' AND wal_status = 'lost' AND NOT active; \
+                     WHERE slot_name = '{incarnation}' AND wal_status = 'lost' AND NOT active; {place}; \
                      SELECT pg_create_physical_replication_slot('{incarnation}', true) \
                      WHERE NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = '{incarnation}')"
                 )
             })
             .collect();
-        if statements.is_empty() {
-            return Ok(());
-        }
-        sql.values("make the slots", &statements.join("; ")).await.map(drop)
+        statements.join("; ")
     }
 
     /// Drops the slots of incarnations that are not wanted; what else there is belongs to someone else.

@@ -75,6 +75,10 @@ pub struct Applied {
     /// By the control file at the last start: settings that a standby must not be below.
     #[serde(default)]
     pub floors: BTreeMap<String, u64>,
+    /// Whether the Postgres that was started last has `wal_level = logical`, whatever is asked for since. What rests on it ends an
+    /// early Postgres 17 that was started without. Once so, for ever so: with a logical slot left Postgres starts only with it.
+    #[serde(default)]
+    pub logical: bool,
     /// What Postgres is known to have loaded; `None` while that is not known.
     #[serde(default)]
     pub presented: Option<Presented>,
@@ -86,6 +90,8 @@ pub struct Presented {
     ca_pem: String,
     cert_pem: String,
     settings: BTreeMap<String, String>,
+    #[serde(default)]
+    logical_replication: bool,
 }
 
 impl Presented {
@@ -94,6 +100,7 @@ impl Presented {
             ca_pem: config.tls.ca_pem.clone(),
             cert_pem: config.tls.cert_pem.clone(),
             settings: config.settings.clone(),
+            logical_replication: config.logical_replication,
         }
     }
 }
@@ -108,6 +115,7 @@ impl Applied {
             seen: None,
             senders_pending: true,
             floors: BTreeMap::new(),
+            logical: false,
             presented: None,
         })
     }
@@ -115,10 +123,16 @@ impl Applied {
     #[cfg(test)]
     fn fresh(wanted: &Shape, seen: Option<&Shape>) -> Self {
         let (wanted, seen) = (wanted.clone(), seen.cloned());
-        Self { generation: 1, wanted, seen, senders_pending: false, floors: BTreeMap::new(), presented: None }
+        let floors = BTreeMap::new();
+        Self { generation: 1, wanted, seen, senders_pending: false, floors, logical: false, presented: None }
     }
     pub fn save(&self, config: &InstanceConfig) -> io::Result<()> {
         files::replace_json(&config.run_file("applied.json"), self, config.owner(), Survives::Processes)
+    }
+
+    /// Logical slots that are made for it survive a failover: Postgres copies them to standbys from 17 on.
+    pub fn keeps_logical_slots(&self, major: u16) -> bool {
+        self.logical && major >= 17
     }
 
     fn settled(&self) -> bool {

@@ -12,9 +12,10 @@ use std::time::Duration;
 /// slowest.
 const CLIENTS_TIME_MAX: Duration = Duration::from_secs(15);
 
-/// Background processes of a cluster's own roles are clients as well: they run what clients ask for.
-const CLIENTS: &str = "backend_type IN ('client backend', 'parallel worker') \
-                       AND usename IS DISTINCT FROM 'postgres'";
+/// Background processes of a cluster's own roles are clients as well: they run what clients ask for. So are consumers of
+/// logical slots, which a clean stop would wait for. Standbys are not.
+const CLIENTS: &str = "backend_type IN ('client backend', 'parallel worker', 'walsender') \
+                       AND usename IS DISTINCT FROM 'postgres' AND usename IS DISTINCT FROM 'pgstead_replication'";
 
 impl Instance {
     /// Ends every client, and returns once none is left. The holding rules must be in effect already. `sql` was born
@@ -85,14 +86,17 @@ impl Instance {
         Ok(unlisted.map(|stat| stat.id()).filter(|id| id.is_alive()).collect())
     }
 
-    /// Ends WAL senders. With `keep`, those stay whose certificate names one of these incarnations.
+    /// Ends WAL senders. With `keep`, those stay whose certificate names one of these incarnations. Consumers of logical slots
+    /// that dial in meanwhile go by the new rules and stay, unless they call themselves what a member is called.
     pub(super) async fn end_senders(
         &self,
         sql: &Sql,
         keep: Option<&super::applied::Admitted>,
     ) -> Result<(), InstanceError> {
-        let list = "SELECT json_build_object('pid', pid, 'dn', client_dn) \
-                    FROM pg_stat_replication LEFT JOIN pg_stat_ssl USING (pid)";
+        let list = "SELECT json_build_object('pid', pid, 'dn', client_dn, 'consumes', \
+                    usename IS DISTINCT FROM 'pgstead_replication' AND coalesce(application_name, '') !~* '^[0-9a-f]{32}_[0-9]+$' \
+                    AND EXISTS (SELECT FROM pg_stat_activity AS process WHERE process.pid = senders.pid AND datid IS NOT NULL)) \
+                    FROM pg_stat_replication AS senders LEFT JOIN pg_stat_ssl USING (pid)";
         let names: BTreeSet<String> = keep
             .iter()
             .flat_map(|keep| keep.incarnations.iter().map(|one| format!("/CN={}", hba::common_name(*one, keep.epoch))))
@@ -101,6 +105,7 @@ impl Instance {
         struct Row {
             pid: i32,
             dn: Option<String>,
+            consumes: bool,
         }
         let begun = Tick::now();
         let mut doomed: Option<BTreeSet<i32>> = None;
@@ -108,12 +113,13 @@ impl Instance {
             let rows = sql.values("list the WAL senders", list).await?;
             let rows = rows.into_iter().flatten().filter_map(|text| serde_json::from_str::<Row>(&text).ok());
             let unkept = rows.filter(|row| !row.dn.as_ref().is_some_and(|dn| names.contains(dn)));
-            let mut found: BTreeSet<i32> = unkept.map(|row| row.pid).collect();
-            match &doomed {
-                // Without anyone to keep, those count that were there at first: the next ones know the new rules.
-                Some(doomed) if keep.is_none() => found.retain(|pid| doomed.contains(pid)),
-                Some(_) => {}
-                None => doomed = Some(found.clone()),
+            let unkept: Vec<Row> = unkept.collect();
+            // Without anyone to keep, those count that were there at first: the next ones know the new rules.
+            let was_there = |row: &&Row| doomed.as_ref().is_none_or(|doomed| doomed.contains(&row.pid));
+            let counts = |row: &&Row| was_there(row) || (keep.is_some() && !row.consumes);
+            let found: BTreeSet<i32> = unkept.iter().filter(counts).map(|row| row.pid).collect();
+            if doomed.is_none() {
+                doomed = Some(found.clone());
             }
             if found.is_empty() {
                 return Ok(());

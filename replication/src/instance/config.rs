@@ -3,7 +3,7 @@
 //! The files live outside the volume: a full volume cannot keep a promise from being made, and a copy of another
 //! member's data folder never brings that member's configuration along.
 
-use super::applied::{Applied, Presented, Shape};
+use super::applied::{Applied, Follow, Presented, Shape};
 use super::sql::{NoConnection, Sql};
 use super::{Instance, InstanceConfig, InstanceError, hba, sync_names};
 use crate::files::{self, Survives};
@@ -17,8 +17,11 @@ use std::time::Duration;
 /// From a reload to its effect. It takes a few milliseconds; a postmaster that needs this long is not well.
 const EFFECT_TIME_MAX: Duration = Duration::from_secs(10);
 
-/// Enough for seven members that each stream while further copies are made.
-const MAX_WAL_SENDERS: u64 = 20;
+/// Of a new cluster. Seven members that each stream while further copies are made need fewer than twenty; the others are for
+/// consumers, who must never keep a member out. Which no standby may be below, so a cluster keeps what it was made with.
+const MAX_WAL_SENDERS: u64 = 64;
+/// The same for slots, on every member from its next start on.
+const MAX_SLOTS: u64 = 64;
 
 /// How pgstead's own settings are and why. Those of the spec come after them and were checked not to repeat them.
 fn render_conf(config: &InstanceConfig, applied: &Applied) -> String {
@@ -50,13 +53,23 @@ fn render_conf(config: &InstanceConfig, applied: &Applied) -> String {
     // A crash ends the postmaster: after a restart in place, commits that nobody acknowledged would be readable.
     set("restart_after_crash", "off");
 
-    set("wal_level", "replica");
+    // By what was noted at the start: none of the rest may be loaded by a Postgres that was started without.
+    set("wal_level", if applied.logical { "logical" } else { "replica" });
+    let keeps_slots = applied.keeps_logical_slots(config.major);
     // For pg_rewind; checksums, which every cluster made here has, would do as well.
     set("wal_log_hints", "on");
-    set("max_wal_senders", &MAX_WAL_SENDERS.to_string());
-    set("max_replication_slots", &MAX_WAL_SENDERS.to_string());
+    set("max_wal_senders", &applied.floors.get("max_wal_senders").unwrap_or(&MAX_WAL_SENDERS).to_string());
+    set("max_replication_slots", &MAX_SLOTS.to_string());
     set("hot_standby", "on");
-    set("hot_standby_feedback", "off");
+    // A standby's copies of logical slots need rows that the leader might remove otherwise.
+    set("hot_standby_feedback", if keeps_slots { "on" } else { "off" });
+    let follow = shape.upstream.as_ref();
+    let copies_slots = keeps_slots && follow.is_some_and(|follow| follow.of.relay.is_none());
+    if keeps_slots {
+        // Without an upstream nothing may be copied: a promotion waits for the worker that does. From a standby nothing can be.
+        set("sync_replication_slots", if copies_slots { "on" } else { "off" });
+        set("synchronized_standby_slots", &sync_names::slots(&shape.sync_names));
+    }
     set("recovery_target_timeline", "latest");
     set("restore_command", "");
     set("archive_mode", "off");
@@ -70,8 +83,10 @@ fn render_conf(config: &InstanceConfig, applied: &Applied) -> String {
     // Only ends senders whose standby has vanished without a word. It decides nothing, so it need not be short; it must be
     // far above the receivers' status interval.
     set("wal_sender_timeout", "10s");
-    let follow = shape.upstream.as_ref();
-    set("primary_conninfo", &follow.map_or_else(String::new, |follow| follow.conninfo(config)));
+    // A database is for the worker that copies logical slots; a WAL receiver connects to none, whatever this says.
+    let database = if copies_slots { " dbname='postgres'" } else { "" };
+    let conninfo = |follow: &Follow| format!("{}{database}", follow.conninfo(config));
+    set("primary_conninfo", &follow.map_or_else(String::new, conninfo));
     let slot = follow.map_or_else(String::new, |_| config.incarnation.to_string());
     set("primary_slot_name", &slot);
 
@@ -89,7 +104,7 @@ fn render_conf(config: &InstanceConfig, applied: &Applied) -> String {
     }
     // Every start is a standby start, and a standby that is below the last primary in one of these does not start. So
     // they can be raised and not lowered.
-    for (name, floor) in &applied.floors {
+    for (name, floor) in applied.floors.iter().filter(|(name, _)| *name != "max_wal_senders") {
         let asked = config.settings.iter().find(|(asked, _)| asked.eq_ignore_ascii_case(name));
         let asked = asked.and_then(|(_, value)| value.trim().parse().ok()).unwrap_or_else(|| standard(name));
         if *floor > asked {
@@ -99,12 +114,11 @@ fn render_conf(config: &InstanceConfig, applied: &Applied) -> String {
     text
 }
 
-/// The values of a new cluster for the settings that a standby must share: Postgres' own, and [`MAX_WAL_SENDERS`].
+/// Postgres' own values for the settings of the spec that a standby must share.
 fn standard(name: &str) -> u64 {
     match name {
         "max_connections" => 100,
         "max_worker_processes" => 8,
-        "max_wal_senders" => MAX_WAL_SENDERS,
         "max_locks_per_transaction" => 64,
         _ => 0,
     }
@@ -157,7 +171,7 @@ impl Instance {
             write("tls/ca.crt", config.tls.ca_pem.as_bytes())?;
             write("tls/server.crt", config.tls.cert_pem.as_bytes())?;
             write("tls/server.key", config.tls.key_pem.expose().as_bytes())?;
-            write("pg_hba.conf", hba::render_hba(applied.wanted.access).as_bytes())?;
+            write("pg_hba.conf", hba::render_hba(&hba::Rules::of(&config, &applied)).as_bytes())?;
             write("pg_ident.conf", hba::render_ident(&local_users, applied.wanted.admitted.as_ref()).as_bytes())?;
             // Last: its generation vouches for the two before it.
             write("postgresql.conf", render_conf(&config, &applied).as_bytes())?;

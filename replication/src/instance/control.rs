@@ -20,6 +20,8 @@ pub struct ControlData {
     pub recovered_timeline: Timeline,
     /// What a standby's settings must reach, as the last primary of this history had them.
     pub floors: BTreeMap<String, u64>,
+    /// Its `wal_level` was `logical`.
+    pub logical: bool,
 }
 
 /// Settings that a standby refuses to start with below the primary's, and what `pg_controldata` calls them.
@@ -58,6 +60,7 @@ impl ControlData {
                 .iter()
                 .map(|(name, called)| Some((name.to_string(), field(called)?.parse().ok()?)))
                 .collect::<Option<_>>()?,
+            logical: field("wal_level setting") == Some("logical"),
         })
     }
 
@@ -103,6 +106,7 @@ mod tests {
                     Bytes per WAL segment:                16777216\n\
                     Minimum recovery ending location:     0/1700090\n\
                     Min recovery ending loc's timeline:   2\n\
+                    wal_level setting:                    logical\n\
                     max_connections setting:              100\n\
                     max_worker_processes setting:         8\n\
                     max_wal_senders setting:              20\n\
@@ -112,6 +116,7 @@ mod tests {
         assert_eq!(data.timeline, Timeline(3));
         assert_eq!(data.recovered_timeline, Timeline(2));
         assert_eq!(data.floors["max_wal_senders"], 20);
+        assert!(data.logical);
         assert_eq!(data.clean_stop().unwrap().checkpoint, Lsn(0x170_0028));
         let running = ControlData { state: "in production".to_string(), ..data };
         assert_eq!(running.clean_stop(), None);

@@ -10,8 +10,13 @@ use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::time::Duration;
 
-/// For a WAL receiver to end after SIGTERM. It flushes what it has first; a stuck disk is what takes long.
+/// For a WAL receiver, or the worker that copies slots, to end after SIGTERM. It flushes what it has first; a stuck disk is what takes long.
 const RECEIVER_TIME_MAX: Duration = Duration::from_secs(10);
+
+/// In a process' title: `postgres: <cluster_name>: walreceiver streaming 0/3000148`. The name is an incarnation, so that nobody
+/// else's title has it.
+const RECEIVER: &str = "walreceiver";
+const SLOT_WORKER: &str = "slotsync worker";
 
 /// The steps of [`Instance::cut_upstream`]. The hook is called with each of them once it is done, so that a test can look at,
 /// or hold up, everything in between.
@@ -21,7 +26,7 @@ pub enum CutStep {
     CertificatesRemoved,
     /// The configuration names no upstream, and the postmaster was told.
     ConfigurationLoaded,
-    /// No WAL receiver is left.
+    /// No WAL receiver is left, and nobody copies slots.
     ReceiverEnded,
     /// A backend that was born since sees no upstream, and still no WAL receiver is there.
     Verified,
@@ -95,10 +100,11 @@ impl Instance {
         Ok(())
     }
 
-    /// SIGTERM to every WAL receiver until none is there.
+    /// SIGTERM to every WAL receiver until none is there, and to the worker that copies logical slots: a promotion would wait for
+    /// it, and in the middle of a query to a dead leader it looks at nothing else.
     async fn end_receivers(&self) -> Result<(), InstanceError> {
         let begun = Tick::now();
-        while let Some(receiver) = self.receiver_process().await? {
+        while let Some(receiver) = self.process_of(&[RECEIVER, SLOT_WORKER]).await? {
             let waited = Tick::now().since(begun);
             let left = RECEIVER_TIME_MAX.saturating_sub(waited);
             let failed = |error| InstanceError::File {
@@ -118,19 +124,26 @@ impl Instance {
 
     /// The WAL receiver, by the processes themselves rather than by what Postgres' shared memory says of it.
     pub async fn receiver_process(&self) -> Result<Option<ProcessId>, InstanceError> {
+        self.process_of(&[RECEIVER]).await
+    }
+
+    /// The worker that copies the leader's logical slots.
+    pub async fn slot_worker_process(&self) -> Result<Option<ProcessId>, InstanceError> {
+        self.process_of(&[SLOT_WORKER]).await
+    }
+
+    async fn process_of(&self, kinds: &[&str]) -> Result<Option<ProcessId>, InstanceError> {
         let Some(status) = self.guard_status().await? else { return Ok(None) };
         let Some(postmaster) = status.postmaster else { return Ok(None) };
         let data_dir = &self.config().data_dir;
         let children =
             proc::children_of(postmaster.pid).map_err(InstanceError::file("look for processes in", data_dir))?;
-        let is_receiver = |stat: &proc::Stat| {
-            // `postgres: <cluster_name>: walreceiver streaming 0/3000148`
-            stat.state != 'Z'
-                && proc::command_line(stat.pid)
-                    .first()
-                    .is_some_and(|title| title.split(' ').any(|word| word == "walreceiver"))
+        let is_one = |stat: &proc::Stat| {
+            let title = proc::command_line(stat.pid).into_iter().next().unwrap_or_default();
+            let what = title.splitn(3, ": ").nth(2).unwrap_or_default();
+            stat.state != 'Z' && kinds.iter().any(|kind| what.starts_with(kind))
         };
-        Ok(children.into_iter().find(is_receiver).map(|stat| stat.id()))
+        Ok(children.into_iter().find(is_one).map(|stat| stat.id()))
     }
 
     /// The pid of the WAL receiver, for a pidfd; `None` when there is none.

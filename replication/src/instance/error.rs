@@ -6,6 +6,7 @@ use pgstead_types::{Epoch, Incarnation, Lsn, Timeline};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use tokio_postgres::error::SqlState;
 
 #[derive(Debug, thiserror::Error)]
 pub enum InstanceError {
@@ -105,6 +106,17 @@ pub enum InstanceError {
 }
 
 impl InstanceError {
+    /// For `or_else`: all that is wrong is that no slot can be made, since there are as many as there can be. That must keep nobody
+    /// from leading.
+    pub(crate) fn without_slots(self) -> Result<(), Self> {
+        match &self {
+            Self::Sql { error, .. } if error.code() == Some(&SqlState::CONFIGURATION_LIMIT_EXCEEDED) => {
+                tracing::error!(%error, "no place is left for a member's replication slot; drop one that nobody needs");
+                Ok(())
+            }
+            _ => Err(self),
+        }
+    }
     /// For `map_err` on file operations.
     pub(crate) fn file(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self + use<> {
         let path = path.to_path_buf();

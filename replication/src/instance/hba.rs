@@ -1,9 +1,11 @@
 //! `pg_hba.conf` and `pg_ident.conf`: who may connect, and as whom.
 
-use super::applied::Admitted;
+use super::InstanceConfig;
+use super::applied::{Admitted, Applied};
 use pgstead_types::report::ClientAccess;
+pub use pgstead_types::spec::CONSUMER_ROLE;
 
-/// The role that standbys stream as.
+/// The role that standbys stream as, and read the leader's slots as.
 pub const REPLICATION_ROLE: &str = "pgstead_replication";
 /// The role that `pg_rewind` and the checkpoint before it use.
 pub const REWIND_ROLE: &str = "pgstead_rewind";
@@ -15,19 +17,42 @@ pub fn common_name(incarnation: pgstead_types::Incarnation, epoch: pgstead_types
     format!("{incarnation}.e{epoch}")
 }
 
-pub fn render_hba(access: ClientAccess) -> String {
+/// What decides who may connect.
+pub struct Rules {
+    access: ClientAccess,
+    /// Standbys read the leader's logical slots, in a session.
+    slots_read: bool,
+    /// Consumers of logical slots log in.
+    consumers: bool,
+}
+
+impl Rules {
+    pub fn of(config: &InstanceConfig, applied: &Applied) -> Self {
+        Self {
+            access: applied.wanted.access,
+            slots_read: applied.keeps_logical_slots(config.major),
+            consumers: applied.logical && config.logical_replication,
+        }
+    }
+}
+
+pub fn render_hba(rules: &Rules) -> String {
+    let reads = if rules.slots_read { "replication,postgres" } else { "replication" };
     let mut text = format!(
         "# Written by pgstead; changes are overwritten.\n\
          # One line per role and way in; the first that fits decides.\n\
          local    all          {SUPERUSER}            peer map=pgstead_local\n\
-         hostssl  replication  {REPLICATION_ROLE}  all  cert map=pgstead_members\n\
+         hostssl  {reads}  {REPLICATION_ROLE}  all  cert map=pgstead_members\n\
          hostssl  postgres     {REWIND_ROLE}       all  cert map=pgstead_members\n\
          # Nobody is the superuser or one of pgstead's own roles over the network.\n\
          host     all          {SUPERUSER},{REPLICATION_ROLE},{REWIND_ROLE}  all  reject\n\
-         # Users never replicate.\n\
+         # Users never replicate. Consumers of logical slots connect to a database, which this line does not mean.\n\
          host     replication  all                 all  reject\n"
     );
-    match access {
+    if !rules.consumers {
+        text.push_str(&format!("host     all          {CONSUMER_ROLE}    all  reject\n"));
+    }
+    match rules.access {
         ClientAccess::Open => text.push_str("hostssl  all          all                 all  scram-sha-256\n"),
         ClientAccess::Holding => text.push_str("# Holding: no client is let in before the epoch is confirmed.\n"),
     }
@@ -57,11 +82,23 @@ mod tests {
 
     #[test]
     fn holding_lets_no_password_in_and_neither_form_trusts() {
-        assert!(!render_hba(ClientAccess::Holding).contains("scram"));
+        let rules = |access| Rules { access, slots_read: false, consumers: true };
+        assert!(!render_hba(&rules(ClientAccess::Holding)).contains("scram"));
         for access in [ClientAccess::Holding, ClientAccess::Open] {
-            let text = render_hba(access);
+            let text = render_hba(&rules(access));
             assert!(!text.contains("trust") && text.ends_with("reject\n"), "{text}");
         }
+    }
+
+    #[test]
+    fn without_consumers_none_gets_in_and_standbys_have_no_session() {
+        let rules = Rules { access: ClientAccess::Open, slots_read: false, consumers: false };
+        let text = render_hba(&rules);
+        let refused = text.find(&format!("host     all          {CONSUMER_ROLE}    all  reject")).unwrap();
+        assert!(refused < text.find("scram").unwrap(), "{text}");
+        assert!(text.contains("hostssl  replication  pgstead_replication"), "{text}");
+        let text = render_hba(&Rules { slots_read: true, consumers: true, ..rules });
+        assert!(!text.contains(CONSUMER_ROLE) && text.contains("replication,postgres  pgstead_replication"), "{text}");
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod basebackup;
 mod checkpoints;
 mod clients;
 mod config;
+mod consumers;
 mod control;
 mod cut;
 mod data;
@@ -36,6 +37,7 @@ mod take_log;
 mod timelines;
 
 pub use basebackup::CloneProgress;
+pub use consumers::Consumer;
 pub use cut::{CutHook, CutStep};
 pub use error::InstanceError;
 pub use health::RecoveryMark;
@@ -80,6 +82,8 @@ pub struct InstanceConfig {
     pub tls: ServerTls,
     /// From the spec; they follow pgstead's own in the file and were checked not to touch those.
     pub settings: BTreeMap<String, String>,
+    /// Whether there are to be consumers of logical slots: a `wal_level` for them from the next start on, and their logins.
+    pub logical_replication: bool,
     pub guard: GuardLaunch,
 }
 
@@ -132,6 +136,8 @@ pub struct Instance {
     local_users: tokio::sync::OnceCell<Vec<String>>,
     /// Nanoseconds of the boot clock at which the lease ends that the guard counts; 0 where it counts none.
     lease: AtomicU64,
+    /// See [`Instance::take_false_sender`].
+    false_sender: Mutex<Option<String>>,
 }
 
 impl Instance {
@@ -158,6 +164,7 @@ impl Instance {
             control: control::ControlCache::default(),
             local_users: tokio::sync::OnceCell::new(),
             lease: AtomicU64::new(0),
+            false_sender: Mutex::new(None),
         };
         // Its word on the lease that it counts, too.
         let _ = instance.guard_status().await;

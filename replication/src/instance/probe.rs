@@ -30,7 +30,7 @@ const PRIMARY: &str = "SELECT json_build_object(\
      'slots', (SELECT coalesce(json_agg(slot_name), '[]') FROM pg_replication_slots \
         WHERE slot_type = 'physical' AND wal_status IS DISTINCT FROM 'lost'), \
      'senders', (SELECT coalesce(json_agg(json_build_object(\
-        'name', application_name, 'streaming', state = 'streaming', \
+        'pid', pid, 'counts', sync_priority > 0, 'name', application_name, 'streaming', state = 'streaming', \
         'flushed', flush_lsn, 'replayed', replay_lsn, 'dn', client_dn)), '[]') \
         FROM pg_stat_replication LEFT JOIN pg_stat_ssl USING (pid)))";
 
@@ -52,6 +52,8 @@ struct PrimaryRow {
 
 #[derive(Deserialize)]
 struct SenderRow {
+    pid: i32,
+    counts: bool,
     name: String,
     streaming: Option<bool>,
     flushed: Option<Lsn>,
@@ -143,8 +145,38 @@ impl Instance {
             let row: PrimaryRow = serde_json::from_str(&text)
                 .map_err(|error| InstanceError::SqlAnswer { doing, answer: format!("{text}: {error}") })?;
             let timeline = timeline_of_file(&row.file).unwrap_or_default();
+            self.end_false_senders(sql, &row.senders).await;
             let promotion = self.promotion_of(postmaster, timeline, row.flushed)?;
             primary_seen(&config, &applied, row, timeline, promotion)
+        }
+    }
+}
+
+impl SenderRow {
+    /// It counts as a member, or would if the set named that one, and has no certificate of one. Postgres compares names without
+    /// regard to case.
+    fn is_false(&self) -> bool {
+        let named = self.name.to_ascii_lowercase().parse::<Incarnation>().ok();
+        (self.counts || named.is_some()) && (named.is_none() || certified(self.dn.as_deref()) != named)
+    }
+}
+
+impl Instance {
+    /// Whoever may replicate can take a member's name and say that it has flushed what nobody has. It cannot be kept from that, and
+    /// is ended as soon as it is seen.
+    async fn end_false_senders(&self, sql: &Sql, senders: &[SenderRow]) {
+        for sender in senders.iter().filter(|sender| sender.is_false()) {
+            let name = &sender.name;
+            tracing::error!(
+                name,
+                pid = sender.pid,
+                "a WAL sender has a member's name and no certificate for it, and is ended"
+            );
+            *self.false_sender.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(name.clone());
+            let end = format!("SELECT pg_terminate_backend({})", sender.pid);
+            if let Err(error) = sql.value("end a WAL sender", &end).await {
+                tracing::error!(name, %error, "cannot end it");
+            }
         }
     }
 }
@@ -254,6 +286,8 @@ mod tests {
         let one = Incarnation { member: MemberId::from_u128(1), number: 1 };
         let other = Incarnation { member: MemberId::from_u128(2), number: 1 };
         let row = |name: Incarnation, dn: Option<String>| SenderRow {
+            pid: 1,
+            counts: false,
             name: name.to_string(),
             streaming: Some(true),
             flushed: None,
@@ -265,5 +299,11 @@ mod tests {
         assert_eq!(sender_seen(row(one, dn(other))).incarnation, None);
         assert_eq!(sender_seen(row(one, None)).incarnation, None);
         assert_eq!(sender_seen(row(one, Some(format!("/CN={one}")))).incarnation, None);
+
+        assert!(!row(one, dn(one)).is_false());
+        assert!(row(one, dn(other)).is_false() && row(one, None).is_false());
+        let called = |name: &str, counts: bool| SenderRow { name: name.to_string(), counts, ..row(one, None) };
+        assert!(called(&one.to_string().to_ascii_uppercase(), false).is_false(), "Postgres counts it all the same");
+        assert!(called("anything", true).is_false() && !called("anything", false).is_false());
     }
 }

@@ -78,12 +78,18 @@ impl Instance {
             admitted: Some(Admitted { epoch, incarnations: admitted.clone() }),
             upstream: None,
         };
+        // Before anything names them: consumers wait for the slots of the set, and Postgres refuses names of slots that are not
+        // there. Whom no slot can be made for does not stream, and others may.
+        let slots = self.slots_text(admitted);
+        if !slots.is_empty() {
+            let made = self.ask_kept("make the slots", &slots).await.map(drop).map_err(InstanceError::from);
+            made.or_else(InstanceError::without_slots)?;
+        }
         let (sql, generation) = self.load_shape(shape).await?;
         self.end_clients(&sql).await?;
         // Postgres goes on sending to whoever streams from it, across its own promotion. Only those follow who have been told
         // to in this epoch; the logins of all others have just been ended.
         self.end_senders(&sql, Some(&Admitted { epoch, incarnations: admitted.clone() })).await?;
-        self.ensure_slots(&sql, admitted).await?;
         self.note_seen(generation)?;
         let log = super::position::observe_log(&sql).await?;
         self.keep(sql).await;

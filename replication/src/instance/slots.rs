@@ -1,15 +1,19 @@
 //! Replication slots as they are: whose, how much log each of them keeps, and which have lost theirs.
 
+use super::consumers::HELD;
 use super::{Instance, InstanceError};
 use pgstead_types::slots::{SLOTS_SHOWN_MAX, SlotSeen, SlotsSeen};
 use serde::Deserialize;
 use std::time::Duration;
 
-const LOOK_TIME_MAX: Duration = Duration::from_millis(500);
+pub(super) const LOOK_TIME_MAX: Duration = Duration::from_millis(500);
 
 #[derive(Deserialize)]
 struct Row {
     budget_mb: i64,
+    slots_max: u32,
+    senders_max: u32,
+    logical: bool,
     total: u32,
     slots: Vec<SlotSeen>,
 }
@@ -26,32 +30,49 @@ fn statement(major: u16) -> String {
         16 => "(wal_status = 'lost' OR coalesce(conflicting, false))",
         _ => "coalesce(wal_status = 'lost', false)",
     };
+    // Places that are held for members are nobody's slots.
     format!(
-        "SELECT json_build_object('budget_mb', \
+        "WITH there AS (SELECT * FROM pg_replication_slots WHERE NOT {HELD}) \
+         SELECT json_build_object('budget_mb', \
            (SELECT setting::bigint FROM pg_settings WHERE name = 'max_slot_wal_keep_size'), \
-         'total', (SELECT count(*) FROM pg_replication_slots), \
+         'slots_max', current_setting('max_replication_slots')::int - (SELECT count(*) FROM pg_replication_slots WHERE {HELD}), \
+         'senders_max', current_setting('max_wal_senders')::int, \
+         'logical', current_setting('wal_level') = 'logical', \
+         'total', (SELECT count(*) FROM there), \
          'slots', (SELECT coalesce(json_agg(slot ORDER BY lost DESC, kept DESC NULLS LAST), '[]') FROM \
            (SELECT lost, kept, json_build_object('name', slot_name, 'kind', slot_type, 'database', database, \
-              'plugin', plugin, 'active', active, 'temporary', temporary, 'lost', lost, 'retained', kept{newer}) AS slot \
+              'plugin', plugin, 'active', active, 'temporary', temporary, 'lost', lost, 'retained', kept, 'rows_age', \
+              CASE WHEN coalesce(xmin, catalog_xmin) IS NOT NULL THEN greatest(0, age(xmin), age(catalog_xmin)) END{newer}) AS slot \
             FROM (SELECT *, coalesce({lost}, false) AS lost, CASE WHEN restart_lsn IS NOT NULL THEN greatest(0, \
               pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END, \
-              restart_lsn))::bigint END AS kept FROM pg_replication_slots) AS all_of_them \
+              restart_lsn))::bigint END AS kept FROM there) AS all_of_them \
             ORDER BY lost DESC, kept DESC NULLS LAST, slot_name LIMIT {SLOTS_SHOWN_MAX}) AS shown))"
     )
 }
 
 impl Instance {
+    pub(super) async fn ask_soon(&self, doing: &'static str, text: &str) -> Result<Vec<Option<String>>, InstanceError> {
+        let asked = tokio::time::timeout(LOOK_TIME_MAX, self.ask_kept(doing, text)).await;
+        Ok(asked.map_err(|_| InstanceError::SqlTooSlow { doing, waited: LOOK_TIME_MAX })??)
+    }
+
     /// The slots of a Postgres that runs. It takes a millisecond, and is given up soon: others wait for this member.
     pub async fn slots(&self) -> Result<SlotsSeen, InstanceError> {
         let doing = "look at the replication slots";
         let statement = statement(self.config().major);
-        let asked = tokio::time::timeout(LOOK_TIME_MAX, self.ask_kept(doing, &statement)).await;
-        let answer = asked.map_err(|_| InstanceError::SqlTooSlow { doing, waited: LOOK_TIME_MAX })??;
+        let answer = self.ask_soon(doing, &statement).await?;
         let answer = answer.into_iter().next().flatten().unwrap_or_default();
         let row: Row = serde_json::from_str(&answer)
             .map_err(|error| InstanceError::SqlAnswer { doing, answer: format!("{answer}: {error}") })?;
         // -1 is no limit.
         let budget = u64::try_from(row.budget_mb).ok().map(|mb| pgstead_types::Bytes(mb << 20));
-        Ok(SlotsSeen { budget, slots: row.slots, total: row.total })
+        Ok(SlotsSeen {
+            budget,
+            slots: row.slots,
+            total: row.total,
+            slots_max: Some(row.slots_max),
+            senders_max: Some(row.senders_max),
+            logical: Some(row.logical),
+        })
     }
 }

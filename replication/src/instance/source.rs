@@ -137,7 +137,10 @@ impl Instance {
         }
     }
 
-    async fn try_connect_to_source(&self, source: &UpstreamSource) -> Result<tokio_postgres::Client, InstanceError> {
+    pub(super) async fn try_connect_to_source(
+        &self,
+        source: &UpstreamSource,
+    ) -> Result<tokio_postgres::Client, InstanceError> {
         let bad = |why: String| InstanceError::BadCertificate { why };
         let mut roots = rustls::RootCertStore::empty();
         for ca in CertificateDer::pem_slice_iter(self.config().tls.ca_pem.as_bytes()) {

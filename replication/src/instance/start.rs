@@ -88,8 +88,12 @@ impl Instance {
         if start.alone {
             shape.sync_names = SyncNames::Set(SyncSet::default());
         }
-        let floors = self.control_data().await?.floors;
-        self.applied.lock().unwrap_or_else(PoisonError::into_inner).floors = floors;
+        let control = self.control_data().await?;
+        {
+            let mut applied = self.applied.lock().unwrap_or_else(PoisonError::into_inner);
+            applied.floors = control.floors;
+            applied.logical |= config.logical_replication || control.logical;
+        }
         let applied = self.write_shape(shape, true).await?;
         let conf = format!("config_file={}", self.conf_path().display());
         let args = ["-D", &config.data_dir.to_string_lossy(), "-c", &conf].map(str::to_string).to_vec();

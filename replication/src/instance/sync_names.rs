@@ -21,6 +21,15 @@ pub fn render(names: &SyncNames) -> String {
     }
 }
 
+/// `synchronized_standby_slots`: everyone of the set must have what a consumer of a logical slot is sent. Whoever is elected then
+/// has it too; fewer would do, but Postgres knows no "any of".
+pub fn slots(names: &SyncNames) -> String {
+    match names {
+        SyncNames::Nobody => String::new(),
+        SyncNames::Set(set) => set.members.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+    }
+}
+
 /// `None` for anything that [`render`] does not write for a recorded set.
 pub fn parse(text: &str) -> Option<SyncSet> {
     let text = text.trim();

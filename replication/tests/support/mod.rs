@@ -108,6 +108,7 @@ impl Cluster {
                 key_pem: Secret::new(&self.server_key),
             },
             settings: settings.map(|(name, value)| (name.to_string(), value.to_string())).into(),
+            logical_replication: false,
             guard: GuardLaunch { program: self.guard.clone(), args: vec!["guard".to_string()] },
         };
         Member { instance: Arc::new(Instance::open(config).await.unwrap()) }

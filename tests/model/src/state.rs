@@ -579,6 +579,7 @@ fn founded(bounds: &Bounds) -> Record {
         server_key_pem: Secret::default(),
         server_hosts: BTreeSet::new(),
         owner_password: Secret::default(),
+        consumer_password: None,
     };
     let member = |n: usize| MemberRecord {
         id: member_id(n),

@@ -24,7 +24,12 @@ impl World {
         let operation = self.next_operation();
         let added = free.into_iter().map(member_record).collect();
         self.count("changes of the number of members");
-        match self.request(ClusterChange::ChangeMembers { operation, spec: Box::new(spec), added }) {
+        match self.request(ClusterChange::ChangeMembers {
+            operation,
+            spec: Box::new(spec),
+            added,
+            consumer_password: None,
+        }) {
             true => Ok(()),
             false => Err("no node is the controller now".into()),
         }

@@ -510,6 +510,7 @@ fn founding(nodes: usize, members: usize, spec: ClusterSpec) -> Vec<Command> {
         server_key_pem: Secret::default(),
         server_hosts: BTreeSet::new(),
         owner_password: Secret::default(),
+        consumer_password: None,
     };
     let cluster = NewCluster {
         id: CLUSTER,

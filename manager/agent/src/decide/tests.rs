@@ -56,6 +56,7 @@ pub(crate) fn record() -> ClusterRecord {
             server_key_pem: Secret::default(),
             server_hosts: Default::default(),
             owner_password: Secret::default(),
+            consumer_password: None,
         },
         system_identifier: Some("7".into()),
         members: [(A, member(A, 1)), (B, member(B, 2)), (C, member(C, 3))].into(),
@@ -202,6 +203,14 @@ pub(crate) fn step(record: &ClusterRecord, seen: &MemberReport) -> Option<Step> 
 }
 fn codes(record: &ClusterRecord, seen: &MemberReport) -> Vec<String> {
     decide(record, seen.member, seen).findings.into_iter().map(|finding| finding.code).collect()
+}
+
+#[test]
+fn a_slot_that_a_member_lacks_is_made_after_clients_are_let_in() {
+    let lacking = PrimarySeen { slots: others(&[B]), access: ClientAccess::Holding, ..primary_seen() };
+    let next = |primary: &PrimarySeen| step(&record(), &seen(A, 2, PostgresSeen::Primary(primary.clone())));
+    assert_eq!(next(&lacking), Some(Step::OpenClients));
+    assert_eq!(next(&PrimarySeen { access: ClientAccess::Open, ..lacking }), Some(Step::UpdateSyncSet));
 }
 
 // --- nothing to do

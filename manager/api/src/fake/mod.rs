@@ -36,6 +36,7 @@ use tower::ServiceExt;
 pub const TOKEN: &str = "the-admin-token";
 pub const APP: ClusterId = ClusterId::from_u128(100);
 pub const PASSWORD: &str = "pass/word";
+pub const CONSUMER_PASSWORD: &str = "consumers-word";
 
 /// Ids of the three nodes and of cluster `app`'s three members, member n on node n.
 pub const fn node(n: u128) -> NodeId {
@@ -160,8 +161,13 @@ impl Backend for Fake {
             let held = record.clusters.get(&cluster);
             held.map_or((0, 0), |held| (held.members.len(), held.spec.members))
         };
+        let consumer_password = Some(Secret::new(CONSUMER_PASSWORD));
         if spec.members == asked {
-            return self.operation(cluster, revision, |operation| ClusterChange::UpdateSpec { operation, spec });
+            return self.operation(cluster, revision, |operation| ClusterChange::UpdateSpec {
+                operation,
+                spec,
+                consumer_password,
+            });
         }
         let added = (here as u128 + 1..=u128::from(spec.members)).map(|n| MemberRecord {
             id: MemberId::from_u128(500 + n),
@@ -173,7 +179,12 @@ impl Backend for Fake {
             standing: Default::default(),
         });
         let added = added.collect();
-        self.operation(cluster, revision, |operation| ClusterChange::ChangeMembers { operation, spec, added })
+        self.operation(cluster, revision, |operation| ClusterChange::ChangeMembers {
+            operation,
+            spec,
+            added,
+            consumer_password,
+        })
     }
     async fn restart_cluster(&self, cluster: ClusterId, revision: Option<u64>) -> Result<Accepted, Rejected> {
         self.operation(cluster, revision, |operation| ClusterChange::RequestRestart { operation })
@@ -352,6 +363,7 @@ fn new_cluster(id: ClusterId, operation: OperationId, spec: ClusterSpec, first_m
             server_key_pem: Secret::new("server-key"),
             server_hosts: ["n1.example", "n2.example", "n3.example"].map(String::from).into(),
             owner_password: Secret::new(PASSWORD),
+            consumer_password: None,
         },
         members: members.collect(),
         spec,
@@ -434,6 +446,7 @@ pub fn observations(record: &Record) -> Observations {
         failover: false,
         synced: false,
         temporary: false,
+        rows_age: None,
     };
     let followed = SlotSeen {
         database: Some("app".into()),
@@ -447,11 +460,13 @@ pub fn observations(record: &Record) -> Observations {
         budget: Some(pgstead_types::Bytes(4 << 30)),
         slots: vec![SlotSeen { synced: true, ..followed.clone() }],
         total: 1,
+        ..SlotsSeen::default()
     };
     let slots = SlotsSeen {
         budget: Some(pgstead_types::Bytes(4 << 30)),
         slots: vec![followed, of_member(3, 4096), of_member(2, 0)],
         total: 3,
+        ..SlotsSeen::default()
     };
     let with = |report: MemberReport, slots: SlotsSeen| MemberReport { slots: Some(slots), ..report };
     let members = [with(report(1, primary), slots), with(report(2, standby(0)), copies), report(3, standby(4096))];

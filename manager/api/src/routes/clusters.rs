@@ -106,6 +106,10 @@ pub struct SpecChange {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub cascade: Option<Cascade>,
+    /// `true` takes effect on each member when it is restarted. With `false` consumers are locked out at once; slots that are left
+    /// stay, and `wal_level` with them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub logical_replication: Option<bool>,
 }
 
 impl SpecChange {
@@ -117,6 +121,7 @@ impl SpecChange {
         let before = spec.sync_replicas.filter(|_| spec.durability != Durability::Asynchronous);
         spec.sync_replicas = self.sync_replicas.or(before);
         spec.slot_wal_budget = self.slot_wal_budget.unwrap_or(spec.slot_wal_budget);
+        spec.logical_replication = self.logical_replication.unwrap_or(spec.logical_replication);
         spec
     }
 }

@@ -57,6 +57,7 @@ fn the_described_spec_has_the_fields_of_the_real_one() {
         on_leader_crash,
         slot_wal_budget,
         cascade,
+        logical_replication: true,
         ..ClusterSpec::named("app")
     };
     let real = serde_json::to_value(full).unwrap();

@@ -2,7 +2,7 @@
 
 use super::{get, post, request, router, send};
 use crate::backend::Backend;
-use crate::fake::{APP, Fake, PASSWORD};
+use crate::fake::{APP, CONSUMER_PASSWORD, Fake, PASSWORD};
 use axum::body::Body;
 use http::{Request, StatusCode, header};
 use pgstead_types::OperationId;
@@ -126,7 +126,8 @@ async fn two_changes_of_the_spec_at_once_are_both_kept() {
     let mut other = fake.record().clusters[&APP].spec.clone();
     other.durability = Durability::Available;
     let operation = OperationId::from_u128(77);
-    fake.state().meanwhile = Some(ClusterChange::UpdateSpec { operation, spec: Box::new(other) });
+    let change = ClusterChange::UpdateSpec { operation, spec: Box::new(other), consumer_password: None };
+    fake.state().meanwhile = Some(change);
     let asked = request("PATCH", "/v1/clusters/app").header(header::CONTENT_TYPE, "application/json");
     let answer = send(&api, asked.body(Body::from(r#"{"sync_replicas":2}"#)).unwrap()).await;
     assert_eq!(answer.status, StatusCode::ACCEPTED, "{}", answer.text);
@@ -218,6 +219,26 @@ async fn tokens_live_as_long_as_asked_within_bounds() {
     for body in [r#"{"ttl":"8d"}"#, r#"{"ttl":"0s"}"#, r#"{"ttl":"soon"}"#] {
         assert_eq!(post(&api, "/v1/tokens", body).await.problem(), "invalid", "{body}");
     }
+}
+
+#[tokio::test]
+async fn consumers_have_a_password_of_their_own_as_long_as_they_are_asked_for() {
+    let api = router(&Fake::new(1));
+    let connection = async || get(&api, "/v1/clusters/app/connection").await.json();
+    let ask = async |wanted: bool| {
+        let asked = request("PATCH", "/v1/clusters/app").header(header::CONTENT_TYPE, "application/json");
+        let body = Body::from(format!(r#"{{"logical_replication":{wanted}}}"#));
+        assert_eq!(send(&api, asked.body(body).unwrap()).await.status, StatusCode::ACCEPTED);
+    };
+    assert!(connection().await.get("consumer").is_none());
+    ask(true).await;
+    let shown = connection().await;
+    assert_eq!(shown["consumer"]["user"], "pgstead_consumer");
+    let login = format!("postgresql://pgstead_consumer:{CONSUMER_PASSWORD}@");
+    assert!(shown["consumer"]["url"].as_str().unwrap().starts_with(&login), "{shown}");
+    assert!(!get(&api, "/v1/clusters/app").await.text.contains(CONSUMER_PASSWORD));
+    ask(false).await;
+    assert!(connection().await.get("consumer").is_none());
 }
 
 #[tokio::test]

@@ -217,6 +217,10 @@ pub struct SpecSchema {
     /// of the room on the volume; or a size such as `8GB`, 256MB at least.
     #[schema(required = false, default = "auto", value_type = String, pattern = "^(auto|[0-9]+ ?(MB|GB|TB))$")]
     slot_wal_budget: WalBudget,
+    /// Whether there are consumers of logical slots: a role of their own (see the connection), which can make slots once every
+    /// member was restarted since. From Postgres 17 on those made with `failover => true` survive a change of leader.
+    #[schema(required = false, default = false)]
+    logical_replication: bool,
 }
 
 impl ClusterView {

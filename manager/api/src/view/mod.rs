@@ -16,7 +16,7 @@ mod world;
 pub use cluster::{
     ClusterSummary, ClusterView, Health, HistoryView, Phase, PortsView, RpoState, RpoView, SpecSchema, SyncSetView,
 };
-pub use connection::{ConnectionView, Endpoints};
+pub use connection::{ConnectionView, ConsumerView, Endpoints};
 pub use finding::FindingView;
 pub use leaders::{FailoverCheckView, FailoverMemberView, ForcedView, ScheduledView, SwitchoverCheckView};
 pub use log::{EventView, EventsView, OperationStateView, OperationView};

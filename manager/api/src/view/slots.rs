@@ -38,6 +38,8 @@ pub struct SlotView {
     pub active: bool,
     /// Log that is kept for it; `null` where none is.
     pub retained_bytes: Option<u64>,
+    /// Transactions since the oldest one whose rows vacuum must leave for it; `null` where it needs none.
+    pub rows_age: Option<u32>,
     /// It can never be used again.
     pub lost: bool,
     /// Made to survive failovers. Postgres 17 and later.
@@ -79,6 +81,7 @@ impl SlotView {
             plugin: slot.plugin.clone(),
             active: slot.active,
             retained_bytes: slot.retained.map(|kept| kept.0),
+            rows_age: slot.rows_age,
             lost: slot.lost,
             failover: slot.failover,
             ready_on,

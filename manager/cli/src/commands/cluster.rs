@@ -40,6 +40,7 @@ pub async fn run(command: &ClusterCommands, client: &Client, screen: &mut Screen
                 durability: args.durability,
                 slot_wal_budget: args.slot_wal_budget,
                 cascade: args.cascade,
+                logical_replication: args.logical_replication,
             };
             let spec = change.apply_to(cluster.spec.clone());
             spec.check().map_err(|error| Failure::usage(error.to_string()))?;
@@ -52,8 +53,12 @@ pub async fn run(command: &ClusterCommands, client: &Client, screen: &mut Screen
                     Some(_) => format!(", cascade {}", spec.cascade),
                     None => String::new(),
                 };
+                let logical = match args.logical_replication {
+                    Some(_) => format!(", logical_replication {}", spec.logical_replication),
+                    None => String::new(),
+                };
                 let (members, needed, durability) = (spec.members, spec.needed(), spec.durability);
-                format!("members {members}, sync_replicas {needed}, durability {durability}{budget}{cascade}")
+                format!("members {members}, sync_replicas {needed}, durability {durability}{budget}{cascade}{logical}")
             };
             writeln!(screen.err, "{}: {} -> {}", cluster.name, says(&cluster.spec), says(&spec))?;
             let accepted = client.update_cluster(&cluster.id.to_string(), &change, None).await?;

@@ -99,6 +99,7 @@ mod tests {
             read_write: end(6001),
             read_only: end(6002),
             direct: end(6000),
+            consumer: None,
             ca_pem: "ca".into(),
         };
         let folder = tempfile::tempdir().unwrap();

@@ -220,9 +220,11 @@ pub fn describe_steps(view: &ClusterView) -> String {
 }
 
 pub fn connection(name: &str, view: &ConnectionView) -> String {
+    let consumer =
+        view.consumer.as_ref().map_or_else(String::new, |consumer| format!("\nconsumers   {}", consumer.url));
     // Strings are to be copied whole, so nothing here is wrapped.
     format!(
-        "read-write  {}\nread-only   {}\ndirect      {}\n\n`direct` goes to the members without a gateway; the driver \
+        "read-write  {}\nread-only   {}\ndirect      {}{consumer}\n\n`direct` goes to the members without a gateway; the driver \
          finds the leader.\nSave the CA where sslrootcert points: pgstead cluster connection {name} --ca > ca.pem",
         view.read_write.url, view.read_only.url, view.direct.url
     )

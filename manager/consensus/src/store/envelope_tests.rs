@@ -55,6 +55,7 @@ fn one_of_each() -> Vec<Command> {
             server_key_pem: Secret::new("key"),
             server_hosts: BTreeSet::from(["10.0.0.1".to_string()]),
             owner_password: Secret::new("password"),
+            consumer_password: None,
         },
         members: vec![MemberRecord {
             id: MemberId::from_u128(300),
@@ -111,8 +112,8 @@ fn later_changes() -> Vec<Command> {
     };
     let (operation, spec) = (OperationId::from_u128(201), Box::new(ClusterSpec::named("app")));
     let changes = [
-        ClusterChange::ChangeMembers { operation, spec: spec.clone(), added: Vec::new() },
-        ClusterChange::ChangeMembers { operation, spec, added: vec![added] },
+        ClusterChange::ChangeMembers { operation, spec: spec.clone(), added: Vec::new(), consumer_password: None },
+        ClusterChange::ChangeMembers { operation, spec, added: vec![added], consumer_password: None },
         ClusterChange::MarkLeaving { member, instead_of: None },
         ClusterChange::MarkLeaving { member, instead_of: Some(MemberId::from_u128(300)) },
         ClusterChange::RemoveMember { member },

@@ -58,6 +58,7 @@ pub(crate) fn world() -> World {
         server_key_pem: Secret::default(),
         server_hosts: Default::default(),
         owner_password: Secret::default(),
+        consumer_password: None,
     };
     let record = ClusterRecord {
         id: ClusterId::from_u128(1),

@@ -2,6 +2,7 @@
 //! keeps in its notes on disk, so that a daemon killed at any point goes on where it was.
 
 mod execute;
+mod false_sender;
 mod fetch_log;
 mod given_up;
 mod killpoint;
@@ -168,6 +169,7 @@ impl MemberTask {
         };
         let volume_present = left != Some(Left::Nothing);
         let mut seen = self.observer.observe(&self.instance, cluster, &mut self.notes, volume_present).await;
+        false_sender::note(&self.instance, &mut self.notes, cluster.epoch);
         if leaves && !looks_inside && matches!(left, None | Some(Left::Whole)) {
             // Nobody has looked into it: nothing is removed before the next look has.
             seen.data = DataSeen::Foreign {
@@ -176,14 +178,17 @@ impl MemberTask {
         }
         seen.working = self.failed.as_ref().map(Failed::working);
         seen.troubles = self.watch.look(&self.instance, &seen, &mut self.notes).await;
-        seen.slots = self.slots.look(&self.instance, cluster, &seen, self.watch.free(), &mut self.notes).await;
+        seen.slots =
+            self.slots.look(&self.context, &self.instance, cluster, &seen, self.watch.free(), &mut self.notes).await;
         seen.refusing = self.refusing();
         let Next { action, findings } = decide(cluster, self.member, &seen);
         seen.findings.extend(findings);
         if let Some(member) = cluster.held(self.member) {
             let own = leaves && seen.incarnation().is_some_and(|life| cluster.is_given_up(life));
             let kept = given_up::finding(&self.data_dir(), &member.name, own);
-            seen.findings.extend(kept.map(|kept| kept.on_cluster(self.cluster).on_member(self.member)));
+            let doubtful = false_sender::finding(&self.notes, cluster, &member.name);
+            let said = kept.into_iter().chain(doubtful);
+            seen.findings.extend(said.map(|said| said.on_cluster(self.cluster).on_member(self.member)));
         }
         let Some(action) = action else {
             self.failed = None;

@@ -1,5 +1,6 @@
 //! What a node must not forget of a member, on its own disk and outside every volume: the promise above all.
 
+use super::false_sender::FalseSender;
 use crate::files;
 use crate::lease::NotedRefusal;
 use pgstead_types::report::{PromiseAnswer, SetBy};
@@ -35,6 +36,9 @@ pub struct Noted {
     /// The log that it was last to fetch from another promiser.
     #[serde(default)]
     pub fetch: Option<NotedFetch>,
+    /// While it led.
+    #[serde(default)]
+    pub false_sender: Option<FalseSender>,
     /// How much log a slot may keep, by the room that was measured last.
     #[serde(default)]
     pub slot_share: Option<Bytes>,

@@ -53,6 +53,7 @@ pub fn instance_config(
             key_pem: cluster.secrets.server_key_pem.clone(),
         },
         settings: cluster.spec.settings.clone(),
+        logical_replication: cluster.spec.logical_replication,
         guard: GuardLaunch { program: context.binary.clone(), args: vec!["guard".to_string()] },
     })
 }
@@ -70,7 +71,8 @@ pub fn refresh(
     let wanted = InstanceConfig { settings, ..instance_config(context, cluster, member, volume)? };
     let held = instance.config();
     let same = held.incarnation == wanted.incarnation && held.data_dir == wanted.data_dir;
-    if !same || held.tls != wanted.tls || held.settings != wanted.settings {
+    let asked = held.settings == wanted.settings && held.logical_replication == wanted.logical_replication;
+    if !same || held.tls != wanted.tls || !asked {
         instance.set_config(wanted);
     }
     Ok(())

@@ -1,13 +1,17 @@
 //! Replication slots of a member: looked at now and then, while nothing else is going on, and how much log they may keep.
 
+use super::setup::{self, SetupError};
+use super::supervise::NodeContext;
 use super::{Notes, at_rest};
+use crate::pki::sha256_hex;
 use pgstead_agent::wal_budget::{Space, calc_wal_budget};
 use pgstead_replication::Instance;
+use pgstead_replication::instance::Consumer;
 use pgstead_types::record::ClusterRecord;
-use pgstead_types::report::{MemberReport, PostgresSeen};
+use pgstead_types::report::{MemberReport, PostgresSeen, Upstream};
 use pgstead_types::slots::{SlotsSeen, WalBudget};
 use pgstead_types::spec::ClusterSpec;
-use pgstead_types::{Bytes, Lsn, Tick};
+use pgstead_types::{Bytes, Lsn, MemberId, Tick};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -69,6 +73,7 @@ impl SlotWatch {
     /// Looks, where it is time to and nothing waits for this member. What was seen last otherwise.
     pub async fn look(
         &mut self,
+        context: &NodeContext,
         instance: &Instance,
         cluster: &ClusterRecord,
         seen: &MemberReport,
@@ -96,6 +101,7 @@ impl SlotWatch {
                     "the room on the volume has changed, and with it how much log a slot may keep");
             }
         }
+        self.tend(context, instance, cluster, seen).await;
         match instance.slots().await {
             Ok(slots) => {
                 self.tell_lost(cluster, &slots);
@@ -119,6 +125,23 @@ impl SlotWatch {
         self.share = next;
     }
 
+    /// What logical slots need beyond settings, beside everything else.
+    async fn tend(&self, context: &NodeContext, instance: &Instance, cluster: &ClusterRecord, seen: &MemberReport) {
+        if !instance.is_logical() {
+            return;
+        }
+        let tend = async {
+            instance.hold_places().await?;
+            match seen.as_primary() {
+                Some(_) => Ok(instance.tend_consumers(consumer(cluster).as_ref()).await?),
+                None => make_room_for_copies(context, instance, cluster, seen.member).await,
+            }
+        };
+        if let Err(error) = tend.await {
+            tracing::warn!(cluster = %cluster.spec.name, member = %seen.member, %error, "cannot tend its logical slots");
+        }
+    }
+
     /// Once for each, where its own node's log is read.
     fn tell_lost(&self, cluster: &ClusterRecord, slots: &SlotsSeen) {
         let known =
@@ -127,6 +150,28 @@ impl SlotWatch {
             tracing::warn!(cluster = %cluster.spec.name, slot = %slot.name, "a replication slot is lost");
         }
     }
+}
+
+fn consumer(cluster: &ClusterRecord) -> Option<Consumer> {
+    let password = cluster.secrets.consumer_password.clone().filter(|_| cluster.spec.logical_replication)?;
+    let mark = sha256_hex(password.expose().as_bytes()).split_off(48);
+    Some(Consumer { password, mark })
+}
+
+/// A former leader's own slots give way to copies of the present one's.
+async fn make_room_for_copies(
+    context: &NodeContext,
+    instance: &Instance,
+    cluster: &ClusterRecord,
+    member: MemberId,
+) -> Result<(), SetupError> {
+    let (Some(leader), Some(own)) = (cluster.leadership.leader(), cluster.members.get(&member)) else { return Ok(()) };
+    if leader == member || instance.slots_left_over().await?.is_empty() {
+        return Ok(());
+    }
+    let of = Upstream::of(leader, cluster.epoch);
+    let source = setup::upstream(&context.consensus.record(), cluster, own, of)?;
+    Ok(instance.drop_slots_left_over(&source).await?)
 }
 
 /// Nothing is being changed that a reload could get in the way of.

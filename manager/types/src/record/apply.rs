@@ -379,9 +379,11 @@ impl ClusterRecord {
             ClusterChange::SetUpstreams { epoch, upstreams } => self.set_upstreams(*epoch, upstreams, outcome),
             ClusterChange::Rebuild { member, incarnation, why } => self.rebuild(*member, *incarnation, why, outcome),
             ClusterChange::AdoptIncarnation { member, incarnation } => self.adopt(*member, *incarnation, outcome),
-            ClusterChange::UpdateSpec { operation, spec } => self.update_spec(*operation, spec, None, outcome),
-            ClusterChange::ChangeMembers { operation, spec, added } => {
-                self.update_spec(*operation, spec, Some(added), outcome)
+            ClusterChange::UpdateSpec { operation, spec, consumer_password } => {
+                self.update_spec(*operation, spec, None, consumer_password.as_ref(), outcome)
+            }
+            ClusterChange::ChangeMembers { operation, spec, added, consumer_password } => {
+                self.update_spec(*operation, spec, Some(added), consumer_password.as_ref(), outcome)
             }
             ClusterChange::MarkLeaving { member, instead_of } => self.mark_leaving(*member, *instead_of, outcome),
             ClusterChange::RemoveMember { member } => self.remove_member(*member, outcome),

@@ -99,6 +99,9 @@ pub struct ClusterSecrets {
     pub server_hosts: BTreeSet<String>,
     /// Password of the spec's owner.
     pub owner_password: Secret,
+    /// Password of the role that consumers of logical slots log in as. `None` where the spec asks for none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub consumer_password: Option<Secret>,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]

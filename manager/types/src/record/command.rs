@@ -8,6 +8,7 @@ use super::sync_set::SyncSet;
 use super::{Deployment, JoinToken, MemberRecord, NodeRecord};
 use crate::ids::{ClusterId, Incarnation, MemberId, NodeId, OperationId, RecoveryId, TokenId};
 use crate::position::{Epoch, Lsn, Position, Timeline};
+use crate::secret::Secret;
 use crate::spec::ClusterSpec;
 use crate::time::WallTime;
 use serde::{Deserialize, Serialize};
@@ -159,6 +160,9 @@ pub enum ClusterChange {
     UpdateSpec {
         operation: OperationId,
         spec: Box<ClusterSpec>,
+        /// A new one, for a spec that begins to ask for logical replication.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        consumer_password: Option<Secret>,
     },
     /// More members are asked for, or fewer, and maybe other things with it.
     ChangeMembers {
@@ -167,6 +171,9 @@ pub enum ClusterChange {
         /// Members that it asks for beyond those that there are, already placed.
         #[serde(default)]
         added: Vec<MemberRecord>,
+        /// As for [`ClusterChange::UpdateSpec`].
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        consumer_password: Option<Secret>,
     },
     /// There are more members than the spec asks for, and this one is to go.
     MarkLeaving {

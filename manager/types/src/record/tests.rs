@@ -3,6 +3,7 @@
 use super::*;
 use crate::ids::{Incarnation, MemberId, RecoveryId, VolumeId};
 use crate::position::{Epoch, Lsn, Position, Timeline};
+use crate::secret::Secret;
 use crate::spec::ClusterSpec;
 
 pub(super) const APP: ClusterId = ClusterId::from_u128(100);
@@ -47,6 +48,7 @@ fn world() -> Record {
         server_key_pem: Secret::default(),
         server_hosts: Default::default(),
         owner_password: Secret::default(),
+        consumer_password: None,
     };
     let new = NewCluster {
         id: APP,
@@ -493,4 +495,32 @@ fn who_joins_or_leaves_neither_feeds_nor_is_fed() {
     let cluster = &record.clusters[&APP];
     assert_eq!(cluster.upstreams, [(first_life(4), first_life(2))].into());
     assert!(cluster.returned.is_empty() && cluster.relay_of(member(3)).is_none());
+}
+
+#[test]
+fn logical_replication_and_the_budget_of_slots_change_while_the_cluster_runs_and_a_password_serves_once() {
+    let mut record = confirmed();
+    let mut spec = record.clusters[&APP].spec.clone();
+    spec.logical_replication = true;
+    spec.slot_wal_budget = "8GB".parse().unwrap();
+    let update = |operation, spec: &crate::spec::ClusterSpec, password: &str| ClusterChange::UpdateSpec {
+        operation: OperationId::from_u128(operation),
+        spec: Box::new(spec.clone()),
+        consumer_password: Some(Secret::new(password)),
+    };
+    let password = |record: &Record| record.clusters[&APP].secrets.consumer_password.clone();
+    change(&mut record, update(70, &spec, "one")).unwrap();
+    assert_eq!((&record.clusters[&APP].spec, password(&record)), (&spec, Some(Secret::new("one"))));
+    // It does not change with something else, and is gone with what it was for.
+    spec.slot_wal_budget = "9GB".parse().unwrap();
+    change(&mut record, update(71, &spec, "two")).unwrap();
+    assert_eq!(password(&record), Some(Secret::new("one")));
+    spec.logical_replication = false;
+    change(&mut record, update(72, &spec, "three")).unwrap();
+    assert_eq!(password(&record), None);
+    spec.logical_replication = true;
+    change(&mut record, update(73, &spec, "four")).unwrap();
+    assert_eq!(password(&record), Some(Secret::new("four")));
+    spec.settings.insert("work_mem".into(), "8MB".into());
+    assert!(change(&mut record, update(74, &spec, "five")).is_err());
 }

@@ -4,6 +4,7 @@
 use super::cluster::{ClusterRecord, Lifecycle};
 use super::{MemberRecord, OperationKind, Outcome, Refusal, conflict};
 use crate::ids::OperationId;
+use crate::secret::Secret;
 use crate::spec::{Cascade, ClusterSpec};
 
 impl ClusterRecord {
@@ -13,6 +14,7 @@ impl ClusterRecord {
         operation: OperationId,
         spec: &ClusterSpec,
         added: Option<&[MemberRecord]>,
+        consumer_password: Option<&Secret>,
         outcome: &mut Outcome,
     ) -> Result<(), Refusal> {
         if self.lifecycle != Lifecycle::Active {
@@ -27,9 +29,11 @@ impl ClusterRecord {
         kept.durability = self.spec.durability;
         kept.slot_wal_budget = self.spec.slot_wal_budget;
         kept.cascade = self.spec.cascade;
+        kept.logical_replication = self.spec.logical_replication;
         if kept != self.spec {
             return Err(conflict(
-                "only members, sync_replicas, durability, slot_wal_budget and cascade of a running cluster can change; everything else stays as it was made",
+                "only members, sync_replicas, durability, slot_wal_budget, cascade and logical_replication of a running cluster can \
+                 change; everything else stays as it was made",
             ));
         }
         if *spec == self.spec {
@@ -42,6 +46,7 @@ impl ClusterRecord {
             outcome.end = Some((older, Some("another change of the spec has taken its place".to_string())));
         }
         let moves = spec.members != self.spec.members;
+        let consumers = spec.logical_replication || self.spec.logical_replication;
         let text = |spec: &ClusterSpec| {
             let members = if moves { format!("members = {}, ", spec.members) } else { String::new() };
             let (needed, durability, budget) = (spec.needed(), spec.durability, spec.slot_wal_budget);
@@ -49,9 +54,19 @@ impl ClusterRecord {
                 Cascade::None => String::new(),
                 Cascade::Zone => ", cascade = zone".to_string(),
             };
-            format!("{members}sync_replicas = {needed}, durability = {durability}, slot_wal_budget = {budget}{cascade}")
+            // A voter of the version before says the same of a cluster that has none.
+            let logical = match consumers {
+                true => format!(", logical_replication = {}", spec.logical_replication),
+                false => String::new(),
+            };
+            let asked = format!("sync_replicas = {needed}, durability = {durability}, slot_wal_budget = {budget}");
+            format!("{members}{asked}{cascade}{logical}")
         };
         outcome.event("spec_changed", format!("asked for: {}; before: {}", text(spec), text(&self.spec)));
+        if spec.logical_replication != self.spec.logical_replication {
+            // Whoever had the old one is out for good.
+            self.secrets.consumer_password = consumer_password.filter(|_| spec.logical_replication).cloned();
+        }
         self.spec = spec.clone();
         self.judge_degraded();
         outcome.start = Some((operation, OperationKind::UpdateCluster));

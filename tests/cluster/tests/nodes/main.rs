@@ -11,6 +11,7 @@ mod faults;
 mod https;
 mod kill_points;
 mod leases;
+mod logical;
 mod members;
 mod operator;
 mod planned;

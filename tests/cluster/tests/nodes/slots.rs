@@ -70,14 +70,20 @@ async fn a_users_slot_is_named_before_it_is_lost_and_after_and_members_go_on() -
     ensure!(said.output()?.contains("256MB"), "what is asked for now is said");
     every_member_has(&bed, "256MB").await?;
 
-    // Twelve segments of sixteen, then more than all of them.
-    let fill = async |segments: usize| {
+    // Twelve segments of sixteen, then more than all of them. Members keep up: it is not their slots that are to be lost.
+    let keep_up = "SELECT count(*) FROM pg_stat_replication WHERE flush_lsn >= pg_current_wal_flush_lsn()";
+    let fill = async |segments: usize| -> anyhow::Result<()> {
         for _ in 0..segments {
             admin.batch_execute("CREATE TABLE more (id int)").await?;
             admin.batch_execute("DROP TABLE more").await?;
             admin.batch_execute("SELECT pg_switch_wal()").await?;
+            let kept_up = async || {
+                let row = admin.query_one(keep_up, &[]).await.map_err(|error| error.to_string())?;
+                if row.get::<_, i64>(0) == 2 { Ok(()) } else { Err("not both of them".to_string()) }
+            };
+            bed.wait_for("the standbys have this segment", SOON, kept_up).await?;
         }
-        admin.batch_execute("CHECKPOINT").await
+        Ok(admin.batch_execute("CHECKPOINT").await?)
     };
     fill(12).await?;
     let near = bed.finding("app", "slot_near_budget").await?;

@@ -461,7 +461,11 @@ impl World {
                 let operation = self.next_operation();
                 if let Some(mut spec) = self.cluster().map(|cluster| cluster.spec.clone()) {
                     spec.cascade = cascade;
-                    self.request(ClusterChange::UpdateSpec { operation, spec: Box::new(spec) });
+                    self.request(ClusterChange::UpdateSpec {
+                        operation,
+                        spec: Box::new(spec),
+                        consumer_password: None,
+                    });
                 }
             }
             Fault::ChangeSpec { needed, durability } => {
@@ -469,7 +473,11 @@ impl World {
                 if let Some(mut spec) = self.cluster().map(|cluster| cluster.spec.clone()) {
                     spec.sync_replicas = (durability != Durability::Asynchronous).then_some(needed);
                     spec.durability = durability;
-                    self.request(ClusterChange::UpdateSpec { operation, spec: Box::new(spec) });
+                    self.request(ClusterChange::UpdateSpec {
+                        operation,
+                        spec: Box::new(spec),
+                        consumer_password: None,
+                    });
                 }
             }
         }

@@ -32,7 +32,7 @@ fn ask(record: &mut Record, members: u8, added: &[u128]) -> Result<Applied, Refu
     let spec = Box::new(ClusterSpec { members, ..record.clusters[&APP].spec.clone() });
     let operation = OperationId::from_u128(50 + u128::from(record.clusters[&APP].revision));
     let added = added.iter().map(|n| new(*n)).collect();
-    change(record, ClusterChange::ChangeMembers { operation, spec, added })
+    change(record, ClusterChange::ChangeMembers { operation, spec, added, consumer_password: None })
 }
 fn mark(record: &mut Record, n: u128) -> Result<Applied, Refusal> {
     change(record, ClusterChange::MarkLeaving { member: member(n), instead_of: None })
@@ -73,7 +73,12 @@ fn what_is_placed_wrongly_is_refused_whole() {
         let mut added = new(4);
         change(&mut added);
         let spec = Box::new(ClusterSpec { members: 4, ..record.clusters[&APP].spec.clone() });
-        let update = ClusterChange::ChangeMembers { operation: OperationId::from_u128(9), spec, added: vec![added] };
+        let update = ClusterChange::ChangeMembers {
+            operation: OperationId::from_u128(9),
+            spec,
+            added: vec![added],
+            consumer_password: None,
+        };
         let before = record.clusters[&APP].clone();
         let refused = super::super::tests::change(&mut record, update).is_err();
         assert_eq!(refused, record.clusters[&APP] == before);
@@ -100,7 +105,12 @@ fn members_change_only_under_a_confirmed_leader_with_nothing_else_to_do() {
     assert!(ask(&mut record, 5, &[4, 5]).unwrap_err().to_string().contains("leader"));
     let mut record = five_nodes();
     let spec = Box::new(ClusterSpec { sync_replicas: Some(2), members: 2, ..record.clusters[&APP].spec.clone() });
-    let update = ClusterChange::ChangeMembers { operation: OperationId::from_u128(9), spec, added: vec![] };
+    let update = ClusterChange::ChangeMembers {
+        operation: OperationId::from_u128(9),
+        spec,
+        added: vec![],
+        consumer_password: None,
+    };
     assert!(change(&mut record, update).unwrap_err().to_string().contains("sync_replicas"));
 }
 
@@ -157,9 +167,9 @@ fn the_number_of_members_changes_by_a_change_of_its_own() {
     let mut record = five_nodes();
     let operation = OperationId::from_u128(9);
     let spec = Box::new(ClusterSpec { members: 2, ..record.clusters[&APP].spec.clone() });
-    assert!(change(&mut record, ClusterChange::UpdateSpec { operation, spec }).is_err());
+    assert!(change(&mut record, ClusterChange::UpdateSpec { operation, spec, consumer_password: None }).is_err());
     let spec = Box::new(ClusterSpec { durability: Durability::Available, ..record.clusters[&APP].spec.clone() });
-    change(&mut record, ClusterChange::UpdateSpec { operation, spec }).unwrap();
+    change(&mut record, ClusterChange::UpdateSpec { operation, spec, consumer_password: None }).unwrap();
 }
 
 #[test]

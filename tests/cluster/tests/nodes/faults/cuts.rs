@@ -4,9 +4,11 @@ use super::{
     Beside, Clients, Course, Together, another_leads, heal, in_lab, is_drill, leader_and_raft, leader_of, let_it_last,
     rounds,
 };
+use crate::faults::newer_postgres;
+use crate::logical::Following;
 use crate::support::{Bed, LATER, SOON, session};
 use anyhow::{Context, ensure};
-use pgstead_cluster_tests::{Appends, Direction, Fault, Target, between};
+use pgstead_cluster_tests::{Appends, Direction, Fault, Setup, Target, between};
 use pgstead_types::Tick;
 use std::time::Duration;
 
@@ -58,6 +60,30 @@ fn a_primary_that_is_heard_and_hears_nothing_is_replaced_and_one_that_hears_and_
             cut_around(bed, &mut clients, leader, &mute).await?;
         }
         clients.verify(bed).await.map(drop)
+    })
+}
+
+/// A leader that answers nobody and is not known to be dead: whoever copies its slots waits for it.
+#[test]
+fn a_consumer_of_changes_goes_on_when_the_leader_is_cut_off_and_misses_nothing() -> anyhow::Result<()> {
+    let setup = Setup { config: format!("postgres_bin = [{:?}]\n", newer_postgres()?), ..Setup::default() };
+    in_lab(Course { setup, logical_replication: true, ..Course::default() }, async |bed| {
+        let following = Following::start(bed).await?;
+        for _ in 0..rounds() {
+            following.copied_everywhere(bed).await?;
+            following.writes_go_on(bed).await?;
+            let leader = bed.leader_node("app").await?;
+            let others = bed.others(leader);
+            let begun = Tick::now();
+            bed.lab()?.cut(&between(&[leader], &others))?;
+            another_leads(bed, leader, &others).await?;
+            println!("another leads after {:?}", Tick::now().since(begun));
+            heal(bed, &others).await?;
+            bed.wait_healthy("app", LATER).await?;
+            following.writes_go_on(bed).await?;
+            following.has_caught_up(bed).await?;
+        }
+        following.end().await
     })
 }
 

@@ -8,6 +8,8 @@ mod disk;
 mod moments;
 mod versions;
 
+pub(crate) use versions::newer_postgres;
+
 use crate::support::{Bed, LATER, LOAD, SOON, session};
 use anyhow::{Context, bail, ensure};
 use pgstead_api::view::{ClusterView, Phase};
@@ -36,6 +38,7 @@ struct Course {
     setup: Setup,
     /// Of cluster `app`.
     settings: BTreeMap<String, String>,
+    logical_replication: bool,
     /// Raft's leader is moved to a node that leads no cluster. Where every node leads one it stays where it is, so that a
     /// test can say what falls together.
     every_node_leads: bool,
@@ -49,7 +52,7 @@ fn in_lab(course: Course, test: impl AsyncFnOnce(&mut Bed) -> anyhow::Result<()>
         eprintln!("NOT RUN: {why}");
         return Ok(());
     }
-    let Course { setup, settings, every_node_leads } = course;
+    let Course { setup, settings, logical_replication, every_node_leads } = course;
     // The lab is for a thread and those that it starts, so the runtime is made in there.
     let run = || {
         let lab = Lab::enter(3)?;
@@ -62,7 +65,7 @@ fn in_lab(course: Course, test: impl AsyncFnOnce(&mut Bed) -> anyhow::Result<()>
                     bed.create_cluster(&ClusterSpec { members: 1, ..ClusterSpec::named(name) }).await?;
                 }
             }
-            bed.create_cluster(&ClusterSpec { settings, ..ClusterSpec::named("app") }).await?;
+            bed.create_cluster(&ClusterSpec { settings, logical_replication, ..ClusterSpec::named("app") }).await?;
             test(&mut bed).await
         })
     };

@@ -9,7 +9,7 @@ use std::fs;
 use std::path::PathBuf;
 
 /// Postgres' programs: those that `PGSTEAD_NEWER_POSTGRES` names, or what `scripts/newer-postgres.sh` has fetched.
-fn newer_postgres() -> anyhow::Result<PathBuf> {
+pub(crate) fn newer_postgres() -> anyhow::Result<PathBuf> {
     if let Some(bin) = std::env::var_os("PGSTEAD_NEWER_POSTGRES") {
         return Ok(bin.into());
     }
