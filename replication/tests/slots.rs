@@ -4,8 +4,8 @@
 
 mod support;
 
-use pgstead_types::Bytes;
 use pgstead_types::slots::{SlotKind, SlotSeen};
+use pgstead_types::{Bytes, Incarnation};
 use support::*;
 
 #[tokio::test]
@@ -51,4 +51,49 @@ async fn a_slot_is_seen_with_what_it_keeps_until_it_is_lost() {
     // The standby has kept up and goes on.
     let life = of(&leader.instance.slots().await.unwrap().slots, &life.to_string()).unwrap();
     assert!(life.active && !life.lost, "{life:?}");
+}
+
+#[tokio::test]
+async fn a_standby_keeps_slots_that_move_with_it_and_serve_when_it_leads() {
+    let cluster = Cluster::new();
+    let (standby, third) = (cluster.member(2).await, cluster.member(3).await);
+    let leader = cluster.leader(1, &[&standby, &third], 1).await;
+    cluster.join(&leader, &standby, 1).await;
+    let others = incarnations(&[&leader, &third]);
+    let none = incarnations(&[]);
+    // On the leader it does nothing.
+    leader.instance.keep_slots(&others, &none).await.unwrap();
+    assert_eq!(leader.primary().await.slots, incarnations(&[&standby, &third]));
+
+    standby.instance.keep_slots(&others, &none).await.unwrap();
+    assert_eq!(standby.try_standby().await.unwrap().slots, others);
+    let admin = standby.admin().await;
+    let of_third = format!("slot_name = '{}'", third.incarnation());
+    let restart = format!("SELECT restart_lsn::text FROM pg_replication_slots WHERE {of_third}");
+    let first = value(&admin, &restart).await;
+    leader.admin().await.batch_execute("CREATE TABLE more (id int)").await.unwrap();
+    leader.admin().await.batch_execute("CHECKPOINT").await.unwrap();
+    let redo = async || {
+        admin.batch_execute("CHECKPOINT").await.ok()?;
+        let redo = value(&admin, "SELECT redo_lsn::text FROM pg_control_checkpoint()").await;
+        (redo != first).then_some(redo)
+    };
+    let redo = until("its restartpoint moves", redo).await;
+    assert_eq!(value(&admin, &restart).await, first, "by itself it stays");
+    standby.instance.keep_slots(&others, &none).await.unwrap();
+    assert_eq!(value(&admin, &restart).await, redo);
+
+    // Somebody who streams from here is told nothing else, another life gets its own, and what people made is theirs.
+    admin.batch_execute("SELECT pg_create_physical_replication_slot('barman', true)").await.unwrap();
+    let anew = Incarnation { number: 2, ..leader.incarnation() };
+    let (others, relayed) = ([anew, third.incarnation()].into(), incarnations(&[&third]));
+    standby.instance.keep_slots(&others, &relayed).await.unwrap();
+    assert_eq!(standby.try_standby().await.unwrap().slots, others);
+    assert_eq!(value(&admin, "SELECT count(*)::text FROM pg_replication_slots").await, "3");
+
+    // It leads with the slot that it had.
+    standby.instance.cut_upstream().await.unwrap();
+    leader.instance.fence().await.unwrap();
+    standby.lead(2, 3, &[&third], 1).await;
+    assert_eq!(value(&standby.admin().await, &restart).await, redo);
 }

@@ -119,10 +119,9 @@ fn stream(scene: &Scene<'_>, leader: MemberId, standby: &StandbySeen) -> Next {
             Some(Unfinished::Follow) => return Next::act(Action::Follow { of: wanted }),
             Some(Unfinished::Relay) | None => {}
         }
-        // What it passes on is the log that it streams itself: a promise, or another upstream, ends both. A slot for somebody
-        // else would keep log for ever.
+        // What it passes on is the log that it streams itself: a promise, or another upstream, ends both.
         let admitted = scene.cluster.relayed_by(scene.member.id);
-        if standby.relays_to != admitted || standby.slots != admitted || standby.unfinished.is_some() {
+        if standby.relays_to != admitted || !standby.slots.is_superset(&admitted) || standby.unfinished.is_some() {
             return Next::act(Action::Relay { epoch: scene.epoch(), admitted });
         }
         return match standby.access {

@@ -121,9 +121,8 @@ fn lead(scene: &Scene<'_>, config: &EpochConfig, primary: &PrimarySeen) -> Next 
             format!("{} holds no lease yet: it acknowledges alone with it", scene.member.name),
         )));
     }
-    // One that streams elsewhere has a slot here until it is seen to be idle and dropped.
-    let kept_in_vain = primary.slots.iter().any(|life| scene.cluster.upstreams.contains_key(life));
-    let slots_are_wanted = primary.slots.is_superset(&admitted) && !kept_in_vain;
+    // One that streams elsewhere, or lives no more, has a slot here until it is seen to be idle and dropped.
+    let slots_are_wanted = primary.slots == admitted;
     let update = Action::UpdateSyncSet { by, epoch: config.epoch, sync_set: wanted.clone(), admitted };
     if !sync_set_loaded || lacks_admitted {
         return Next::act(update);

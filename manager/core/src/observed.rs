@@ -308,7 +308,8 @@ fn may_stream(
     let Some(revision) = cluster.returned.get(&life) else { return true };
     let let_in = observed.last(cluster, leader).is_some_and(|report| {
         let primary = report.as_primary().filter(|primary| primary.epoch == Some(cluster.epoch));
-        report.revision >= *revision && primary.is_some_and(|primary| primary.admitted.contains(&life))
+        report.revision >= *revision
+            && primary.is_some_and(|primary| primary.admitted.contains(&life) && primary.slots.contains(&life))
     });
     let_in || observed.lease_is_over(cluster, leader, policy)
 }

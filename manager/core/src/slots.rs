@@ -161,12 +161,10 @@ fn stays_behind(
         );
         return Some(Finding::warning("slot_not_kept", text));
     }
-    let has_copy = |member: &MemberId| {
-        let slots = observed.fresh(cluster, *member, policy).and_then(|report| report.slots.as_ref());
-        slots.is_some_and(|seen| seen.slots.iter().any(|copy| copy.name == slot.name && copy.is_ready_copy()))
-    };
-    let lacking = cluster.members.values().filter(|member| member.id != leader && !has_copy(&member.id));
-    // A standby copies from a leader only.
+    let lacking = cluster
+        .members
+        .values()
+        .filter(|member| member.id != leader && !has_copy(cluster, observed, policy, member.id, slot));
     let named = |member: &MemberRecord| match cluster.relay_of(member.id).and_then(|relay| cluster.members.get(&relay))
     {
         Some(relay) => format!("{} (fed by {}, from which nothing can be copied)", member.name, relay.name),
@@ -181,6 +179,23 @@ fn stays_behind(
         );
         Finding::info("slot_not_copied", text)
     })
+}
+
+/// A standby copies from a leader only: what one that is fed by another has is from before, and stays as it was.
+fn has_copy(cluster: &ClusterRecord, observed: &Observed, policy: &Policy, member: MemberId, slot: &SlotSeen) -> bool {
+    let slots = observed.fresh(cluster, member, policy).and_then(|report| report.slots.as_ref());
+    let copied = slots.is_some_and(|seen| seen.slots.iter().any(|copy| copy.name == slot.name && copy.is_ready_copy()));
+    copied && cluster.relay_of(member).is_none()
+}
+
+/// The leader's logical slots that are made to survive it and would not if `member` led now.
+pub(crate) fn lacking(cluster: &ClusterRecord, observed: &Observed, policy: &Policy, member: MemberId) -> Vec<String> {
+    let leader = cluster.leadership.leader().and_then(|leader| observed.fresh(cluster, leader, policy));
+    let slots = leader.and_then(|report| report.slots.as_ref()).map(|seen| seen.slots.iter());
+    let survives = |slot: &&SlotSeen| slot.kind == SlotKind::Logical && slot.failover && !slot.temporary && !slot.lost;
+    let lacking =
+        slots.into_iter().flatten().filter(survives).filter(|slot| !has_copy(cluster, observed, policy, member, slot));
+    lacking.map(|slot| slot.name.clone()).collect()
 }
 
 fn percent(slot: &SlotSeen, budget: Bytes) -> Option<u64> {

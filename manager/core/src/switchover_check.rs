@@ -5,6 +5,7 @@ use crate::cascade;
 use crate::election::could_promise;
 use crate::lease;
 use crate::observed::{Observed, Policy};
+use crate::slots;
 use crate::steady::streams;
 use crate::switchover::LAG_MAX;
 use pgstead_types::record::{ClusterRecord, Leadership, Lifecycle, MemberRecord, Standing};
@@ -205,6 +206,16 @@ fn target(
     } else if !cluster.config().is_some_and(|config| config.sync_set.members.contains(&member.current())) {
         let text = format!("{} does not count in the sync set yet", member.name);
         check.findings.push(about(Finding::warning("target_does_not_count", text)));
+    }
+    let lacking = slots::lacking(cluster, observed, policy, member.id);
+    if !lacking.is_empty() {
+        let text = format!(
+            "{} has no complete copy of the logical slots {}: their consumers would have to begin anew; a copy is complete once the \
+             consumer has moved the slot past where the copy began",
+            member.name,
+            lacking.join(", ")
+        );
+        check.findings.push(about(Finding::warning("target_lacks_slots", text)));
     }
     if let Some(working) = &report.working {
         let text = format!("{} is busy: {}", member.name, working.step);

@@ -2,6 +2,7 @@
 
 use super::applied::{Admitted, Shape, SyncNames};
 use super::checkpoints::Purpose;
+use super::clients::Senders;
 use super::sql::Sql;
 use super::{Instance, InstanceError};
 use pgstead_types::record::SyncSet;
@@ -68,6 +69,10 @@ impl Instance {
         let shape =
             Shape { sync_names: SyncNames::Set(sync_set.clone()), admitted: Some(admitted.clone()), ..self.wanted() };
         let applied = self.applied();
+        if applied.seen.as_ref() == Some(&shape) && applied.wanted == shape && !applied.senders_pending {
+            // Only slots are not as they should be: nobody has to dial in again for that.
+            return self.settle_slots(&sql, applied.generation, &admitted.incarnations).await;
+        }
         let under_way = self.checkpoints_for(Purpose::Generation(applied.generation)).await;
         let generation = if under_way && applied.wanted == shape {
             // All but the checkpoints is done, for this very file.
@@ -88,7 +93,7 @@ impl Instance {
     }
 
     /// The set is in effect, whatever becomes of slots: where users' have taken every place, those who have none wait.
-    async fn settle_slots(
+    pub(super) async fn settle_slots(
         &self,
         sql: &Sql,
         generation: u64,
@@ -114,7 +119,7 @@ impl Instance {
         let applied = self.applied();
         let before = applied.seen.map(|seen| seen.sync_names).filter(|_| !applied.senders_pending);
         let (sql, generation) = self.load_shape(shape).await?;
-        self.end_senders(&sql, Some(admitted)).await?;
+        self.end_senders(&sql, Senders::AllBut(admitted)).await?;
         // Each WAL sender reads its configuration by itself, and with the old number it would release commits too early.
         // Nothing shows which number it goes by, so all dial in again when more acknowledgements are needed than before.
         let before_needed = match &before {
@@ -123,7 +128,7 @@ impl Instance {
             None => None,
         };
         if before_needed.is_none_or(|before| before < sync_set.needed) {
-            self.end_senders(&sql, None).await?;
+            self.end_senders(&sql, Senders::All).await?;
         }
         let left = match &before {
             Some(SyncNames::Set(before)) => before.members.difference(&sync_set.members).copied().collect(),

@@ -17,6 +17,19 @@ const CLIENTS_TIME_MAX: Duration = Duration::from_secs(15);
 const CLIENTS: &str = "backend_type IN ('client backend', 'parallel worker', 'walsender') \
                        AND usename IS DISTINCT FROM 'postgres' AND usename IS DISTINCT FROM 'pgstead_replication'";
 
+/// What a member calls itself where it streams, and what its slot is called, as a pattern.
+pub(super) const MEMBER_NAME: &str = "^[0-9a-f]{32}_[0-9]+$";
+
+/// Whom [`Instance::end_senders`] ends.
+#[derive(Clone, Copy)]
+pub(super) enum Senders<'a> {
+    All,
+    /// And what calls itself one. A consumer of logical slots that is stuck in decoding must not hold up a promise.
+    Members,
+    /// All but those whose certificate names one of these incarnations.
+    AllBut(&'a super::applied::Admitted),
+}
+
 impl Instance {
     /// Ends every client, and returns once none is left. The holding rules must be in effect already. `sql` was born
     /// under them.
@@ -86,17 +99,19 @@ impl Instance {
         Ok(unlisted.map(|stat| stat.id()).filter(|id| id.is_alive()).collect())
     }
 
-    /// Ends WAL senders. With `keep`, those stay whose certificate names one of these incarnations. Consumers of logical slots
-    /// that dial in meanwhile go by the new rules and stay, unless they call themselves what a member is called.
-    pub(super) async fn end_senders(
-        &self,
-        sql: &Sql,
-        keep: Option<&super::applied::Admitted>,
-    ) -> Result<(), InstanceError> {
-        let list = "SELECT json_build_object('pid', pid, 'dn', client_dn, 'consumes', \
-                    usename IS DISTINCT FROM 'pgstead_replication' AND coalesce(application_name, '') !~* '^[0-9a-f]{32}_[0-9]+$' \
-                    AND EXISTS (SELECT FROM pg_stat_activity AS process WHERE process.pid = senders.pid AND datid IS NOT NULL)) \
-                    FROM pg_stat_replication AS senders LEFT JOIN pg_stat_ssl USING (pid)";
+    /// Ends WAL senders. Consumers of logical slots that dial in meanwhile go by the new rules and stay, unless they call
+    /// themselves what a member is called.
+    pub(super) async fn end_senders(&self, sql: &Sql, which: Senders<'_>) -> Result<(), InstanceError> {
+        let list = format!(
+            "SELECT json_build_object('pid', pid, 'dn', client_dn, 'consumes', \
+             usename IS DISTINCT FROM 'pgstead_replication' AND coalesce(application_name, '') !~* '{MEMBER_NAME}' \
+             AND EXISTS (SELECT FROM pg_stat_activity AS process WHERE process.pid = senders.pid AND datid IS NOT NULL)) \
+             FROM pg_stat_replication AS senders LEFT JOIN pg_stat_ssl USING (pid)"
+        );
+        let keep = match which {
+            Senders::AllBut(keep) => Some(keep),
+            Senders::All | Senders::Members => None,
+        };
         let names: BTreeSet<String> = keep
             .iter()
             .flat_map(|keep| keep.incarnations.iter().map(|one| format!("/CN={}", hba::common_name(*one, keep.epoch))))
@@ -110,10 +125,10 @@ impl Instance {
         let begun = Tick::now();
         let mut doomed: Option<BTreeSet<i32>> = None;
         loop {
-            let rows = sql.values("list the WAL senders", list).await?;
+            let rows = sql.values("list the WAL senders", &list).await?;
             let rows = rows.into_iter().flatten().filter_map(|text| serde_json::from_str::<Row>(&text).ok());
             let unkept = rows.filter(|row| !row.dn.as_ref().is_some_and(|dn| names.contains(dn)));
-            let unkept: Vec<Row> = unkept.collect();
+            let unkept: Vec<Row> = unkept.filter(|row| !(row.consumes && matches!(which, Senders::Members))).collect();
             // Without anyone to keep, those count that were there at first: the next ones know the new rules.
             let was_there = |row: &&Row| doomed.as_ref().is_none_or(|doomed| doomed.contains(&row.pid));
             let counts = |row: &&Row| was_there(row) || (keep.is_some() && !row.consumes);

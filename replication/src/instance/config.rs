@@ -61,10 +61,12 @@ fn render_conf(config: &InstanceConfig, applied: &Applied) -> String {
     set("max_wal_senders", &applied.floors.get("max_wal_senders").unwrap_or(&MAX_WAL_SENDERS).to_string());
     set("max_replication_slots", &MAX_SLOTS.to_string());
     set("hot_standby", "on");
-    // A standby's copies of logical slots need rows that the leader might remove otherwise.
-    set("hot_standby_feedback", if keeps_slots { "on" } else { "off" });
     let follow = shape.upstream.as_ref();
-    let copies_slots = keeps_slots && follow.is_some_and(|follow| follow.of.relay.is_none());
+    let fed = follow.is_some_and(|follow| follow.of.relay.is_some());
+    // A standby's copies of logical slots need rows that the leader might remove otherwise. Those of one that another standby
+    // feeds go on from nowhere, and would hold rows for nobody.
+    set("hot_standby_feedback", if keeps_slots && !fed { "on" } else { "off" });
+    let copies_slots = keeps_slots && follow.is_some() && !fed;
     if keeps_slots {
         // Without an upstream nothing may be copied: a promotion waits for the worker that does. From a standby nothing can be.
         set("sync_replication_slots", if copies_slots { "on" } else { "off" });

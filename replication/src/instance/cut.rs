@@ -1,5 +1,6 @@
 //! Ending the stream of an older epoch, for certain: the work behind a promise.
 
+use super::clients::Senders;
 use super::sql::NoConnection;
 use super::{Instance, InstanceError};
 use crate::proc::{self, ProcessId};
@@ -91,7 +92,7 @@ impl Instance {
                 // Nobody is admitted any more, but by a login that began before. Whoever still streamed from here would get the
                 // log of the next upstream, or of a promotion, in an epoch that it has not promised.
                 self.end_logins(&sql).await?;
-                self.end_senders(&sql, None).await?;
+                self.end_senders(&sql, Senders::Members).await?;
             }
             self.keep(sql).await;
         }

@@ -20,6 +20,7 @@ mod follow;
 mod hba;
 mod health;
 mod init;
+mod kept_slots;
 mod lease;
 mod position;
 mod probe;

@@ -2,6 +2,7 @@
 //! which epoch that was.
 
 use super::applied::{Admitted, Shape, SyncNames};
+use super::clients::Senders;
 use super::probe::timeline_of_file;
 use super::{Instance, InstanceError, on_disk, timelines};
 use crate::files::{self, Survives};
@@ -89,7 +90,7 @@ impl Instance {
         self.end_clients(&sql).await?;
         // Postgres goes on sending to whoever streams from it, across its own promotion. Only those follow who have been told
         // to in this epoch; the logins of all others have just been ended.
-        self.end_senders(&sql, Some(&Admitted { epoch, incarnations: admitted.clone() })).await?;
+        self.end_senders(&sql, Senders::AllBut(&Admitted { epoch, incarnations: admitted.clone() })).await?;
         self.note_seen(generation)?;
         let log = super::position::observe_log(&sql).await?;
         self.keep(sql).await;

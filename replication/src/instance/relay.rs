@@ -1,6 +1,7 @@
 //! A standby that passes on what it streams itself, to the members that the record names.
 
 use super::applied::{Admitted, Shape};
+use super::clients::Senders;
 use super::sql::Sql;
 use super::{Instance, InstanceError};
 use pgstead_types::{Epoch, Incarnation};
@@ -23,12 +24,11 @@ impl Instance {
             return Err(InstanceError::NothingToRelay { epoch });
         }
         // Slots first: whoever is admitted finds its own.
-        self.ensure_slots(&sql, incarnations).await?;
+        self.ensure_slots(&sql, incarnations).await.or_else(InstanceError::without_slots)?;
         let admitted = Admitted { epoch, incarnations: incarnations.clone() };
         let shape = Shape { admitted: (!incarnations.is_empty()).then(|| admitted.clone()), ..wanted };
         let (sql, generation) = self.load_shape(shape).await?;
-        self.end_senders(&sql, Some(&admitted)).await?;
-        self.drop_slots(&sql, incarnations).await?;
-        self.note_seen(generation)
+        self.end_senders(&sql, Senders::AllBut(&admitted)).await?;
+        self.settle_slots(&sql, generation, incarnations).await
     }
 }

@@ -75,7 +75,7 @@ fn what_was_cut_half_way_is_cut_again_also_where_the_order_is_taken_back() {
 }
 
 #[test]
-fn what_a_relay_has_begun_to_admit_and_the_slots_that_it_has_left_are_looked_at_again() {
+fn what_a_relay_has_begun_to_admit_and_the_slots_that_it_lacks_are_looked_at_again() {
     let relay = |admitted: &[MemberId]| Some(Action::Relay { epoch: Epoch(2), admitted: others(admitted) });
     let with = |relays_to: &[MemberId], change: fn(&mut StandbySeen)| {
         let mut report = told(B, FROM_A, relays_to);
@@ -87,9 +87,9 @@ fn what_a_relay_has_begun_to_admit_and_the_slots_that_it_has_left_are_looked_at_
     // Written and not loaded: C is refused.
     let half = with(&[C], |standby| standby.unfinished = Some(Unfinished::Relay));
     assert_eq!(decide(&cascaded(), B, &half).action, relay(&[C]));
-    // In use as it was to be dropped; or lost to the budget.
-    let kept = with(&[], |standby| standby.slots = others(&[C]));
-    assert_eq!(decide(&alone(), B, &kept).action, relay(&[]));
+    // It keeps slots for everybody in case it is to lead; one that is lost to the budget is made anew.
+    let kept = with(&[], |standby| standby.slots = others(&[A, C]));
+    assert_eq!(decide(&alone(), B, &kept).action, None);
     let lost = with(&[C], |standby| standby.slots.clear());
     assert_eq!(decide(&cascaded(), B, &lost).action, relay(&[C]));
 }

@@ -111,6 +111,8 @@ fn later_changes() -> Vec<Command> {
         upto: Position { timeline: Timeline(2), lsn: Lsn(0x0300_0028) },
     };
     let (operation, spec) = (OperationId::from_u128(201), Box::new(ClusterSpec::named("app")));
+    let logical = Box::new(ClusterSpec { logical_replication: true, ..ClusterSpec::named("app") });
+    let consumer_password = Some(Secret::new("consumers"));
     let changes = [
         ClusterChange::ChangeMembers { operation, spec: spec.clone(), added: Vec::new(), consumer_password: None },
         ClusterChange::ChangeMembers { operation, spec, added: vec![added], consumer_password: None },
@@ -123,6 +125,7 @@ fn later_changes() -> Vec<Command> {
             epoch: Epoch(3),
             upstreams: [(life(member), life(MemberId::from_u128(300)))].into(),
         },
+        ClusterChange::UpdateSpec { operation, spec: logical, consumer_password },
     ];
     let (at, cluster) = (WallTime(1_700_000_000_000), ClusterId::from_u128(100));
     changes.map(|change| Command::ChangeCluster { at, cluster, revision: 7, change }).into()

@@ -238,7 +238,10 @@ fn while_the_leader_may_acknowledge_a_fed_stream_is_not_cut_and_who_is_sent_back
     assert_eq!(world.findings(), ["no_witness"]);
     // The leader's node has let it in before it went away: that it hears nothing is a word.
     let revision = world.record.revision;
-    let mut let_in = world.with_primary(|primary| primary.admitted = [life("d", 1)].into());
+    let mut let_in = world.with_primary(|primary| {
+        primary.admitted = [life("d", 1)].into();
+        primary.slots = primary.admitted.clone();
+    });
     assert_eq!(let_in.findings(), ["no_witness"], "that was before it was sent to b");
     let mut known = let_in.report("a", |report| report.revision = revision);
     assert_eq!(known.findings().first().map(String::as_str), Some("leader_lost"));

@@ -7,16 +7,18 @@ use crate::pki::sha256_hex;
 use pgstead_agent::wal_budget::{Space, calc_wal_budget};
 use pgstead_replication::Instance;
 use pgstead_replication::instance::Consumer;
-use pgstead_types::record::ClusterRecord;
+use pgstead_types::record::{ClusterRecord, MemberRecord};
 use pgstead_types::report::{MemberReport, PostgresSeen, Upstream};
 use pgstead_types::slots::{SlotsSeen, WalBudget};
 use pgstead_types::spec::ClusterSpec;
-use pgstead_types::{Bytes, Lsn, MemberId, Tick};
-use std::collections::BTreeMap;
+use pgstead_types::{Bytes, Incarnation, Lsn, MemberId, Tick};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// Between two looks. Slots grow with the log, and a finding about one is for people.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// Slots that a standby keeps are moved on as often, and whenever they are not those that it should have.
+const MOVE_EVERY: Duration = Duration::from_secs(60);
 /// Where Postgres is told.
 const SETTING: &str = "max_slot_wal_keep_size";
 /// Before anything was measured.
@@ -37,6 +39,8 @@ pub struct SlotWatch {
     lower_since: Option<Tick>,
     /// The share that Postgres is told.
     told: Bytes,
+    /// When slots that are kept for other members were moved on last.
+    moved: Option<Tick>,
 }
 
 impl SlotWatch {
@@ -46,7 +50,7 @@ impl SlotWatch {
     }
 
     fn of(share: Bytes) -> Self {
-        Self { looked: None, seen: None, share, lower_since: None, told: share }
+        Self { looked: None, seen: None, share, lower_since: None, told: share, moved: None }
     }
 
     /// The settings of the spec, and the budget with them. Another share waits while the cluster changes its leader: every
@@ -101,7 +105,8 @@ impl SlotWatch {
                     "the room on the volume has changed, and with it how much log a slot may keep");
             }
         }
-        self.tend(context, instance, cluster, seen).await;
+        self.keep(instance, cluster, seen, now).await;
+        tend(context, instance, cluster, seen).await;
         match instance.slots().await {
             Ok(slots) => {
                 self.tell_lost(cluster, &slots);
@@ -125,20 +130,20 @@ impl SlotWatch {
         self.share = next;
     }
 
-    /// What logical slots need beyond settings, beside everything else.
-    async fn tend(&self, context: &NodeContext, instance: &Instance, cluster: &ClusterRecord, seen: &MemberReport) {
-        if !instance.is_logical() {
+    /// On a standby: slots for all other members, so that a failover needs none to be made.
+    async fn keep(&mut self, instance: &Instance, cluster: &ClusterRecord, seen: &MemberReport, now: Tick) {
+        let Some(standby) = seen.as_standby().filter(|standby| standby.upstream.is_some()) else { return };
+        let others = cluster.members.values().filter(|other| other.id != seen.member);
+        let others: BTreeSet<Incarnation> = others.map(MemberRecord::current).collect();
+        let relayed = cluster.relayed_by(seen.member);
+        if standby.slots == others && self.moved.is_some_and(|at| now.since(at) < MOVE_EVERY) {
             return;
         }
-        let tend = async {
-            instance.hold_places().await?;
-            match seen.as_primary() {
-                Some(_) => Ok(instance.tend_consumers(consumer(cluster).as_ref()).await?),
-                None => make_room_for_copies(context, instance, cluster, seen.member).await,
+        match instance.keep_slots(&others, &relayed).await {
+            Ok(()) => self.moved = Some(now),
+            Err(error) => {
+                tracing::warn!(cluster = %cluster.spec.name, member = %seen.member, %error, "cannot keep slots for the other members");
             }
-        };
-        if let Err(error) = tend.await {
-            tracing::warn!(cluster = %cluster.spec.name, member = %seen.member, %error, "cannot tend its logical slots");
         }
     }
 
@@ -149,6 +154,23 @@ impl SlotWatch {
         for slot in slots.slots.iter().filter(|slot| slot.lost && !known(&slot.name)) {
             tracing::warn!(cluster = %cluster.spec.name, slot = %slot.name, "a replication slot is lost");
         }
+    }
+}
+
+/// What logical slots need beyond settings, beside everything else.
+async fn tend(context: &NodeContext, instance: &Instance, cluster: &ClusterRecord, seen: &MemberReport) {
+    if !instance.is_logical() {
+        return;
+    }
+    let tend = async {
+        instance.hold_places().await?;
+        match seen.as_primary() {
+            Some(_) => Ok(instance.tend_consumers(consumer(cluster).as_ref()).await?),
+            None => make_room_for_copies(context, instance, cluster, seen.member).await,
+        }
+    };
+    if let Err(error) = tend.await {
+        tracing::warn!(cluster = %cluster.spec.name, member = %seen.member, %error, "cannot tend its logical slots");
     }
 }
 
@@ -166,7 +188,8 @@ async fn make_room_for_copies(
     member: MemberId,
 ) -> Result<(), SetupError> {
     let (Some(leader), Some(own)) = (cluster.leadership.leader(), cluster.members.get(&member)) else { return Ok(()) };
-    if leader == member || instance.slots_left_over().await?.is_empty() {
+    // Whom another standby feeds copies nothing, and the leader does not let it in.
+    if leader == member || cluster.relay_of(member).is_some() || instance.slots_left_over().await?.is_empty() {
         return Ok(());
     }
     let of = Upstream::of(leader, cluster.epoch);

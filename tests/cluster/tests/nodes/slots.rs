@@ -51,6 +51,20 @@ async fn every_member_has(bed: &Bed, budget: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Waits until every member, whether it leads or not, has a slot for each other one.
+async fn everybody_has_slots(bed: &Bed) -> anyhow::Result<()> {
+    for node in bed.nodes() {
+        let admin = superuser(bed, node.number).await?;
+        let count = "SELECT count(*) FROM pg_replication_slots WHERE slot_name ~ '^[0-9a-f]{32}_1$'";
+        let has = async || {
+            let found: i64 = admin.query_one(count, &[]).await.map_err(|error| error.to_string())?.get(0);
+            if found == 2 { Ok(()) } else { Err(format!("{} has {found}", node.name)) }
+        };
+        bed.wait_for(&format!("{} has a slot for each other member", node.name), SOON, has).await?;
+    }
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_users_slot_is_named_before_it_is_lost_and_after_and_members_go_on() -> anyhow::Result<()> {
     let bed = Bed::start_with(Setup { nodes: 3, config: LONG_LEASE.to_string(), ..Setup::default() }).await?;
@@ -59,6 +73,7 @@ async fn a_users_slot_is_named_before_it_is_lost_and_after_and_members_go_on() -
     let slot_wal_budget: WalBudget = "2GB".parse()?;
     bed.create_cluster(&ClusterSpec { settings, slot_wal_budget, ..ClusterSpec::named("app") }).await?;
     every_member_has(&bed, "2GB").await?;
+    everybody_has_slots(&bed).await?;
 
     let leader = bed.leader_node("app").await?;
     let admin = superuser(&bed, leader).await?;
