@@ -104,6 +104,10 @@ async fn copy_on(member: &Member) -> Option<SlotSeen> {
     seen.slots.into_iter().find(|slot| slot.name == "warehouse" && slot.is_ready_copy())
 }
 
+/// A worker that has failed is started again after 10 s. It needs a record of running transactions, of which there is one in
+/// 15 s, and another one where a transaction was open just then, and it looks again after up to 30 s.
+const COPY_TIME_MAX: Duration = Duration::from_secs(150);
+
 /// A copy is complete once the leader's slot has moved past where the copy began.
 async fn until_copied(
     (app, reader): &(tokio_postgres::Client, tokio_postgres::Client),
@@ -118,7 +122,7 @@ async fn until_copied(
         drop(standby.admin().await);
         copy_on(standby).await
     };
-    until("the slot is copied", copied).await;
+    until_within(COPY_TIME_MAX, "the slot is copied", copied).await;
 }
 
 async fn insert(app: &tokio_postgres::Client, next: &mut i32) {

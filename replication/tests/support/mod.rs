@@ -35,13 +35,18 @@ pub fn postgres_user() -> RunAs {
 }
 
 /// Waits for a condition, looking often; says what was missing when it never comes.
-pub async fn until<T>(what: &str, mut condition: impl AsyncFnMut() -> Option<T>) -> T {
+pub async fn until<T>(what: &str, condition: impl AsyncFnMut() -> Option<T>) -> T {
+    until_within(PATIENCE, what, condition).await
+}
+
+/// [`until`] for what Postgres takes its time for.
+pub async fn until_within<T>(patience: Duration, what: &str, mut condition: impl AsyncFnMut() -> Option<T>) -> T {
     let begun = Tick::now();
     loop {
         if let Some(value) = condition().await {
             return value;
         }
-        assert!(Tick::now().since(begun) < PATIENCE, "never came true: {what}");
+        assert!(Tick::now().since(begun) < patience, "never came true: {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
