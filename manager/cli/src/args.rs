@@ -164,7 +164,7 @@ pub struct CreateArgs {
     /// Members in all, the leader counted: 1 to 7 [default: 3]
     #[arg(long, value_name = "N")]
     pub members: Option<u8>,
-    /// Standbys that must have a commit on disk before it is acknowledged [default: 1, or 0 for one member]
+    /// Standbys that must have a commit on disk before it is acknowledged [default: 1; 0 for one member, and where durability is asynchronous]
     #[arg(long, value_name = "K")]
     pub sync_replicas: Option<u8>,
     /// strict: commits wait while fewer standbys than that are there. available: after a moment they go on with fewer, at last
@@ -338,7 +338,7 @@ pub struct PsqlArgs {
     /// Name or id
     #[arg(value_name = "CLUSTER")]
     pub name: String,
-    /// Connect to a standby
+    /// Connect to a standby, or to the leader where none streams
     #[arg(long)]
     pub read_only: bool,
     /// Handed to psql

@@ -165,7 +165,8 @@ fn init(args: &ConfigArgs) -> anyhow::Result<()> {
     println!("This host is the first node of a new deployment.");
     println!("The operator's credentials are in {} (keep that file secret).", profile.display());
     println!();
-    println!("Next: pgstead node run --config {}", args.config.display());
+    println!("Next: systemctl enable --now pgstead");
+    println!("      (or, in the foreground: pgstead node run --config {})", args.config.display());
     println!("Then: export PGSTEAD_PROFILE={}", profile.display());
     println!("      pgstead status");
     Ok(())
@@ -181,7 +182,8 @@ fn join(args: &ConfigArgs, token: String) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let node = runtime.block_on(founding::join(&config, &Secret::new(token)))?;
     println!("This host is node {node} ({}) of the deployment.", config.name);
-    println!("Next: pgstead node run --config {}", args.config.display());
+    println!("Next: systemctl enable --now pgstead");
+    println!("      (or, in the foreground: pgstead node run --config {})", args.config.display());
     Ok(())
 }
 

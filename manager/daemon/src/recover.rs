@@ -76,13 +76,14 @@ fn recover(
     let at = StoreAt::File(file.to_path_buf());
     recover_quorum(at, identity.node, identity.deployment, address, &lost, recovery, audit)?;
     println!("\nThe record goes on from this node alone. Recovery {recovery}.");
-    println!("Next, here:                   pgstead node run --config {}", args.config.display());
+    println!("Next, here:                   systemctl start pgstead");
+    println!("  (or, in the foreground:     pgstead node run --config {})", args.config.display());
     let others = survivors(seen, identity.node, &lost);
     if !others.is_empty() {
         println!("Next, on each of {}:", others.join(", "));
         println!("                              pgstead node recover-quorum --join {recovery}");
     }
-    println!("Then, for each cluster that has no leader:");
+    println!("Then, for a cluster that waits for members that will not come back (pgstead cluster show CLUSTER):");
     println!("                              pgstead cluster failover CLUSTER --to MEMBER");
     Ok(())
 }
@@ -115,7 +116,8 @@ fn join(
     keep_copy(file, recovery)?;
     std::fs::rename(&new, file).context("cannot put the new store in place")?;
     sync_folder(file)?;
-    println!("\nNext: pgstead node run --config {}", args.config.display());
+    println!("\nNext: systemctl start pgstead");
+    println!("      (or, in the foreground: pgstead node run --config {})", args.config.display());
     Ok(())
 }
 
