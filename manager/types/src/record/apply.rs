@@ -86,14 +86,17 @@ impl Record {
             }
             Command::RemoveNode { at, node } => {
                 let known = self.nodes.get(node).ok_or_else(|| not_found("node", node))?;
-                if let Some((cluster, _)) = self.clusters_on(*node).next() {
+                // What is left of a cluster that is being deleted goes with the node.
+                if let Some((cluster, _)) =
+                    self.clusters_on(*node).find(|(cluster, _)| cluster.lifecycle == Lifecycle::Active)
+                {
                     return Err(conflict(format!(
                         "node {} holds a member of cluster {}",
                         known.name, cluster.spec.name
                     )));
                 }
                 let message = format!("node {} removed", known.name);
-                self.forget_departed_of(*at, *node);
+                self.forget_left_on(*at, *node);
                 self.nodes.remove(node);
                 self.removed_nodes.insert(*node);
                 self.note(*at, "node_removed", message, None, Some(*node));

@@ -245,17 +245,15 @@ impl Record {
         })
     }
 
-    /// A node goes, and with it what members that have left have there.
-    pub(super) fn forget_departed_of(&mut self, at: WallTime, node: NodeId) {
+    /// A node goes, and with it what members that have left, or whose cluster is being deleted, have there.
+    pub(super) fn forget_left_on(&mut self, at: WallTime, node: NodeId) {
         let mut ended = Vec::new();
         let mut events = Vec::new();
         for cluster in self.clusters.values_mut() {
             let here = |cluster: &ClusterRecord| {
-                cluster
-                    .departed
-                    .values()
-                    .find(|departed| departed.member.node == node)
-                    .map(|departed| departed.member.id)
+                let departed = cluster.departed.values().map(|departed| &departed.member);
+                let deleted = cluster.members.values().filter(|_| cluster.lifecycle != Lifecycle::Active);
+                departed.chain(deleted).find(|member| member.node == node).map(|member| member.id)
             };
             while let Some(member) = here(cluster) {
                 let mut outcome = Outcome::default();

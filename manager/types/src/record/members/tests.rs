@@ -249,6 +249,22 @@ fn what_has_left_goes_with_its_node_and_a_deleted_cluster_waits_for_it() {
 }
 
 #[test]
+fn a_node_that_is_lost_for_good_does_not_keep_a_cluster_from_being_deleted() {
+    let mut record = five_nodes();
+    let removal = |n| Command::RemoveNode { at: WallTime(0), node: NodeId::from_u128(n) };
+    assert!(record.apply(&removal(2)).unwrap_err().to_string().contains("holds a member"));
+    let operation = OperationId::from_u128(70);
+    change(&mut record, ClusterChange::RequestDelete { operation }).unwrap();
+    record.apply(&removal(2)).unwrap();
+    assert!(!record.clusters[&APP].members.contains_key(&member(2)));
+    for n in [1, 3] {
+        change(&mut record, ClusterChange::NoteRemoved { member: member(n) }).unwrap();
+    }
+    assert!(!record.clusters.contains_key(&APP));
+    assert!(matches!(record.operations[&operation].state, OperationState::Succeeded { .. }));
+}
+
+#[test]
 fn a_recovered_record_keeps_what_departed_members_have() {
     let mut record = five_nodes();
     ask(&mut record, 2, &[]).unwrap();
