@@ -63,6 +63,15 @@ async fn leader(cluster: &Cluster, standbys: &[&Member]) -> Member {
     leader
 }
 
+/// A leader and its standby.
+async fn pair() -> (Cluster, Member, Member) {
+    let cluster = Cluster::new();
+    let two = member(&cluster, 2).await;
+    let one = leader(&cluster, &[&two]).await;
+    cluster.join(&one, &two, 1).await;
+    (cluster, one, two)
+}
+
 /// As a consumer, who makes a slot, in the application's database.
 async fn consumer_of(member: &Member) -> tokio_postgres::Client {
     member.login(ROLE, "consumers", "app").await.unwrap()
@@ -144,10 +153,7 @@ async fn shown(member: &Member, setting: &str) -> String {
 
 #[tokio::test]
 async fn a_consumer_goes_on_with_the_next_leader_and_misses_nothing_and_again_when_it_goes_back() {
-    let cluster = Cluster::new();
-    let two = member(&cluster, 2).await;
-    let one = leader(&cluster, &[&two]).await;
-    cluster.join(&one, &two, 1).await;
+    let (cluster, one, two) = pair().await;
     let clients = with_slot(&one).await;
     let (mut got, mut next) = (BTreeSet::new(), 0);
     until_copied(&clients, &mut got, &two, &mut next).await;
@@ -198,10 +204,7 @@ async fn a_consumer_goes_on_with_the_next_leader_and_misses_nothing_and_again_wh
 
 #[tokio::test]
 async fn a_consumer_is_sent_nothing_that_a_failover_would_not_keep() {
-    let cluster = Cluster::new();
-    let two = member(&cluster, 2).await;
-    let one = leader(&cluster, &[&two]).await;
-    cluster.join(&one, &two, 1).await;
+    let (cluster, one, two) = pair().await;
     let clients = with_slot(&one).await;
     let (mut got, mut next) = (BTreeSet::new(), 0);
     until_copied(&clients, &mut got, &two, &mut next).await;
@@ -293,10 +296,7 @@ async fn a_start_never_takes_away_what_the_control_file_says_that_slots_may_need
 /// A leader that neither answers nor ends leaves whoever asks it in the middle of that.
 #[tokio::test]
 async fn a_promotion_does_not_wait_for_who_copies_slots_from_a_leader_that_has_stopped() {
-    let cluster = Cluster::new();
-    let two = member(&cluster, 2).await;
-    let one = leader(&cluster, &[&two]).await;
-    cluster.join(&one, &two, 1).await;
+    let (_cluster, one, two) = pair().await;
     let clients = with_slot(&one).await;
     let (mut got, mut next) = (BTreeSet::new(), 0);
     until_copied(&clients, &mut got, &two, &mut next).await;

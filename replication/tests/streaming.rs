@@ -268,10 +268,13 @@ async fn a_standby_passes_on_what_it_streams_until_it_promises() {
     assert_eq!(again.try_standby().await.unwrap().relays_to, incarnations(&[&fed]));
     again.instance.relay(Epoch(1), &incarnations(&[&fed])).await.unwrap();
 
-    // To admit nobody ends the sender and drops the slot; the same for one that is not there any more.
-    again.instance.relay(Epoch(1), &incarnations(&[])).await.unwrap();
+    // To admit nobody ends the sender; the slot is one of those that every standby keeps from then on, until nobody is of that life.
+    let none = incarnations(&[]);
+    again.instance.relay(Epoch(1), &none).await.unwrap();
     let seen = again.try_standby().await.unwrap();
-    assert_eq!((seen.relays_to.len(), seen.slots.len()), (0, 0));
+    assert_eq!((seen.relays_to.len(), seen.slots), (0, incarnations(&[&fed])));
+    again.instance.keep_slots(&incarnations(&[&leader]), &none).await.unwrap();
+    assert_eq!(again.try_standby().await.unwrap().slots, incarnations(&[&leader]));
     again.instance.relay(Epoch(1), &incarnations(&[&fed])).await.unwrap();
     fed.until_streaming().await;
 

@@ -108,7 +108,7 @@ impl Action {
     }
 
     /// Whether a newer decision may interrupt it. Only the long copies: everything else is short, and half of it is
-    /// worse than all of it.
+    /// worse than all of it. Fetching log, which is long too, leaves off by itself while it may.
     pub fn is_interruptible(&self) -> bool {
         matches!(self, Action::Clone { .. } | Action::Rewind { .. })
     }

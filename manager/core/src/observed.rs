@@ -66,7 +66,7 @@ pub struct Policy {
     /// A standby that feeds others, or is fed, may be without a stream for so long before that is taken back. On a host that is
     /// loaded, letting go of one upstream and following another takes a second or two.
     pub cascade_patience: Duration,
-    /// After that neither is tried again for so long, the next time for twice as long, and so on.
+    /// After that whichever of them had no stream is not tried again for so long, the next time for twice as long, and so on.
     pub cascade_pause: Duration,
 }
 

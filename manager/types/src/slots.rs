@@ -6,8 +6,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 use std::str::FromStr;
 
-/// So many slots are reported, those that keep most first.
-pub const SLOTS_SHOWN_MAX: usize = 32;
+/// So many slots are reported, those that keep most first: as many as a member can have, or what is not listed would be taken for
+/// what is not there.
+pub const SLOTS_SHOWN_MAX: usize = 64;
 /// A budget below this loses a standby's slot while the standby is restarted under load.
 pub const WAL_BUDGET_MIN: Bytes = Bytes(256 << 20);
 /// Postgres counts it in MB of 31 bits.

@@ -93,7 +93,7 @@ impl Instance {
     }
 
     /// The set is in effect, whatever becomes of slots: where users' have taken every place, those who have none wait.
-    pub(super) async fn settle_slots(
+    async fn settle_slots(
         &self,
         sql: &Sql,
         generation: u64,
@@ -147,7 +147,7 @@ impl Instance {
         sync_set: &SyncSet,
         left: &BTreeSet<Incarnation>,
     ) -> Result<(), InstanceError> {
-        let (listed, left) = (named(&sync_set.members), named(left));
+        let (listed, left) = (one_of("application_name", &sync_set.members), one_of("application_name", left));
         let text = format!(
             "SELECT count(*) FROM pg_stat_replication WHERE state IN ('startup', 'catchup', 'streaming', 'stopping') \
              AND CASE WHEN flush_lsn IS NULL THEN {left} ELSE (sync_priority > 0) <> ({listed}) END"
@@ -211,11 +211,11 @@ impl Instance {
     }
 }
 
-/// A condition on `pg_stat_replication`: one of these.
-fn named(incarnations: &BTreeSet<Incarnation>) -> String {
+/// A condition: the column names one of these.
+pub(super) fn one_of(column: &str, incarnations: &BTreeSet<Incarnation>) -> String {
     if incarnations.is_empty() {
         return "false".to_string();
     }
     let names: Vec<String> = incarnations.iter().map(|one| format!("'{one}'")).collect();
-    format!("application_name IN ({})", names.join(", "))
+    format!("{column} IN ({})", names.join(", "))
 }

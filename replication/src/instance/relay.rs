@@ -29,6 +29,7 @@ impl Instance {
         let shape = Shape { admitted: (!incarnations.is_empty()).then(|| admitted.clone()), ..wanted };
         let (sql, generation) = self.load_shape(shape).await?;
         self.end_senders(&sql, Senders::AllBut(&admitted)).await?;
-        self.settle_slots(&sql, generation, incarnations).await
+        self.note_seen(generation)?;
+        self.ensure_slots(&sql, incarnations).await
     }
 }

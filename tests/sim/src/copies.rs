@@ -2,11 +2,10 @@
 
 use crate::daemon::Part;
 use crate::faults::FaultKind;
-use crate::machine::Work;
+use crate::machine::{Data, Work};
 use crate::wal::Wal;
 use crate::world::{World, member_id};
 use pgstead_types::{Epoch, Incarnation, MemberId};
-use std::collections::BTreeSet;
 
 /// So much of the log goes along with a copy.
 const COPIED_LOG: usize = 20;
@@ -15,17 +14,7 @@ impl World {
     pub(crate) fn init_database(&mut self, n: usize, step: usize, incarnation: Incarnation) -> Part {
         let took = self.rng.ms(100, 400);
         let disk = &mut self.machines[n].disk;
-        let partial = crate::machine::Data {
-            complete: step > 0,
-            incarnation,
-            wal: Wal::made(),
-            flushed: 1,
-            clean: None,
-            history_files: BTreeSet::new(),
-            removed: 0,
-            corrupted: false,
-            told: 0,
-        };
+        let partial = Data { complete: step > 0, wal: Wal::made(), flushed: 1, ..Data::begun(incarnation) };
         if disk.data.as_ref().is_some_and(|data| data.complete) {
             return Part::Done;
         }
@@ -82,17 +71,7 @@ impl World {
             if let Some(data) = disk.data.take().filter(|data| data.complete) {
                 disk.aside = Some(data);
             }
-            disk.data = Some(crate::machine::Data {
-                complete: false,
-                incarnation,
-                wal: Wal::default(),
-                flushed: 0,
-                clean: None,
-                history_files: BTreeSet::new(),
-                removed: 0,
-                corrupted: false,
-                told: 0,
-            });
+            disk.data = Some(Data::begun(incarnation));
             return Part::Next(took);
         }
         self.become_copy(n, leader, incarnation);
@@ -101,17 +80,14 @@ impl World {
 
     fn become_copy(&mut self, n: usize, leader: usize, incarnation: Incarnation) {
         let Some(source) = self.machines[leader].data().cloned() else { return };
-        let copy = crate::machine::Data {
+        let copy = Data {
             complete: true,
-            incarnation,
             wal: source.wal.first(source.flushed),
             flushed: source.flushed,
-            clean: None,
             history_files: source.history_files,
             // A copy brings the log from its own checkpoint on, and no older one.
             removed: source.flushed.saturating_sub(COPIED_LOG).max(source.removed),
-            corrupted: false,
-            told: 0,
+            ..Data::begun(incarnation)
         };
         let disk = &mut self.machines[n].disk;
         disk.data = Some(copy);

@@ -134,6 +134,20 @@ pub struct Data {
 }
 
 impl Data {
+    /// Of this life, with nothing in it yet.
+    pub fn begun(incarnation: Incarnation) -> Self {
+        Self {
+            complete: false,
+            incarnation,
+            wal: Wal::default(),
+            flushed: 0,
+            clean: None,
+            history_files: BTreeSet::new(),
+            removed: 0,
+            corrupted: false,
+            told: 0,
+        }
+    }
     /// A timeline that it was told of and has none of the log of.
     pub fn expects(&self) -> Option<u32> {
         (self.told > self.wal.timeline(self.flushed)).then_some(self.told)

@@ -17,7 +17,7 @@ pub struct SlotsView {
     pub automatic: bool,
     /// How many slots there are.
     pub total: u32,
-    /// Those that keep most first, 32 at most.
+    /// Those that keep most first, 64 at most.
     pub slots: Vec<SlotView>,
 }
 

@@ -87,10 +87,14 @@ pub fn cluster(view: &ClusterView, width: u16) -> String {
         let leader = view.leader.as_ref().map(|leader| leader.name.as_str());
         let fed = view.members.iter().filter_map(|member| {
             let upstream = member.upstream.as_deref().filter(|upstream| Some(*upstream) != leader)?;
-            Some(format!("{} streams from {upstream}", member.name))
+            Some(format!("{} is fed by {upstream}", member.name))
         });
         let fed: Vec<String> = fed.collect();
-        let now = if fed.is_empty() { "everybody streams from the leader now".to_string() } else { fed.join(", ") };
+        let now = match (fed.is_empty(), leader) {
+            (false, _) => fed.join(", "),
+            (true, Some(leader)) => format!("{leader} feeds everybody now"),
+            (true, None) => "nobody leads now".to_string(),
+        };
         facts.push(("cascade", format!("{}: {now}", view.spec.cascade)));
     }
     if !view.spec.settings.is_empty() {
