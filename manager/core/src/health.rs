@@ -2,7 +2,7 @@
 
 use crate::observed::{Memory, Observed, Policy};
 use pgstead_types::record::{ClusterRecord, MemberRecord};
-use pgstead_types::{Finding, MemberId, Tick, Trouble};
+use pgstead_types::{Epoch, Finding, MemberId, Tick, Trouble};
 use std::collections::BTreeSet;
 
 /// By the last word of its node, whatever the age: these do not pass by themselves.
@@ -100,10 +100,13 @@ pub(crate) struct Rebuilds {
     incarnation: u32,
     times: u32,
     at: Tick,
+    /// When the leader of that time was promoted: [`ClusterRecord::leads_since`].
+    under: Epoch,
 }
 
 /// From when on the member may be made anew once more. Another copy that ends as the last one did is tried ever more
-/// rarely, for it may not be the data that is at fault.
+/// rarely, for it may not be the data that is at fault. A change of leader since then is why this data has to go: the last
+/// copy may have been as good as any.
 pub(crate) fn may_rebuild_from(
     cluster: &ClusterRecord,
     policy: &Policy,
@@ -112,6 +115,9 @@ pub(crate) fn may_rebuild_from(
 ) -> Option<Tick> {
     let next = cluster.next_incarnation(member);
     let last = memory.rebuilds.get(&member.id).filter(|last| last.incarnation != next)?;
+    if last.under != cluster.leads_since() {
+        return None;
+    }
     let factor = 1u32 << (last.times - 1).min(6);
     Some(last.at + policy.rebuild_pause * factor)
 }
@@ -128,10 +134,11 @@ pub(crate) fn note_rebuild(
     if last.is_some_and(|last| last.incarnation == incarnation) {
         return;
     }
-    // Long after the last time it is another story.
-    let again = last.filter(|last| now.since(last.at) < policy.rebuild_pause * 128);
+    let under = cluster.leads_since();
+    // Long after the last time, and under another leader, it is another story.
+    let again = last.filter(|last| now.since(last.at) < policy.rebuild_pause * 128 && last.under == under);
     let times = again.map_or(1, |last| last.times.saturating_add(1));
-    memory.rebuilds.insert(member.id, Rebuilds { incarnation, times, at: now });
+    memory.rebuilds.insert(member.id, Rebuilds { incarnation, times, at: now, under });
 }
 
 #[cfg(test)]

@@ -89,6 +89,37 @@ fn a_member_that_is_no_better_after_a_copy_waits_ever_longer_for_the_next() {
 }
 
 #[test]
+fn a_copy_made_under_an_earlier_leader_is_no_reason_to_wait() {
+    let refused = || Trouble::StreamRefused { why: "requested WAL segment has already been removed".into() };
+    let mut world = three().out("c").ails("c", refused()).recorded(|record| record.history.push(led_by("a", 1)));
+    let (now, held) = (world.observed.now, world.record.members[&member("c")].clone());
+    let before = pgstead_types::record::MemberRecord { incarnation: 0, ..held };
+    super::note_rebuild(&world.record, &world.policy, &mut world.memory, &before, now);
+    assert_eq!(world.decide().change, None);
+    // More epochs of the same leader change nothing of that.
+    world.record.history.push(led_by("a", 2));
+    assert_eq!(world.decide().change, None);
+    world.record.history.extend([led_by("b", 3), led_by("a", 4)]);
+    assert!(matches!(world.decide().change, Some(ClusterChange::Rebuild { incarnation: 2, .. })));
+    // Nor does the count go on under a new one.
+    let later = pgstead_types::record::MemberRecord { incarnation: 1, ..before };
+    super::note_rebuild(&world.record, &world.policy, &mut world.memory, &later, now);
+    assert_eq!(world.memory.rebuilds[&member("c")].times, 1);
+}
+
+fn led_by(leader: &str, epoch: u64) -> pgstead_types::record::HistoryEntry {
+    pgstead_types::record::HistoryEntry {
+        epoch: Epoch(epoch),
+        timeline: pgstead_types::Timeline(epoch as u32 + 1),
+        parent: pgstead_types::Timeline(epoch as u32),
+        fork_lsn: Lsn(END),
+        end_of_recovery: Lsn(END),
+        leader: member(leader),
+        possible_loss: None,
+    }
+}
+
+#[test]
 fn a_corrupted_leader_gives_way_and_a_corrupted_standby_is_made_anew() {
     assert_eq!(begins(&three().ails("a", corrupted()).decide()), Some(EpochReason::DataCorruption));
     let change = three().out("c").ails("c", corrupted()).decide().change;

@@ -320,6 +320,13 @@ impl ClusterRecord {
     pub fn promotion(&self) -> Option<&HistoryEntry> {
         self.history.last().filter(|entry| entry.epoch == self.epoch)
     }
+    /// The epoch whose promotion made the last noted leader one: later epochs that it led as well do not count. 0 before the
+    /// first promotion.
+    pub fn leads_since(&self) -> Epoch {
+        let last = self.history.last().map(|entry| entry.leader);
+        let its_own = self.history.iter().rev().take_while(|entry| Some(entry.leader) == last);
+        its_own.last().map_or(Epoch(0), |entry| entry.epoch)
+    }
     pub fn member_on(&self, node: NodeId) -> Option<&MemberRecord> {
         self.members.values().find(|member| member.node == node)
     }
