@@ -186,8 +186,8 @@ pub struct CreateArgs {
     /// 8GB, or auto, a share of the room on the volume [default: auto]
     #[arg(long, value_name = "SIZE")]
     pub slot_wal_budget: Option<WalBudget>,
-    /// A role for consumers of logical slots: change data capture, subscriptions. From Postgres 17 on slots made with failover =>
-    /// true survive a change of leader
+    /// A role for consumers of logical slots: change data capture, subscriptions. Slots survive a change of leader: from Postgres 17
+    /// on those made with failover => true, before that those made before the last start of the standbys
     #[arg(long)]
     pub logical_replication: bool,
     /// A spec in TOML or JSON; the other options win over it

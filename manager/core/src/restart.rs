@@ -4,6 +4,7 @@
 use crate::decide::Plan;
 use crate::election;
 use crate::observed::{Memory, Observed, Policy};
+use crate::slots;
 use crate::steady::streams;
 use pgstead_types::record::{ClusterChange, ClusterRecord, EpochReason, MemberRecord, Restart, Standing};
 use pgstead_types::report::PrimarySeen;
@@ -75,6 +76,10 @@ pub(crate) fn plan(
     };
     match best {
         Some(target) if !counts(target) && !late => wait_for(cluster, &target.name, late, deadline),
+        Some(target) if !late && slots::waits_for_copies(cluster, observed, policy, leader, target.id) => {
+            let text = format!("restart: waiting for {}'s copies of logical slots before it leads", target.name);
+            Plan::wait(Finding::info("restart_waits", text).on_cluster(cluster.id)).until(deadline)
+        }
         Some(target) => Plan::change(ClusterChange::RestartLeader { to: target.id }),
         None => wait_for(cluster, "a standby", late, deadline),
     }

@@ -31,7 +31,7 @@ pub(crate) fn findings(
         if slot.lost {
             return vec![lost(cluster, seen, slot)];
         }
-        let kept = near(cluster, seen, slot).into_iter().chain(holds_rows(cluster, slot));
+        let kept = near(cluster, seen, slot).into_iter().chain(holds_rows(cluster, slot)).chain(ahead(slot));
         kept.chain(stays_behind(cluster, observed, policy, leader, slot)).collect()
     };
     let place = |finding: Finding| finding.on_cluster(cluster.id).on_member(leader);
@@ -107,9 +107,16 @@ fn of_member(
     let own = seen.slots.iter().filter(|slot| member.id != leader && slot.is_standbys_own() && !slot.active);
     for slot in own.filter(|slot| !slot.failover || (all_listed && !has_it(slot))) {
         let what = described(slot);
+        let advice = match cluster.postgres_major {
+            KEEPS_SLOTS.. => {
+                format!("switch over to {0} if its consumer is to go on with it, or drop it on {0}", member.name)
+            }
+            // It would be dropped then: what the leader removes may be what it needs.
+            _ => format!("its consumer must begin anew; drop it on {}", member.name),
+        };
         let text = format!(
             "{0} has {what} of its own and the leader has no copy of it: it is left from when {0} led, or was made there, and keeps log \
-             and rows; switch over to {0} if its consumer is to go on with it, or drop it on {0}",
+             and rows; {advice}",
             member.name
         );
         findings.push(Finding::warning("slot_left_behind", text));
@@ -146,15 +153,8 @@ fn stays_behind(
         return None;
     }
     let what = described(slot);
-    if cluster.postgres_major < KEEPS_SLOTS {
-        let major = cluster.postgres_major;
-        let text = format!(
-            "{what} will not be there after a change of leader: Postgres {major} copies no slots to standbys, {KEEPS_SLOTS} and later do; \
-             its consumer must begin anew then"
-        );
-        return Some(Finding::warning("slot_not_kept", text));
-    }
-    if !slot.failover {
+    let by_postgres = cluster.postgres_major >= KEEPS_SLOTS;
+    if !slot.failover && by_postgres {
         let text = format!(
             "{what} will not be there after a change of leader: it was made without failover => true; make it so \
              (ALTER_REPLICATION_SLOT, or ALTER SUBSCRIPTION … SET (failover)), or its consumer must begin anew then"
@@ -170,15 +170,60 @@ fn stays_behind(
         Some(relay) => format!("{} (fed by {}, from which nothing can be copied)", member.name, relay.name),
         None => member.name.clone(),
     };
-    let names: Vec<String> = lacking.map(named).collect();
-    (!names.is_empty()).then(|| {
-        let text = format!(
+    let began = |member: &MemberRecord| by_postgres || has_incomplete(cluster, observed, policy, member.id, &slot.name);
+    let (begun, none): (Vec<_>, Vec<_>) = lacking.partition(|member| began(member));
+    let names = |members: Vec<&MemberRecord>| members.into_iter().map(named).collect::<Vec<_>>().join(", ");
+    let mut text = match begun.is_empty() {
+        true => String::new(),
+        false => format!(
             "{what} is not complete on {} yet: if that member led now, its consumer would have to begin anew; a copy is complete once \
              the consumer has moved the slot past where the copy began",
-            names.join(", ")
-        );
-        Finding::info("slot_not_copied", text)
-    })
+            names(begun)
+        ),
+    };
+    if !none.is_empty() {
+        let separator = if text.is_empty() { "" } else { ". " };
+        text.push_str(&format!(
+            "{separator}{what} is not on {}: if that member led now, its consumer would have to begin anew; on Postgres {} copies are made \
+             when a standby starts: pgstead cluster restart {}",
+            names(none),
+            cluster.postgres_major,
+            cluster.spec.name
+        ));
+    }
+    (!text.is_empty()).then(|| Finding::info("slot_not_copied", text))
+}
+
+/// A copy is there and would be dropped if that member led now.
+fn has_incomplete(cluster: &ClusterRecord, observed: &Observed, policy: &Policy, member: MemberId, name: &str) -> bool {
+    let slots = observed.fresh(cluster, member, policy).and_then(|report| report.slots.as_ref());
+    slots.is_some_and(|seen| seen.slots.iter().any(|copy| copy.name == name && copy.synced && copy.temporary))
+}
+
+/// Whether a change of leader to `member` would cost a slot whose copy is complete before long. Before Postgres 17 every restart of a
+/// standby makes copies, and the last step of a restart changes the leader.
+pub(crate) fn waits_for_copies(
+    cluster: &ClusterRecord,
+    observed: &Observed,
+    policy: &Policy,
+    leader: MemberId,
+    member: MemberId,
+) -> bool {
+    let of = |member: MemberId| observed.fresh(cluster, member, policy).and_then(|report| report.slots.as_ref());
+    let kept = |slot: &&SlotSeen| slot.kind == SlotKind::Logical && slot.failover && !slot.lost && !slot.temporary;
+    let mut slots = of(leader).into_iter().flat_map(|seen| &seen.slots).filter(kept);
+    let looked = of(member).is_some();
+    cluster.postgres_major < KEEPS_SLOTS
+        && slots.any(|slot| !looked || has_incomplete(cluster, observed, policy, member, &slot.name))
+}
+
+fn ahead(slot: &SlotSeen) -> Option<Finding> {
+    let text = format!(
+        "the consumer of {} was sent changes that this leader does not have: a change of leader lost them before any standby had them, and \
+         they were never acknowledged; have the consumer begin anew with another slot, and drop this one",
+        described(slot)
+    );
+    (slot.kind == SlotKind::Logical && slot.ahead).then(|| Finding::error("consumer_ahead", text))
 }
 
 /// A standby copies from a leader only: what one that is fed by another has is from before, and stays as it was.

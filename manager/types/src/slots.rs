@@ -132,18 +132,21 @@ pub struct SlotSeen {
     /// The log that it needs is gone, or it was invalidated for another reason.
     #[serde(default)]
     pub lost: bool,
-    /// Whether it is to be there after a failover. Postgres 17 and later.
+    /// Whether it is to be there after a failover. Before Postgres 17 every one is, where there is logical replication.
     #[serde(default)]
     pub failover: bool,
-    /// On a standby: a copy of the leader's, kept up to date by Postgres.
+    /// On a standby: a copy of the leader's, kept up to date by Postgres, before 17 by pgstead.
     #[serde(default)]
     pub synced: bool,
-    /// Gone with its session; a copy that is not complete yet is such a one.
+    /// Gone with its session. Or a copy that is not complete yet, which is dropped at a promotion.
     #[serde(default)]
     pub temporary: bool,
     /// Transactions since the oldest one whose rows it keeps from vacuum.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rows_age: Option<u32>,
+    /// Its consumer has confirmed what is beyond the end of this leader's log.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ahead: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -213,6 +216,7 @@ mod tests {
             synced: false,
             temporary: false,
             rows_age: None,
+            ahead: false,
         };
         assert_eq!(slot(SlotKind::Physical, &life.to_string()).member_life(), Some(life));
         assert_eq!(slot(SlotKind::Logical, &life.to_string()).member_life(), None);

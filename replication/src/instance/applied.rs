@@ -82,6 +82,9 @@ pub struct Applied {
     /// What Postgres is known to have loaded; `None` while that is not known.
     #[serde(default)]
     pub presented: Option<Presented>,
+    /// Slots of which nobody knows whether they miss something could not be dropped yet: consumers are kept out.
+    #[serde(default)]
+    pub consumers_wait: bool,
 }
 
 /// What is not the shape's and reaches Postgres by the same files. The key goes with its certificate.
@@ -117,6 +120,7 @@ impl Applied {
             floors: BTreeMap::new(),
             logical: false,
             presented: None,
+            consumers_wait: false,
         })
     }
     /// As it is before anything was written.
@@ -124,7 +128,8 @@ impl Applied {
     fn fresh(wanted: &Shape, seen: Option<&Shape>) -> Self {
         let (wanted, seen) = (wanted.clone(), seen.cloned());
         let floors = BTreeMap::new();
-        Self { generation: 1, wanted, seen, senders_pending: false, floors, logical: false, presented: None }
+        let (logical, consumers_wait) = (false, false);
+        Self { generation: 1, wanted, seen, senders_pending: false, floors, logical, presented: None, consumers_wait }
     }
     pub fn save(&self, config: &InstanceConfig) -> io::Result<()> {
         files::replace_json(&config.run_file("applied.json"), self, config.owner(), Survives::Processes)
@@ -133,6 +138,10 @@ impl Applied {
     /// Logical slots that are made for it survive a failover: Postgres copies them to standbys from 17 on.
     pub fn keeps_logical_slots(&self, major: u16) -> bool {
         self.logical && major >= 17
+    }
+    /// Before that pgstead copies them; see `copied`.
+    pub fn copies_logical_slots(&self, major: u16) -> bool {
+        self.logical && major < 17
     }
 
     fn settled(&self) -> bool {

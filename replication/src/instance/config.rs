@@ -23,6 +23,13 @@ const MAX_WAL_SENDERS: u64 = 64;
 /// The same for slots, on every member from its next start on.
 const MAX_SLOTS: u64 = 64;
 
+/// How many slots a Postgres that is started by this has room for.
+pub fn slots_max(config: &InstanceConfig) -> usize {
+    let asked = config.settings.iter().find(|(name, _)| name.eq_ignore_ascii_case("max_replication_slots"));
+    let asked = asked.map_or(Some(MAX_SLOTS), |(_, value)| value.trim().parse().ok());
+    usize::try_from(asked.unwrap_or_default()).unwrap_or_default()
+}
+
 /// How pgstead's own settings are and why. Those of the spec come after them and were checked not to repeat them.
 fn render_conf(config: &InstanceConfig, applied: &Applied) -> String {
     let shape = &applied.wanted;
@@ -63,9 +70,9 @@ fn render_conf(config: &InstanceConfig, applied: &Applied) -> String {
     set("hot_standby", "on");
     let follow = shape.upstream.as_ref();
     let fed = follow.is_some_and(|follow| follow.of.relay.is_some());
-    // A standby's copies of logical slots need rows that the leader might remove otherwise. Those of one that another standby
-    // feeds go on from nowhere, and would hold rows for nobody.
-    set("hot_standby_feedback", if keeps_slots && !fed { "on" } else { "off" });
+    // A standby's copies of logical slots, Postgres' or ours, need rows that the leader might remove otherwise. Those of one that
+    // another standby feeds go on from nowhere, and would hold rows for nobody.
+    set("hot_standby_feedback", if applied.logical && !fed { "on" } else { "off" });
     let copies_slots = keeps_slots && follow.is_some() && !fed;
     if keeps_slots {
         // Without an upstream nothing may be copied: a promotion waits for the worker that does. From a standby nothing can be.

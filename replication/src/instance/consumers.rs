@@ -19,7 +19,7 @@ pub struct Consumer {
 /// The slots that hold places: they keep nothing, and give way to a member's.
 pub const HELD: &str = "(slot_type = 'physical' AND slot_name ~ '^pgstead_place_[0-9]+$')";
 /// As many as a leader of the largest cluster makes for others at once, and one for a member that returns under another number.
-const PLACES: u32 = 7;
+pub const PLACES: u32 = 7;
 /// The mark of a role that nobody logs in as.
 const LOCKED: &str = "locked";
 /// WAL senders that consumers leave to members: two each, for the stream and a copy, and some that are ending.
@@ -32,6 +32,11 @@ const LEFT_OVER: &str =
 /// Those that Postgres would copy from the leader.
 const COPIED: &str = "SELECT slot_name FROM pg_replication_slots WHERE slot_type = 'logical' AND failover AND NOT temporary \
      AND invalidation_reason IS NULL";
+
+/// Whether it is one of them, by its name.
+pub fn is_place(slot: &str) -> bool {
+    slot.starts_with("pgstead_place_")
+}
 
 /// Gives way to a slot for a member where there is no other place.
 pub fn leave_place_for(slot: &str) -> String {

@@ -19,6 +19,8 @@ impl Instance {
         let _changing = self.changing.lock().await;
         self.write_upstream_certificates(source)?;
         self.remove_upstream_certificates(Some(source.of.epoch))?;
+        // Before any of its log arrives, and with it the removal of rows that a slot may need.
+        self.note_follows(source.of).await?;
         let shape = Shape { upstream: Some(follow), ..Shape::at_start(self.wanted().access) };
         match self.is_in_recovery().await {
             Ok(false) => Err(InstanceError::NotAStandby),

@@ -31,7 +31,7 @@ impl Rules {
         Self {
             access: applied.wanted.access,
             slots_read: applied.keeps_logical_slots(config.major),
-            consumers: applied.logical && config.logical_replication,
+            consumers: applied.logical && config.logical_replication && !applied.consumers_wait,
         }
     }
 }

@@ -12,6 +12,7 @@ mod clients;
 mod config;
 mod consumers;
 mod control;
+mod copied;
 mod cut;
 mod data;
 mod error;
@@ -29,6 +30,8 @@ mod relay;
 mod rewind;
 mod safety_copy;
 mod sessions;
+mod slot_copy;
+mod slot_state;
 mod slots;
 mod source;
 mod sql;
@@ -139,6 +142,8 @@ pub struct Instance {
     lease: AtomicU64,
     /// See [`Instance::take_false_sender`].
     false_sender: Mutex<Option<String>>,
+    /// One change of the note of copied slots at a time.
+    copies: tokio::sync::Mutex<()>,
 }
 
 impl Instance {
@@ -166,6 +171,7 @@ impl Instance {
             local_users: tokio::sync::OnceCell::new(),
             lease: AtomicU64::new(0),
             false_sender: Mutex::new(None),
+            copies: tokio::sync::Mutex::new(()),
         };
         // Its word on the lease that it counts, too.
         let _ = instance.guard_status().await;

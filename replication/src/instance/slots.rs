@@ -15,6 +15,7 @@ struct Row {
     senders_max: u32,
     logical: bool,
     total: u32,
+    recovering: bool,
     slots: Vec<SlotSeen>,
 }
 
@@ -22,7 +23,8 @@ struct Row {
 fn statement(major: u16) -> String {
     let newer = match major {
         17.. => ", 'failover', failover, 'synced', synced",
-        _ => "",
+        // Before, every one is to be there: pgstead copies it.
+        _ => ", 'failover', slot_type = 'logical' AND NOT temporary AND current_setting('wal_level') = 'logical'",
     };
     // A logical slot whose rows were removed, or whose log was, has a status of its own from 16 on.
     let lost = match major {
@@ -38,10 +40,11 @@ fn statement(major: u16) -> String {
          'slots_max', current_setting('max_replication_slots')::int - (SELECT count(*) FROM pg_replication_slots WHERE {HELD}), \
          'senders_max', current_setting('max_wal_senders')::int, \
          'logical', current_setting('wal_level') = 'logical', \
-         'total', (SELECT count(*) FROM there), \
+         'total', (SELECT count(*) FROM there), 'recovering', pg_is_in_recovery(), \
          'slots', (SELECT coalesce(json_agg(slot ORDER BY lost DESC, kept DESC NULLS LAST), '[]') FROM \
            (SELECT lost, kept, json_build_object('name', slot_name, 'kind', slot_type, 'database', database, \
-              'plugin', plugin, 'active', active, 'temporary', temporary, 'lost', lost, 'retained', kept, 'rows_age', \
+              'plugin', plugin, 'ahead', CASE WHEN pg_is_in_recovery() THEN false \
+                ELSE coalesce(confirmed_flush_lsn > pg_current_wal_flush_lsn(), false) END, 'active', active, 'temporary', temporary, 'lost', lost, 'retained', kept, 'rows_age', \
               CASE WHEN coalesce(xmin, catalog_xmin) IS NOT NULL THEN greatest(0, age(xmin), age(catalog_xmin)) END{newer}) AS slot \
             FROM (SELECT *, coalesce({lost}, false) AS lost, CASE WHEN restart_lsn IS NOT NULL THEN greatest(0, \
               pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END, \
@@ -62,8 +65,11 @@ impl Instance {
         let statement = statement(self.config().major);
         let answer = self.ask_soon(doing, &statement).await?;
         let answer = answer.into_iter().next().flatten().unwrap_or_default();
-        let row: Row = serde_json::from_str(&answer)
+        let mut row: Row = serde_json::from_str(&answer)
             .map_err(|error| InstanceError::SqlAnswer { doing, answer: format!("{answer}: {error}") })?;
+        if row.recovering {
+            self.tell_copies(&mut row.slots);
+        }
         // -1 is no limit.
         let budget = u64::try_from(row.budget_mb).ok().map(|mb| pgstead_types::Bytes(mb << 20));
         Ok(SlotsSeen {

@@ -40,9 +40,13 @@ impl Sql {
     }
 
     pub async fn try_connect(config: &InstanceConfig) -> Result<Self, NoConnection> {
+        Self::try_connect_to(config, "postgres").await
+    }
+
+    pub async fn try_connect_to(config: &InstanceConfig, database: &str) -> Result<Self, NoConnection> {
         let doing = "connect";
         let mut options = tokio_postgres::Config::new();
-        options.host_path(&config.run_dir).port(config.port).user(hba::SUPERUSER).dbname("postgres");
+        options.host_path(&config.run_dir).port(config.port).user(hba::SUPERUSER).dbname(database);
         options.application_name("pgstead").ssl_mode(tokio_postgres::config::SslMode::Disable);
         // Nothing that a role or database is set to may bend our own statements, or make them wait for standbys.
         options

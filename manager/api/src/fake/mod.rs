@@ -447,6 +447,7 @@ pub fn observations(record: &Record) -> Observations {
         synced: false,
         temporary: false,
         rows_age: None,
+        ahead: false,
     };
     let followed = SlotSeen {
         database: Some("app".into()),

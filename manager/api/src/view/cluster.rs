@@ -218,7 +218,8 @@ pub struct SpecSchema {
     #[schema(required = false, default = "auto", value_type = String, pattern = "^(auto|[0-9]+ ?(MB|GB|TB))$")]
     slot_wal_budget: WalBudget,
     /// Whether there are consumers of logical slots: a role of their own (see the connection), which can make slots once every
-    /// member was restarted since. From Postgres 17 on those made with `failover => true` survive a change of leader.
+    /// member was restarted since. From Postgres 17 on those made with `failover => true` survive a change of leader, before that those
+    /// made before the last start of the standbys.
     #[schema(required = false, default = false)]
     logical_replication: bool,
 }

@@ -42,7 +42,7 @@ pub struct SlotView {
     pub rows_age: Option<u32>,
     /// It can never be used again.
     pub lost: bool,
-    /// Made to survive failovers. Postgres 17 and later.
+    /// To survive failovers: before Postgres 17 every logical one, where there is logical replication.
     pub failover: bool,
     /// Standbys that have a complete copy of it: when one of them leads, it goes on there.
     pub ready_on: Vec<String>,

@@ -2,6 +2,7 @@
 
 use crate::observed::testing::*;
 use pgstead_types::Bytes;
+use pgstead_types::record::ClusterChange;
 use pgstead_types::slots::{SlotKind, SlotSeen, SlotsSeen};
 
 fn slot(name: &str, kind: SlotKind, retained: u64) -> SlotSeen {
@@ -17,6 +18,7 @@ fn slot(name: &str, kind: SlotKind, retained: u64) -> SlotSeen {
         synced: false,
         temporary: false,
         rows_age: None,
+        ahead: false,
     }
 }
 
@@ -67,8 +69,6 @@ fn without_a_limit_no_slot_is_near_it() {
 fn a_logical_slot_that_a_failover_leaves_behind_is_named() {
     let codes = |world: &mut World| -> Vec<String> { told(world).into_iter().map(|(code, _)| code).collect() };
     let logical = slot("warehouse", SlotKind::Logical, 1);
-    assert_eq!(codes(&mut with(vec![logical.clone()])), ["slot_not_kept"], "before 17 none is kept");
-
     let newer = |slots| with(slots).recorded(|record| record.postgres_major = 17);
     assert_eq!(codes(&mut newer(vec![logical.clone()])), ["slot_not_kept"], "nobody asked for it");
     let kept = SlotSeen { failover: true, ..logical };
@@ -89,6 +89,51 @@ fn a_logical_slot_that_a_failover_leaves_behind_is_named() {
     );
     world = world.report("c", |report| report.slots = Some(copy));
     assert_eq!(told(&mut world), vec![]);
+}
+
+#[test]
+fn before_17_a_slot_is_named_with_who_has_no_copy_of_it_and_how_one_is_made() {
+    let kept = SlotSeen { failover: true, ..slot("warehouse", SlotKind::Logical, 1) };
+    let copies = |temporary| {
+        let copy = SlotSeen { synced: true, temporary, ..slot("warehouse", SlotKind::Logical, 1) };
+        Some(SlotsSeen { slots: vec![copy], total: 1, ..SlotsSeen::default() })
+    };
+    let mut world = with(vec![kept]).report("b", |report| report.slots = copies(true));
+    let found = findings_of(&mut world, "slot_not_copied");
+    let [text] = &found[..] else { panic!("{found:?}") };
+    assert!(text.contains("not complete on b yet") && text.contains("not on c:"), "{text}");
+    assert!(text.contains("cluster restart"), "{text}");
+    world = world.report("c", |report| report.slots = copies(false)).report("b", |report| report.slots = copies(false));
+    assert_eq!(told(&mut world), vec![]);
+}
+
+#[test]
+fn before_17_a_restart_hands_over_only_once_the_copies_that_it_made_are_complete() {
+    let kept = SlotSeen { failover: true, ..slot("warehouse", SlotKind::Logical, 1) };
+    let copies = |temporary| {
+        let copy = SlotSeen { synced: true, temporary, ..slot("warehouse", SlotKind::Logical, 1) };
+        Some(SlotsSeen { slots: vec![copy], total: 1, ..SlotsSeen::default() })
+    };
+    let hands_over = |world: World| {
+        let change = { world }.restart(&["a"], None).decide().change;
+        matches!(change, Some(ClusterChange::RestartLeader { .. }))
+    };
+    let restarted = |slots: Option<SlotsSeen>| {
+        let world = with(vec![kept.clone()]).report("b", |report| report.slots = slots.clone());
+        world.report("c", |report| report.slots = slots)
+    };
+    assert!(!hands_over(restarted(None)), "nobody has looked yet");
+    assert!(!hands_over(restarted(copies(true))));
+    assert!(hands_over(restarted(copies(false))));
+    assert!(hands_over(restarted(Some(SlotsSeen::default()))), "what was not copied is not waited for");
+    assert!(hands_over(restarted(copies(true)).recorded(|record| record.postgres_major = 17)));
+}
+
+#[test]
+fn a_consumer_that_is_ahead_of_its_leader_is_an_error() {
+    let slot = SlotSeen { ahead: true, ..slot("warehouse", SlotKind::Logical, 1) };
+    let found = findings_of(&mut with(vec![slot]), "consumer_ahead");
+    assert!(matches!(&found[..], [text] if text.contains("warehouse") && text.contains("begin anew")), "{found:?}");
 }
 
 fn findings_of(world: &mut World, code: &str) -> Vec<String> {

@@ -108,6 +108,7 @@ impl Executor<'_> {
             Action::Clone { from, epoch, .. } => self.clone_data(*from, *epoch).await,
             Action::Rewind { from, epoch, .. } => self.rewind(*from, *epoch).await,
             Action::StartStandby { access, alone, restarts } => {
+                self.copy_slots().await;
                 self.instance.start_standby(StartAs { access: *access, alone: *alone }).await?;
                 self.note(|noted| noted.restarts = *restarts)
             }
@@ -169,6 +170,28 @@ impl Executor<'_> {
     fn source(&self, of: Upstream) -> Result<pgstead_replication::instance::UpstreamSource, SetupError> {
         let record = self.context.consensus.record();
         setup::upstream(&record, self.cluster, self.record()?, of)
+    }
+
+    /// Before Postgres 17 the leader's logical slots can be copied only to a member that is down. It starts without where that fails.
+    async fn copy_slots(&self) {
+        let cluster = self.cluster;
+        let asked = self.instance.config().logical_replication || self.instance.is_logical();
+        let fed = cluster.relay_of(self.member).is_some();
+        let leader = cluster.leadership.leader().filter(|leader| *leader != self.member && cluster.is_confirmed());
+        let Some(leader) = leader.filter(|_| asked && !fed && cluster.postgres_major < 17) else { return };
+        let copied = async {
+            let source = self.source(Upstream::of(leader, cluster.epoch))?;
+            Ok::<_, SetupError>(self.instance.copy_slots(&source).await?)
+        };
+        match copied.await {
+            Ok(slots) if slots.is_empty() => {}
+            Ok(slots) => {
+                tracing::info!(cluster = %cluster.spec.name, member = %self.member, ?slots, "the leader's logical slots are copied");
+            }
+            Err(error) => {
+                tracing::warn!(cluster = %cluster.spec.name, member = %self.member, %error, "starts without copies of the leader's logical slots");
+            }
+        }
     }
 
     async fn create_volume(&self) -> Result<(), ExecuteError> {

@@ -13,12 +13,16 @@ use pgstead_types::slots::{SlotsSeen, WalBudget};
 use pgstead_types::spec::ClusterSpec;
 use pgstead_types::{Bytes, Incarnation, Lsn, MemberId, Tick};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
+use tokio::task::JoinHandle;
 
 /// Between two looks. Slots grow with the log, and a finding about one is for people.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// Slots that a standby keeps are moved on as often, and whenever they are not those that it should have.
 const MOVE_EVERY: Duration = Duration::from_secs(60);
+/// While a copy of a slot is not complete: a restart waits for it before the leader goes down.
+const LOOK_SOON: Duration = Duration::from_secs(1);
 /// Where Postgres is told.
 const SETTING: &str = "max_slot_wal_keep_size";
 /// Before anything was measured.
@@ -33,6 +37,10 @@ const ROOM_LITTLE: Bytes = Bytes(1 << 30);
 pub struct SlotWatch {
     looked: Option<Tick>,
     seen: Option<SlotsSeen>,
+    /// Copies being moved along, which nobody waits for.
+    moving: Option<JoinHandle<()>>,
+    /// Slots whose consumers were seen to be ahead of this leader: its log soon hides it.
+    ahead: BTreeSet<String>,
     /// Of the room on the volume.
     share: Bytes,
     /// Since when it would be lower.
@@ -50,7 +58,16 @@ impl SlotWatch {
     }
 
     fn of(share: Bytes) -> Self {
-        Self { looked: None, seen: None, share, lower_since: None, told: share, moved: None }
+        Self {
+            looked: None,
+            seen: None,
+            moving: None,
+            ahead: BTreeSet::new(),
+            share,
+            lower_since: None,
+            told: share,
+            moved: None,
+        }
     }
 
     /// The settings of the spec, and the budget with them. Another share waits while the cluster changes its leader: every
@@ -78,7 +95,7 @@ impl SlotWatch {
     pub async fn look(
         &mut self,
         context: &NodeContext,
-        instance: &Instance,
+        instance: &Arc<Instance>,
         cluster: &ClusterRecord,
         seen: &MemberReport,
         free: Option<Bytes>,
@@ -90,7 +107,9 @@ impl SlotWatch {
         let loaded = seen.as_primary().is_none_or(|primary| primary.sync_set.is_some());
         let quiet = is_calm(cluster) && loaded && at_rest(seen);
         let now = Tick::now();
-        if !quiet || self.looked.is_some_and(|at| now.since(at) < LOOK_EVERY) {
+        let incomplete = self.seen.iter().flat_map(|seen| &seen.slots).any(|slot| slot.synced && slot.temporary);
+        let every = if incomplete { LOOK_SOON } else { LOOK_EVERY };
+        if !quiet || self.looked.is_some_and(|at| now.since(at) < every) {
             return self.seen.clone();
         }
         self.looked = Some(now);
@@ -106,9 +125,10 @@ impl SlotWatch {
             }
         }
         self.keep(instance, cluster, seen, now).await;
-        tend(context, instance, cluster, seen).await;
+        self.tend(context, instance, cluster, seen).await;
         match instance.slots().await {
-            Ok(slots) => {
+            Ok(mut slots) => {
+                self.note_ahead(&mut slots);
                 self.tell_lost(cluster, &slots);
                 self.seen = Some(slots);
             }
@@ -147,6 +167,70 @@ impl SlotWatch {
         }
     }
 
+    /// What logical slots need beyond settings, beside everything else.
+    async fn tend(
+        &mut self,
+        context: &NodeContext,
+        instance: &Arc<Instance>,
+        cluster: &ClusterRecord,
+        seen: &MemberReport,
+    ) {
+        if !instance.is_logical() {
+            return;
+        }
+        let tend = async {
+            instance.hold_places().await?;
+            match seen.as_primary() {
+                Some(_) => {
+                    instance.settle_waiting_consumers().await?;
+                    Ok(instance.tend_consumers(consumer(cluster).as_ref()).await?)
+                }
+                None if cluster.postgres_major < 17 => self.move_copies(context, instance, cluster, seen.member),
+                None => make_room_for_copies(context, instance, cluster, seen.member).await,
+            }
+        };
+        if let Err(error) = tend.await {
+            tracing::warn!(cluster = %cluster.spec.name, member = %seen.member, %error, "cannot tend its logical slots");
+        }
+    }
+
+    /// Before Postgres 17. It may take long, and a promise does not wait for it.
+    fn move_copies(
+        &mut self,
+        context: &NodeContext,
+        instance: &Arc<Instance>,
+        cluster: &ClusterRecord,
+        member: MemberId,
+    ) -> Result<(), SetupError> {
+        let own = cluster.members.get(&member);
+        let (Some(leader), Some(own)) = (cluster.leadership.leader().filter(|leader| *leader != member), own) else {
+            return Ok(());
+        };
+        if self.moving.as_ref().is_some_and(|moving| !moving.is_finished()) {
+            return Ok(());
+        }
+        let of = Upstream { relay: cluster.relay_of(member), ..Upstream::of(leader, cluster.epoch) };
+        let source = setup::upstream(&context.consensus.record(), cluster, own, of)?;
+        let (instance, name) = (Arc::clone(instance), cluster.spec.name.clone());
+        self.moving = Some(tokio::spawn(async move {
+            if let Err(error) = instance.tend_copies(&source).await {
+                tracing::warn!(cluster = %name, %member, %error, "cannot tend its copies of logical slots");
+            }
+        }));
+        Ok(())
+    }
+
+    /// For as long as the slot is there.
+    fn note_ahead(&mut self, slots: &mut SlotsSeen) {
+        self.ahead.retain(|name| slots.slots.iter().any(|slot| slot.name == *name && !slot.synced));
+        for slot in &mut slots.slots {
+            if slot.ahead {
+                self.ahead.insert(slot.name.clone());
+            }
+            slot.ahead = self.ahead.contains(&slot.name);
+        }
+    }
+
     /// Once for each, where its own node's log is read.
     fn tell_lost(&self, cluster: &ClusterRecord, slots: &SlotsSeen) {
         let known =
@@ -154,23 +238,6 @@ impl SlotWatch {
         for slot in slots.slots.iter().filter(|slot| slot.lost && !known(&slot.name)) {
             tracing::warn!(cluster = %cluster.spec.name, slot = %slot.name, "a replication slot is lost");
         }
-    }
-}
-
-/// What logical slots need beyond settings, beside everything else.
-async fn tend(context: &NodeContext, instance: &Instance, cluster: &ClusterRecord, seen: &MemberReport) {
-    if !instance.is_logical() {
-        return;
-    }
-    let tend = async {
-        instance.hold_places().await?;
-        match seen.as_primary() {
-            Some(_) => Ok(instance.tend_consumers(consumer(cluster).as_ref()).await?),
-            None => make_room_for_copies(context, instance, cluster, seen.member).await,
-        }
-    };
-    if let Err(error) = tend.await {
-        tracing::warn!(cluster = %cluster.spec.name, member = %seen.member, %error, "cannot tend its logical slots");
     }
 }
 

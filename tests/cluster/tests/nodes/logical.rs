@@ -1,4 +1,4 @@
-//! A consumer of a logical slot over changes of leader: on a Postgres that copies slots it never misses what was acknowledged.
+//! A consumer of a logical slot over changes of leader: it never misses what was acknowledged, whoever copies slots.
 
 use crate::faults::newer_postgres;
 use crate::support::{Bed, LATER, LONG_LEASE, SOON, session};
@@ -16,6 +16,8 @@ use tokio_postgres::Client;
 
 /// Between two tries of somebody who met an error.
 const RETRY: Duration = Duration::from_millis(100);
+/// Of a slot that Postgres is to copy.
+const FAILOVER: &str = ", failover => true";
 
 /// Ids that are known to be written, or to have been read.
 type Ids = Arc<Mutex<BTreeSet<i64>>>;
@@ -94,9 +96,9 @@ async fn consumers_target(bed: &Bed) -> anyhow::Result<Target> {
 }
 
 /// As a consumer, as soon as the leader's node has seen to the role.
-async fn make_slot(bed: &Bed, name: &str) -> anyhow::Result<()> {
+async fn make_slot(bed: &Bed, name: &str, options: &str) -> anyhow::Result<()> {
     let target = consumers_target(bed).await?;
-    let make = format!("SELECT pg_create_logical_replication_slot('{name}', 'test_decoding', failover => true)");
+    let make = format!("SELECT pg_create_logical_replication_slot('{name}', 'test_decoding'{options})");
     let made = async || {
         let client = target.connect().await.map_err(|error| error.to_string())?;
         client.batch_execute(&make).await.map_err(|error| format!("{error:?}"))
@@ -115,9 +117,13 @@ pub(crate) struct Following {
 
 impl Following {
     pub(crate) async fn start(bed: &Bed) -> anyhow::Result<Self> {
+        Self::start_by_slot(bed, FAILOVER).await
+    }
+
+    async fn start_by_slot(bed: &Bed, options: &str) -> anyhow::Result<Self> {
         let target = bed.read_write("app").await?;
         session(&target).await?.batch_execute("CREATE TABLE changes (id bigint PRIMARY KEY)").await?;
-        make_slot(bed, "warehouse").await?;
+        make_slot(bed, "warehouse", options).await?;
         let (stop, stopped) = watch::channel(false);
         let (acknowledged, consumed) = (Ids::default(), Ids::default());
         let last_error = Arc::new(Mutex::new(String::new()));
@@ -202,6 +208,34 @@ async fn a_consumer_misses_nothing_acknowledged_when_leaders_are_killed() -> any
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn before_17_a_consumer_goes_on_by_copies_that_a_restart_has_made() -> anyhow::Result<()> {
+    let spec = ClusterSpec { logical_replication: true, ..ClusterSpec::named("app") };
+    let config = format!("{LONG_LEASE}\n");
+    let mut bed = Bed::start_with(Setup { nodes: 3, config, ..Setup::default() }).await?;
+    bed.create_cluster(&spec).await?;
+    let following = Following::start_by_slot(&bed, "").await?;
+    let lacking = bed.finding("app", "slot_not_copied").await?;
+    ensure!(lacking.contains("cluster restart app"), "{lacking}");
+    // It hands over to a standby: to one whose copy is complete.
+    bed.pgstead(&["cluster", "restart", "app"]).await?.output().context("restart")?;
+    following.writes_go_on(&bed).await?;
+    following.has_caught_up(&bed).await?;
+    for _ in 0..2 {
+        following.copied_everywhere(&bed).await?;
+        following.writes_go_on(&bed).await?;
+        let leader = bed.leader_node("app").await?;
+        bed.kill_node(leader)?;
+        bed.leader_leaves("app", leader).await?;
+        following.writes_go_on(&bed).await?;
+        following.has_caught_up(&bed).await?;
+        bed.start_daemon(leader)?;
+        bed.wait_healthy("app", LATER).await?;
+    }
+    following.copied_everywhere(&bed).await?;
+    following.end().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn it_is_asked_for_while_a_cluster_runs_and_a_consumer_that_plays_a_member_is_found() -> anyhow::Result<()> {
     let mut bed = on_newer_postgres(ClusterSpec::named("app")).await?;
     let postmasters = async |bed: &Bed| -> anyhow::Result<Vec<i32>> {
@@ -219,7 +253,7 @@ async fn it_is_asked_for_while_a_cluster_runs_and_a_consumer_that_plays_a_member
     ensure!(postmasters(&bed).await? == before, "a Postgres was ended by what it was told");
     ensure!(view.members.iter().all(|member| member.incarnation == 1), "{:?}", view.members);
     bed.pgstead(&["cluster", "restart", "app"]).await?.output().context("restart")?;
-    make_slot(&bed, "warehouse").await?;
+    make_slot(&bed, "warehouse", FAILOVER).await?;
     let client = bed.client()?;
     let all_restarted = async || {
         let view = client.cluster("app").await.map_err(|error| error.to_string())?;

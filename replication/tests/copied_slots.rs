@@ -1,0 +1,221 @@
+//! Logical slots over a change of leader, on a Postgres that does not copy them itself: a consumer that goes on misses no change, and
+//! one that would finds no slot.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod support;
+
+use pgstead_replication::InstanceConfig;
+use pgstead_replication::instance::Consumer;
+use pgstead_types::Secret;
+use pgstead_types::slots::SlotSeen;
+use std::collections::BTreeSet;
+use support::*;
+use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
+
+async fn member(cluster: &Cluster, number: u128) -> Member {
+    let member = cluster.member(number).await;
+    let held = (*member.instance.config()).clone();
+    member.instance.set_config(InstanceConfig { logical_replication: true, ..held });
+    member
+}
+
+async fn leader(cluster: &Cluster, standbys: &[&Member]) -> Member {
+    let leader = member(cluster, 1).await;
+    leader.instance.init_database(&bootstrap()).await.unwrap();
+    leader.start().await;
+    leader.lead(1, 2, standbys, 1).await;
+    leader.instance.open_clients().await.unwrap();
+    let consumer = Consumer { password: Secret::new("consumers"), mark: "first".to_string() };
+    leader.instance.tend_consumers(Some(&consumer)).await.unwrap();
+    leader
+}
+
+/// With a standby that streams.
+async fn two_members(cluster: &Cluster) -> (Member, Member) {
+    let two = member(cluster, 2).await;
+    let one = leader(cluster, &[&two]).await;
+    cluster.join(&one, &two, 1).await;
+    one.app().await.unwrap().batch_execute("CREATE TABLE rows (id int PRIMARY KEY)").await.unwrap();
+    (one, two)
+}
+
+async fn reader_of(member: &Member) -> Client {
+    member.login("pgstead_consumer", "consumers", "app").await.unwrap()
+}
+
+async fn make_slot(reader: &Client, name: &str) {
+    let made = format!("SELECT pg_create_logical_replication_slot('{name}', 'test_decoding')");
+    reader.batch_execute(&made).await.unwrap();
+}
+
+/// Reads what there is and says so to the slot afterwards, as a consumer does that keeps what it is sent.
+async fn consume(reader: &Client, got: &mut BTreeSet<i32>) -> Result<(), tokio_postgres::Error> {
+    let peek =
+        "SELECT lsn::text, data FROM pg_logical_slot_peek_changes('warehouse', NULL, NULL, 'skip-empty-xacts', '1')";
+    let mut end: Option<String> = None;
+    for row in reader.query(peek, &[]).await? {
+        let data: String = row.get(1);
+        // `table public.rows: INSERT: id[integer]:7`, and more of other columns.
+        if let Some((_, id)) = data.split_once("INSERT: id[integer]:") {
+            got.insert(id.split(' ').next().unwrap().parse().unwrap());
+        }
+        end = Some(row.get(0));
+    }
+    if let Some(end) = end {
+        reader.batch_execute(&format!("SELECT pg_replication_slot_advance('warehouse', '{end}')")).await?;
+    }
+    Ok(())
+}
+
+async fn insert(app: &Client, next: &mut i32) {
+    app.batch_execute(&format!("INSERT INTO rows VALUES ({next})")).await.unwrap();
+    *next += 1;
+}
+
+async fn slots(member: &Member) -> Vec<SlotSeen> {
+    let seen = member.instance.slots().await.unwrap();
+    seen.slots.into_iter().filter(|slot| slot.database.is_some()).collect()
+}
+
+/// As its node does: slots are copied before it is started.
+async fn restart(cluster: &Cluster, leader: &Member, standby: &Member, epoch: u64) -> Vec<String> {
+    let source = cluster.source(leader, standby, epoch);
+    standby.stop().await;
+    let copied = standby.instance.copy_slots(&source).await.unwrap();
+    standby.start().await;
+    standby.instance.follow(&source).await.unwrap();
+    standby.until_streaming().await;
+    copied
+}
+
+/// While the consumer goes on.
+async fn until_ready(
+    cluster: &Cluster,
+    (leader, epoch): (&Member, u64),
+    standby: &Member,
+    got: &mut BTreeSet<i32>,
+    next: &mut i32,
+) {
+    let (app, reader) = (leader.app().await.unwrap(), reader_of(leader).await);
+    let source = cluster.source(leader, standby, epoch);
+    let ready = async || {
+        insert(&app, next).await;
+        consume(&reader, got).await.unwrap();
+        standby.instance.tend_copies(&source).await.unwrap();
+        slots(standby).await.iter().any(SlotSeen::is_ready_copy).then_some(())
+    };
+    until("the copy is ready", ready).await;
+}
+
+/// The standby has everything, and leads.
+async fn change_leader(cluster: &Cluster, from: &Member, to: &Member, epoch: u64) {
+    let end = lsn(&from.admin().await, "pg_current_wal_insert_lsn()").await;
+    to.until_replayed(end).await;
+    to.instance.cut_upstream().await.unwrap();
+    from.instance.fence().await.unwrap();
+    to.lead(epoch, epoch as u32 + 1, &[from], 1).await;
+    from.start().await;
+    from.instance.follow(&cluster.source(to, from, epoch)).await.unwrap();
+    from.until_streaming().await;
+    to.instance.open_clients().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_consumer_goes_on_with_the_next_leader_and_misses_nothing_and_again_when_it_goes_back() {
+    let cluster = Cluster::new();
+    let (one, two) = two_members(&cluster).await;
+    let (app, reader) = (one.app().await.unwrap(), reader_of(&one).await);
+    let (mut got, mut next) = (BTreeSet::new(), 0);
+    // Open before there is a slot, and all the time that it is copied: decoding goes on from what was known of it.
+    let open = one.app().await.unwrap();
+    make_slot(&reader, "warehouse").await;
+    open.batch_execute("BEGIN; INSERT INTO rows VALUES (1000000)").await.unwrap();
+    for _ in 0..3 {
+        insert(&app, &mut next).await;
+        one.admin().await.batch_execute("CHECKPOINT").await.unwrap();
+        consume(&reader, &mut got).await.unwrap();
+    }
+    assert_eq!(restart(&cluster, &one, &two, 1).await, ["warehouse"]);
+    let seen = slots(&two).await;
+    assert!(seen.iter().all(|slot| slot.synced && slot.temporary), "nobody has looked at it yet: {seen:?}");
+    until_ready(&cluster, (&one, 1), &two, &mut got, &mut next).await;
+    // A restart keeps what is known to be good.
+    assert_eq!(restart(&cluster, &one, &two, 1).await, Vec::<String>::new());
+    assert!(slots(&two).await.iter().any(SlotSeen::is_ready_copy));
+
+    // Acknowledged, and not consumed before the leader is gone; and the rows that say what the table was like are removed.
+    for _ in 0..10 {
+        insert(&app, &mut next).await;
+    }
+    open.batch_execute("COMMIT").await.unwrap();
+    app.batch_execute("ALTER TABLE rows ADD COLUMN more int DEFAULT 1; ALTER TABLE rows RENAME TO others")
+        .await
+        .unwrap();
+    app.batch_execute("ALTER TABLE others RENAME TO rows").await.unwrap();
+    insert(&app, &mut next).await;
+    change_leader(&cluster, &one, &two, 2).await;
+    let reader = reader_of(&two).await;
+    two.app().await.unwrap().batch_execute("VACUUM").await.unwrap();
+    consume(&reader, &mut got).await.unwrap();
+    let all = |next: i32| (0..next).chain([1_000_000]).collect::<BTreeSet<_>>();
+    assert_eq!(got, all(next), "a change was missed");
+
+    // The former leader has the slot still: it serves as a copy as soon as it is known to be good.
+    let seen = slots(&one).await;
+    assert!(!seen.iter().any(SlotSeen::is_ready_copy), "{seen:?}");
+    until_ready(&cluster, (&two, 2), &one, &mut got, &mut next).await;
+    insert(&two.app().await.unwrap(), &mut next).await;
+    change_leader(&cluster, &two, &one, 3).await;
+    consume(&reader_of(&one).await, &mut got).await.unwrap();
+    assert_eq!(got, all(next), "a change was missed");
+}
+
+#[tokio::test]
+async fn a_copy_of_which_nobody_knows_whether_it_is_good_is_dropped_before_a_consumer_comes() {
+    let cluster = Cluster::new();
+    let (one, two) = two_members(&cluster).await;
+    make_slot(&reader_of(&one).await, "warehouse").await;
+    assert_eq!(restart(&cluster, &one, &two, 1).await, ["warehouse"]);
+    change_leader(&cluster, &one, &two, 2).await;
+    assert_eq!(slots(&two).await, vec![]);
+    let refused = consume(&reader_of(&two).await, &mut BTreeSet::new()).await.unwrap_err();
+    assert_eq!(refused.code(), Some(&SqlState::UNDEFINED_OBJECT), "{refused:?}");
+
+    // Its own slots stay over a restart after which it leads again, and the former leader's do not vouch for it.
+    make_slot(&reader_of(&two).await, "mine").await;
+    two.stop().await;
+    two.start().await;
+    two.lead(3, 4, &[&one], 1).await;
+    two.instance.open_clients().await.unwrap();
+    let names: Vec<String> = slots(&two).await.into_iter().map(|slot| slot.name).collect();
+    assert_eq!(names, ["mine"]);
+    let seen = slots(&one).await;
+    assert!(matches!(&seen[..], [own] if own.name == "warehouse" && own.is_standbys_own()), "{seen:?}");
+}
+
+#[tokio::test]
+async fn copies_go_with_their_slots_and_a_leader_that_is_away_holds_no_start_up() {
+    let cluster = Cluster::new();
+    let (one, two) = two_members(&cluster).await;
+    let reader = reader_of(&one).await;
+    for name in ["warehouse", "other"] {
+        make_slot(&reader, name).await;
+    }
+    assert_eq!(restart(&cluster, &one, &two, 1).await, ["other", "warehouse"]);
+    // A slot of its own that the leader does not have may be the last of its kind.
+    reader.batch_execute("SELECT pg_drop_replication_slot('other')").await.unwrap();
+    let source = cluster.source(&one, &two, 1);
+    let gone = async || {
+        two.instance.tend_copies(&source).await.unwrap();
+        let seen = slots(&two).await;
+        matches!(&seen[..], [copy] if copy.name == "warehouse").then_some(())
+    };
+    until("the copy is dropped", gone).await;
+    two.stop().await;
+    one.instance.fence().await.unwrap();
+    assert!(two.instance.copy_slots(&source).await.is_err());
+    two.start().await;
+    assert_eq!(slots(&two).await.len(), 1);
+}
