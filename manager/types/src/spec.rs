@@ -257,6 +257,10 @@ impl ClusterSpec {
         if self.slot_wal_budget != WalBudget::Auto && self.setting("max_slot_wal_keep_size").is_some() {
             return Err(SpecError::TwoWalBudgets { budget: self.slot_wal_budget });
         }
+        if self.logical_replication && self.setting(FEEDBACK).is_some() {
+            let why = "without it a leader removes rows that standbys' copies of logical slots need";
+            return Err(SpecError::OwnedSetting { name: FEEDBACK.to_string(), why });
+        }
         self.settings.iter().try_for_each(|(name, value)| check_setting(name, value))
     }
 }
@@ -279,6 +283,9 @@ fn check_identifier(text: &str) -> Result<(), SpecError> {
         && !["postgres", "template0", "template1", "public", "user", "all", "replication"].contains(&text);
     if good { Ok(()) } else { Err(SpecError::BadIdentifier { text: text.chars().take(80).collect() }) }
 }
+
+/// Ours where there is logical replication. Else it is for people who read from standbys.
+const FEEDBACK: &str = "hot_standby_feedback";
 
 /// Settings that pgstead derives itself, or whose change would lose acknowledged commits, each with why.
 const OWNED: &[(&str, &str)] = &[
@@ -376,6 +383,15 @@ mod tests {
     fn refuses_more_acknowledgements_than_standbys() {
         let spec = ClusterSpec { sync_replicas: Some(3), ..ClusterSpec::named("app") };
         assert!(matches!(spec.check(), Err(SpecError::TooManySyncReplicas { asked: 3, standbys: 2, .. })));
+    }
+
+    #[test]
+    fn rows_that_copies_of_slots_need_are_not_for_a_setting_to_decide() {
+        let mut spec = ClusterSpec::named("app");
+        spec.settings.insert("Hot_Standby_Feedback".to_string(), "off".to_string());
+        spec.check().unwrap();
+        spec.logical_replication = true;
+        assert!(matches!(spec.check(), Err(SpecError::OwnedSetting { .. })));
     }
 
     #[test]
