@@ -86,11 +86,25 @@ pub fn replace_json<T: Serialize>(path: &Path, value: &T, owner: RunAs, survives
 
 /// `None` when there is no such file; an error when it is there and cannot be understood.
 pub fn read_json<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
-    match fs::read(path) {
+    match read_plain(path) {
         Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(io::Error::other),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// For a file in a folder of the user that Postgres runs as: no link is followed, and nothing waited for.
+pub fn open_plain(path: &Path) -> io::Result<File> {
+    let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
+    let file = OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(path)?;
+    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("it is no plain file")) }
+}
+
+/// All of it; what pgstead keeps in such files is small.
+pub fn read_plain(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    open_plain(path)?.take(64 << 20).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// Removes a file; false when there was none.
@@ -122,4 +136,24 @@ fn give_to(file: &File, owner: RunAs) -> io::Result<()> {
         rustix::fs::fchown(file, Some(Uid::from_raw(owner.uid)), Some(Gid::from_raw(owner.gid)))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_a_plain_file_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let (plain, link) = (dir.path().join("plain"), dir.path().join("link"));
+        fs::write(&plain, "7").unwrap();
+        std::os::unix::fs::symlink(&plain, &link).unwrap();
+        assert_eq!(read_json::<u32>(&plain).unwrap(), Some(7));
+        assert_eq!(read_json::<u32>(&dir.path().join("none")).unwrap(), None);
+        let pipe = dir.path().join("pipe");
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR, 0).unwrap();
+        for path in [&link, &pipe, &dir.path().to_path_buf()] {
+            assert!(read_json::<u32>(path).is_err(), "{path:?}");
+        }
+    }
 }

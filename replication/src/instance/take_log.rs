@@ -4,9 +4,8 @@
 //! the old or the new whole, in order, and a part of them is a shorter prefix of the same log.
 
 use super::{Instance, InstanceError, on_disk, timelines};
-use crate::files::{self, Survives};
+use crate::files::{self, Survives, open_plain};
 use pgstead_types::{Bytes, Lsn, Position};
-use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
@@ -114,13 +113,6 @@ impl Instance {
         let why = format!("up to {own} it is not what is here");
         Err(InstanceError::OtherLog { segment: segment.name.clone(), why })
     }
-}
-
-fn open_plain(path: &Path) -> io::Result<File> {
-    use std::os::unix::fs::OpenOptionsExt;
-    let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
-    let file = File::options().read(true).custom_flags(flags.bits() as i32).open(path)?;
-    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("it is no plain file")) }
 }
 
 fn begins_with(path: &Path, bytes: &[u8]) -> io::Result<bool> {
