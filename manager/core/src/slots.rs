@@ -3,7 +3,7 @@
 
 use crate::observed::{Observed, Policy};
 use pgstead_types::record::{ClusterRecord, MemberRecord};
-use pgstead_types::slots::{SlotKind, SlotSeen, SlotsSeen};
+use pgstead_types::slots::{SlotKind, SlotSeen, SlotsSeen, can_copy_slots};
 use pgstead_types::{Bytes, Finding, MemberId};
 
 /// From here on a slot is in danger: with a write rate that fills the budget in a day, this leaves some hours.
@@ -171,7 +171,11 @@ fn stays_behind(
         None => member.name.clone(),
     };
     let began = |member: &MemberRecord| by_postgres || has_incomplete(cluster, observed, policy, member.id, &slot.name);
-    let (begun, none): (Vec<_>, Vec<_>) = lacking.partition(|member| began(member));
+    let needs = |id: MemberId| if by_postgres { None } else { minor_needed(cluster, observed, policy, id) };
+    let of_leader = needs(leader);
+    let (too_old, lacking): (Vec<_>, Vec<_>) =
+        lacking.partition(|member| of_leader.is_some() || needs(member.id).is_some());
+    let (begun, none): (Vec<_>, Vec<_>) = lacking.into_iter().partition(|member| began(member));
     let names = |members: Vec<&MemberRecord>| members.into_iter().map(named).collect::<Vec<_>>().join(", ");
     let mut text = match begun.is_empty() {
         true => String::new(),
@@ -191,7 +195,24 @@ fn stays_behind(
             cluster.spec.name
         ));
     }
+    let needed = too_old.iter().find_map(|member| needs(member.id)).or(of_leader);
+    if let Some(needed) = needed {
+        let separator = if text.is_empty() { "" } else { ". " };
+        text.push_str(&format!(
+            "{separator}{what} cannot be copied to {}: if that member led now, its consumer would have to begin anew; earlier minor \
+             versions move copies along too far, so the leader and that member need Postgres {needed} or later, installed on their hosts, \
+             and then pgstead cluster restart {}",
+            names(too_old),
+            cluster.spec.name
+        ));
+    }
     (!text.is_empty()).then(|| Finding::info("slot_not_copied", text))
+}
+
+/// The minor version from which on its slots could be copied, where it runs an earlier one.
+fn minor_needed(cluster: &ClusterRecord, observed: &Observed, policy: &Policy, member: MemberId) -> Option<String> {
+    let slots = observed.fresh(cluster, member, policy).and_then(|report| report.slots.as_ref());
+    can_copy_slots(slots?.version?).err()
 }
 
 /// A copy is there and would be dropped if that member led now.

@@ -111,6 +111,20 @@ pub struct SlotsSeen {
     /// Whether Postgres was started with `wal_level = logical`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub logical: Option<bool>,
+    /// `server_version_num` of the Postgres that runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<u32>,
+}
+
+/// From which minor version on copies of logical slots can be moved along without harm: before, moving a slot along without decoding
+/// let go too early of rows that it needs, and decoding could go on from what was known for another slot.
+const COPIES_SINCE: [(u32, u32); 2] = [(15, 13), (16, 9)];
+
+/// Whether a Postgres of this `server_version_num` can have copies, or offer slots to be copied. `Err` names the version that can.
+pub fn can_copy_slots(version: u32) -> Result<(), String> {
+    let (major, minor) = COPIES_SINCE.iter().rfind(|(major, _)| *major <= version / 10_000).unwrap_or(&COPIES_SINCE[0]);
+    let can = version / 10_000 > *major || version >= major * 10_000 + minor;
+    if can { Ok(()) } else { Err(format!("{major}.{minor}")) }
 }
 
 /// A row of `pg_replication_slots`.
@@ -174,6 +188,15 @@ impl SlotSeen {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn minor_versions_that_move_slots_along_too_far_copy_none() {
+        for (version, can) in [(150_012, false), (150_013, true), (160_008, false), (160_009, true), (170_000, true)] {
+            assert_eq!(can_copy_slots(version).is_ok(), can, "{version}");
+        }
+        assert_eq!(can_copy_slots(160_000), Err("16.9".to_string()));
+        assert!(can_copy_slots(0).is_err(), "it does not say");
+    }
 
     #[test]
     fn a_budget_reads_and_writes_as_people_do() {

@@ -13,6 +13,7 @@ struct Row {
     budget_mb: i64,
     slots_max: u32,
     senders_max: u32,
+    version: u32,
     logical: bool,
     total: u32,
     recovering: bool,
@@ -39,6 +40,7 @@ fn statement(major: u16) -> String {
            (SELECT setting::bigint FROM pg_settings WHERE name = 'max_slot_wal_keep_size'), \
          'slots_max', current_setting('max_replication_slots')::int - (SELECT count(*) FROM pg_replication_slots WHERE {HELD}), \
          'senders_max', current_setting('max_wal_senders')::int, \
+         'version', current_setting('server_version_num')::int, \
          'logical', current_setting('wal_level') = 'logical', \
          'total', (SELECT count(*) FROM there), 'recovering', pg_is_in_recovery(), \
          'slots', (SELECT coalesce(json_agg(slot ORDER BY lost DESC, kept DESC NULLS LAST), '[]') FROM \
@@ -79,6 +81,7 @@ impl Instance {
             slots_max: Some(row.slots_max),
             senders_max: Some(row.senders_max),
             logical: Some(row.logical),
+            version: Some(row.version),
         })
     }
 }

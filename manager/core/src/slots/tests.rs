@@ -108,6 +108,24 @@ fn before_17_a_slot_is_named_with_who_has_no_copy_of_it_and_how_one_is_made() {
 }
 
 #[test]
+fn before_17_members_of_a_minor_version_that_copies_nothing_are_named_with_what_they_need() {
+    let kept = SlotSeen { failover: true, ..slot("warehouse", SlotKind::Logical, 1) };
+    let runs = |version| Some(SlotsSeen { version: Some(version), ..SlotsSeen::default() });
+    let told = |version| {
+        let world = with(vec![kept.clone()]).report("b", |report| report.slots = runs(150_013));
+        let world = world.report("c", |report| report.slots = runs(150_012));
+        let mut world = world.report("a", |report| report.slots.as_mut().unwrap().version = Some(version));
+        findings_of(&mut world, "slot_not_copied")
+    };
+    let found = told(150_018);
+    let [text] = &found[..] else { panic!("{found:?}") };
+    assert!(text.contains("not on b:") && text.contains("cannot be copied to c:"), "{text}");
+    assert!(text.contains("Postgres 15.13 or later"), "{text}");
+    let found = told(150_000);
+    assert!(matches!(&found[..], [text] if text.contains("cannot be copied to b, c:")), "{found:?}");
+}
+
+#[test]
 fn before_17_a_restart_hands_over_only_once_the_copies_that_it_made_are_complete() {
     let kept = SlotSeen { failover: true, ..slot("warehouse", SlotKind::Logical, 1) };
     let copies = |temporary| {
