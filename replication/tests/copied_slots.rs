@@ -5,8 +5,8 @@
 
 mod support;
 
-use pgstead_replication::InstanceConfig;
 use pgstead_replication::instance::Consumer;
+use pgstead_replication::{InstanceConfig, InstanceError};
 use pgstead_types::Secret;
 use pgstead_types::slots::SlotSeen;
 use std::collections::BTreeSet;
@@ -193,6 +193,39 @@ async fn a_copy_of_which_nobody_knows_whether_it_is_good_is_dropped_before_a_con
     assert_eq!(names, ["mine"]);
     let seen = slots(&one).await;
     assert!(matches!(&seen[..], [own] if own.name == "warehouse" && own.is_standbys_own()), "{seen:?}");
+}
+
+#[tokio::test]
+async fn a_leader_vouches_for_no_copy_before_its_own_that_may_lack_something_are_gone() {
+    let cluster = Cluster::new();
+    let (one, two) = two_members(&cluster).await;
+    make_slot(&reader_of(&one).await, "warehouse").await;
+    assert_eq!(restart(&cluster, &one, &two, 1).await, ["warehouse"]);
+    let end = lsn(&one.admin().await, "pg_current_wal_insert_lsn()").await;
+    two.until_replayed(end).await;
+    two.instance.cut_upstream().await.unwrap();
+    one.instance.fence().await.unwrap();
+    // It has the slot, as the former leader does, and nobody knows whether it lacks something.
+    two.lead(2, 3, &[&one], 1).await;
+    let source = cluster.source(&two, &one, 2);
+    let told = one.instance.copy_slots(&source).await.unwrap_err();
+    assert!(matches!(told, InstanceError::SlotsNotSettled), "{told}");
+    one.start().await;
+    one.instance.follow(&source).await.unwrap();
+    one.until_streaming().await;
+    for _ in 0..3 {
+        one.instance.tend_copies(&source).await.unwrap();
+        let seen = slots(&one).await;
+        assert!(seen.len() == 1 && !seen.iter().any(SlotSeen::is_ready_copy), "{seen:?}");
+    }
+    two.instance.open_clients().await.unwrap();
+    assert_eq!(slots(&two).await, vec![]);
+    // Nobody else could have made it on a standby, and nobody could go on with it.
+    let gone = async || {
+        one.instance.tend_copies(&source).await.unwrap();
+        slots(&one).await.is_empty().then_some(())
+    };
+    until("the former leader's slot is dropped", gone).await;
 }
 
 #[tokio::test]

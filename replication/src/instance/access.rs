@@ -9,7 +9,6 @@ use pgstead_types::record::SyncSet;
 use pgstead_types::report::ClientAccess;
 use pgstead_types::{Epoch, Incarnation, Tick};
 use std::collections::BTreeSet;
-use std::sync::PoisonError;
 use std::time::Duration;
 
 /// For a caller that waits to the end, between two looks.
@@ -18,18 +17,22 @@ const CHECKPOINTS_PATIENCE: Duration = Duration::from_secs(60);
 const SENDERS_TIME_MAX: Duration = Duration::from_secs(10);
 
 impl Instance {
-    /// Lets clients in. Consumers only where no slot is left of which nobody knows whether it misses something.
+    /// Lets clients in. Consumers only where no slot is left of which nobody knows whether it misses something; nobody else waits
+    /// for that.
     pub async fn open_clients(&self) -> Result<(), InstanceError> {
-        let _changing = self.changing.lock().await;
-        let settled = self.settle_copies().await;
-        if let Err(error) = &settled {
+        let wait = {
+            let _changing = self.changing.lock().await;
+            let wait = self.hold_consumers().await?;
+            let shape = Shape { access: ClientAccess::Open, ..self.wanted() };
+            let (sql, generation) = self.load_shape(shape).await?;
+            self.keep(sql).await;
+            self.note_access_seen(generation)?;
+            wait
+        };
+        if wait && let Err(error) = self.settle_waiting_consumers().await {
             tracing::warn!(%error, "consumers of logical slots are kept out for now");
         }
-        self.applied.lock().unwrap_or_else(PoisonError::into_inner).consumers_wait = settled.is_err();
-        let shape = Shape { access: ClientAccess::Open, ..self.wanted() };
-        let (sql, generation) = self.load_shape(shape).await?;
-        self.keep(sql).await;
-        self.note_access_seen(generation)
+        Ok(())
     }
 
     /// Keeps new clients out and ends the ones that are in.

@@ -85,6 +85,9 @@ pub struct Applied {
     /// Slots of which nobody knows whether they miss something could not be dropped yet: consumers are kept out.
     #[serde(default)]
     pub consumers_wait: bool,
+    /// Standbys were told, by the last file that was written, that no such slot is here.
+    #[serde(default)]
+    pub slots_settled: bool,
 }
 
 /// What is not the shape's and reaches Postgres by the same files. The key goes with its certificate.
@@ -121,6 +124,7 @@ impl Applied {
             logical: false,
             presented: None,
             consumers_wait: false,
+            slots_settled: false,
         })
     }
     /// As it is before anything was written.
@@ -128,8 +132,17 @@ impl Applied {
     fn fresh(wanted: &Shape, seen: Option<&Shape>) -> Self {
         let (wanted, seen) = (wanted.clone(), seen.cloned());
         let floors = BTreeMap::new();
-        let (logical, consumers_wait) = (false, false);
-        Self { generation: 1, wanted, seen, senders_pending: false, floors, logical, presented: None, consumers_wait }
+        Self {
+            generation: 1,
+            wanted,
+            seen,
+            senders_pending: false,
+            floors,
+            logical: false,
+            presented: None,
+            consumers_wait: false,
+            slots_settled: false,
+        }
     }
     pub fn save(&self, config: &InstanceConfig) -> io::Result<()> {
         files::replace_json(&config.run_file("applied.json"), self, config.owner(), Survives::Processes)
@@ -142,6 +155,13 @@ impl Applied {
     /// Before that pgstead copies them; see `copied`.
     pub fn copies_logical_slots(&self, major: u16) -> bool {
         self.logical && major < 17
+    }
+
+    /// Before a file is written. Consumers wait only where it may lead: a standby is followed by nobody whose slots it has.
+    pub fn note_slots(&mut self, major: u16, may_have_copies: bool) {
+        let follows = self.wanted.upstream.is_some();
+        self.consumers_wait &= !follows;
+        self.slots_settled = self.copies_logical_slots(major) && !follows && !self.consumers_wait && !may_have_copies;
     }
 
     fn settled(&self) -> bool {
@@ -307,6 +327,23 @@ mod tests {
         assert!(applied.relays_to().is_empty() && applied.upstream().is_none());
         let prepared = Shape { admitted, ..Shape::at_start(ClientAccess::Holding) };
         assert!(Applied::fresh(&prepared, Some(&prepared)).relays_to().is_empty());
+    }
+
+    #[test]
+    fn slots_are_settled_only_where_none_can_be_a_copy_and_nobody_waits() {
+        let leads = Shape::at_start(ClientAccess::Open);
+        let settled = |wanted: &Shape, consumers_wait, may_have_copies| {
+            let mut applied = Applied { logical: true, consumers_wait, ..Applied::fresh(wanted, None) };
+            applied.note_slots(15, may_have_copies);
+            (applied.slots_settled, applied.consumers_wait)
+        };
+        assert_eq!(settled(&leads, false, false), (true, false));
+        assert_eq!(settled(&leads, false, true), (false, false));
+        assert_eq!(settled(&leads, true, false), (false, true));
+        assert_eq!(settled(&following(), true, false), (false, false), "a standby keeps no consumers out");
+        let mut newer = Applied { logical: true, ..Applied::fresh(&leads, None) };
+        newer.note_slots(17, false);
+        assert!(!newer.slots_settled);
     }
 
     #[test]

@@ -38,6 +38,8 @@ fn render_conf(config: &InstanceConfig, applied: &Applied) -> String {
     let mut set = |name: &str, value: &str| text.push_str(&format!("{name} = {}\n", quoted(value)));
     // A backend's word for the configuration that it was born with.
     set("pgstead.generation", &applied.generation.to_string());
+    // A leader's word for its logical slots; see `slots_tended`.
+    set("pgstead.slots_settled", if applied.slots_settled { "on" } else { "off" });
     set("cluster_name", &config.incarnation.to_string());
     set("listen_addresses", &config.listen_host);
     set("port", &config.port.to_string());
@@ -193,10 +195,12 @@ impl Instance {
     /// Takes note of a shape and writes it. Nobody has been told yet.
     pub(super) async fn write_shape(&self, wanted: Shape, forget_seen: bool) -> Result<Applied, InstanceError> {
         let config = self.config();
+        let may_have_copies = self.may_have_copies();
         let applied = {
             let mut applied = self.applied.lock().unwrap_or_else(PoisonError::into_inner);
             applied.generation += 1;
             applied.want(wanted);
+            applied.note_slots(config.major, may_have_copies);
             if forget_seen {
                 applied.seen = None;
             }

@@ -50,6 +50,13 @@ impl Instance {
         Ok(())
     }
 
+    /// `server_version_num` of the Postgres that would be started; `None` where it does not say.
+    pub(super) async fn version(&self) -> Result<Option<u32>, InstanceError> {
+        let path = self.config().program("postgres");
+        let output = Run::new(&path, ["--version".to_string()]).deadline(Duration::from_secs(10)).output().await?;
+        Ok(version_in(&output.stdout))
+    }
+
     /// What is in the data folder. `expected` is the cluster's system identifier, where the record knows it.
     pub async fn data_seen(&self, expected: Option<&str>) -> DataSeen {
         let config = self.config();
@@ -238,4 +245,22 @@ impl Instance {
 
 fn looking(data_dir: &Path) -> impl FnOnce(std::io::Error) -> InstanceError + use<> {
     InstanceError::file("look for programs at work on", data_dir)
+}
+/// `postgres (PostgreSQL) 15.20 (Debian ...)`
+fn version_in(said: &str) -> Option<u32> {
+    let mut numbers = said.split(") ").nth(1)?.split_whitespace().next()?.split('.');
+    let (major, minor): (u32, u32) = (numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?);
+    Some(major * 10_000 + minor)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_says_its_version() {
+        assert_eq!(version_in("postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)\n"), Some(150_018));
+        assert_eq!(version_in("postgres (PostgreSQL) 16.9"), Some(160_009));
+        assert_eq!(version_in("postgres (PostgreSQL) 18beta1"), None);
+    }
 }

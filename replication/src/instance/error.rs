@@ -48,6 +48,10 @@ pub enum InstanceError {
     NotAStandby,
     #[error("Postgres is not a primary")]
     NotAPrimary,
+    #[error("the leader may have copies of logical slots that lack something, and has not dropped them yet")]
+    SlotsNotSettled,
+    #[error("logical slots can be copied from Postgres {needed} on, on the leader and here")]
+    MinorTooOld { needed: String },
     #[error("a checkpoint is being written; it goes on")]
     Checkpointing,
     #[error("there is no data folder at {data_dir}")]

@@ -31,8 +31,10 @@ mod rewind;
 mod safety_copy;
 mod sessions;
 mod slot_copy;
+mod slot_judged;
 mod slot_state;
 mod slots;
+mod slots_tended;
 mod source;
 mod sql;
 mod start;
@@ -144,6 +146,8 @@ pub struct Instance {
     false_sender: Mutex<Option<String>>,
     /// One change of the note of copied slots at a time.
     copies: tokio::sync::Mutex<()>,
+    /// When each copied slot may be moved along again.
+    paces: Mutex<BTreeMap<String, slots_tended::Pace>>,
 }
 
 impl Instance {
@@ -172,6 +176,7 @@ impl Instance {
             lease: AtomicU64::new(0),
             false_sender: Mutex::new(None),
             copies: tokio::sync::Mutex::new(()),
+            paces: Mutex::default(),
         };
         // Its word on the lease that it counts, too.
         let _ = instance.guard_status().await;

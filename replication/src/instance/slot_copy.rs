@@ -1,12 +1,17 @@
 //! Copies of the leader's logical slots, written while this member's Postgres is down: before 17 none can be made on a standby that
-//! runs. `copied` says what becomes of them.
+//! runs. `slots_tended` says what becomes of them.
 
 use super::control::ControlData;
-use super::slot_state::{STATE_BYTES_MAX, SlotState, is_slot_name};
+use super::copied::slots_on_disk;
+use super::slot_judged::Note;
+use super::slot_state::{STATE_BYTES_MAX, SlotState};
+use super::slots_tended::SETTLED;
 use super::{Instance, InstanceConfig, InstanceError, UpstreamSource, consumers, on_disk, timelines};
 use crate::files::{self, Survives};
 use pgstead_types::Lsn;
+use pgstead_types::slots::can_copy_slots;
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::time::Duration;
 use std::{fs, io};
 use tokio_postgres::SimpleQueryMessage;
@@ -28,7 +33,7 @@ struct Offered {
 /// What is in `pg_replslot` and `pg_wal` here.
 #[derive(Debug, Default)]
 struct Here {
-    /// Logical slots that are not known to be good.
+    /// Logical slots that came from a leader or are left from when this member led, and are not known to be good.
     replaceable: BTreeSet<String>,
     others: BTreeSet<String>,
     /// For further slots.
@@ -60,16 +65,11 @@ fn choose(offered: Vec<Offered>, here: &Here) -> (Vec<Offered>, BTreeMap<String,
 }
 
 impl Here {
-    fn look(config: &InstanceConfig, segment_bytes: u64, ready: &BTreeSet<String>) -> io::Result<Self> {
+    fn look(config: &InstanceConfig, segment_bytes: u64, note: &Note) -> io::Result<Self> {
         let mut here =
             Self { oldest_log: timelines::oldest_segment(&config.pg_wal(), segment_bytes)?, ..Self::default() };
-        for entry in fs::read_dir(config.data_dir.join("pg_replslot"))? {
-            let entry = entry?;
-            let Some(name) = entry.file_name().to_str().filter(|name| is_slot_name(name)).map(str::to_string) else {
-                continue;
-            };
-            let logical = fs::read(entry.path().join("state")).ok().and_then(|state| SlotState::parse(&state));
-            if logical.is_some() && !ready.contains(&name) {
+        for (name, logical) in slots_on_disk(config)? {
+            if logical.is_some_and(|slot| note.is_doubtful(&name, slot.confirmed)) {
                 here.replaceable.insert(name);
             } else if !consumers::is_place(&name) {
                 here.others.insert(name);
@@ -89,17 +89,22 @@ fn write(config: &InstanceConfig, offer: &Offered) -> io::Result<()> {
         files::ensure(&path, snapshot, owner, Survives::PowerLoss)?;
     }
     let folder = data.join("pg_replslot").join(&offer.slot.name);
-    if folder.is_dir() {
+    if is_folder(&folder) {
         return files::replace(&folder.join("state"), &offer.state, owner, Survives::PowerLoss);
     }
     let fresh = folder.with_extension("tmp");
-    if fresh.is_dir() {
+    if is_folder(&fresh) {
         fs::remove_dir_all(&fresh)?;
     }
     files::ensure_folder(&fresh, owner)?;
     files::replace(&fresh.join("state"), &offer.state, owner, Survives::PowerLoss)?;
     fs::rename(&fresh, &folder)?;
     files::sync_parent(&folder)
+}
+
+/// A link to one is none.
+fn is_folder(path: &Path) -> bool {
+    path.symlink_metadata().is_ok_and(|found| found.is_dir())
 }
 
 /// As Postgres calls it.
@@ -132,14 +137,14 @@ impl Instance {
         if !(config.logical_replication || control.logical || self.applied().logical) {
             return Ok(Vec::new());
         }
+        can_copy(self.version().await?)?;
         let doing = "read the leader's logical slots";
         let too_slow = |_| InstanceError::SqlTooSlow { doing, waited: COPY_TIME_MAX };
         let offered = tokio::time::timeout(COPY_TIME_MAX, self.offered(source)).await.map_err(too_slow)??;
-        let known = self.known_copies();
-        let ready = known.map(|note| note.ready_under(config.incarnation, source.of)).unwrap_or_default();
+        let note = self.copies_from_now_on(source.of)?;
         let looked = config.clone();
         let here = on_disk("look at the slots in", &config.data_dir, move || {
-            Here::look(&looked, control.segment_bytes, &ready)
+            Here::look(&looked, control.segment_bytes, &note)
         });
         let (chosen, left) = choose(offered, &here.await?);
         for (slot, why) in left {
@@ -160,6 +165,16 @@ impl Instance {
     async fn offered(&self, source: &UpstreamSource) -> Result<Vec<Offered>, InstanceError> {
         let doing = "read the leader's logical slots";
         let leader = self.try_connect_to_source(source).await?;
+        let state = format!("SELECT current_setting('server_version_num'), {SETTLED}::text");
+        let answer = leader.simple_query(&state).await.map_err(InstanceError::sql(doing))?;
+        let said = answer.iter().find_map(|message| match message {
+            SimpleQueryMessage::Row(row) => Some((row.get(0)?.parse().ok()?, row.get(1)? == "true")),
+            _ => None,
+        });
+        can_copy(said.map(|(version, _)| version))?;
+        if said.is_none_or(|(_, settled)| !settled) {
+            return Err(InstanceError::SlotsNotSettled);
+        }
         let there = "FROM pg_replication_slots WHERE slot_type = 'logical' AND NOT temporary AND plugin IS NOT NULL \
              AND restart_lsn IS NOT NULL AND wal_status IS DISTINCT FROM 'lost' AND NOT pg_is_in_recovery()";
         let text = format!(
@@ -176,6 +191,10 @@ impl Instance {
         }
         Ok(unchanged(&rows))
     }
+}
+
+fn can_copy(version: Option<u32>) -> Result<(), InstanceError> {
+    can_copy_slots(version.unwrap_or_default()).map_err(|needed| InstanceError::MinorTooOld { needed })
 }
 
 /// By both answers: what was read, and where the slots are afterwards. While a slot is where it was, so is what it needs.

@@ -159,7 +159,10 @@ impl Instance {
         let mut options = tokio_postgres::Config::new();
         options.host(&source.host).port(source.port).user(hba::REWIND_ROLE).dbname("postgres");
         options.application_name("pgstead_rewind").ssl_mode(tokio_postgres::config::SslMode::Require);
-        options.options("-c search_path=pg_catalog").connect_timeout(super::sql::STATEMENT_TIME_MAX);
+        // Files are read as text of this form.
+        options
+            .options("-c search_path=pg_catalog -c bytea_output=hex")
+            .connect_timeout(super::sql::STATEMENT_TIME_MAX);
         let doing = "connect to the leader";
         let connecting = options.connect(tokio_postgres_rustls::MakeRustlsConnect::new(tls));
         let (client, connection) = tokio::time::timeout(super::sql::STATEMENT_TIME_MAX, connecting)
