@@ -252,3 +252,54 @@ async fn copies_go_with_their_slots_and_a_leader_that_is_away_holds_no_start_up(
     two.start().await;
     assert_eq!(slots(&two).await.len(), 1);
 }
+
+#[tokio::test]
+async fn a_copy_is_judged_anew_once_what_kept_its_rows_was_gone_for_a_while() {
+    let cluster = Cluster::new();
+    let (one, two) = two_members(&cluster).await;
+    let (app, reader) = (one.app().await.unwrap(), reader_of(&one).await);
+    let (mut got, mut next) = (BTreeSet::new(), 0);
+    make_slot(&reader, "warehouse").await;
+    assert_eq!(restart(&cluster, &one, &two, 1).await, ["warehouse"]);
+    until_ready(&cluster, (&one, 1), &two, &mut got, &mut next).await;
+
+    // The leader keeps nothing for the copy while its own slot goes on.
+    let (admin, life) = (one.admin().await, two.incarnation());
+    let catalog_xmin = "(SELECT catalog_xmin FROM pg_replication_slots WHERE slot_name = 'warehouse')";
+    let before = value(&admin, catalog_xmin).await;
+    let drop = format!(
+        "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = '{life}' AND active; \
+         SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = '{life}' AND NOT active"
+    );
+    let slot_of_two = format!("(SELECT count(*) FROM pg_replication_slots WHERE slot_name = '{life}')");
+    let gone = async || {
+        admin.batch_execute(&drop).await.unwrap();
+        (value(&admin, &slot_of_two).await == "0").then_some(())
+    };
+    until("its slot is gone", gone).await;
+    app.batch_execute("SET synchronous_commit = local").await.unwrap();
+    let mut goes_on = async || {
+        let before = value(&admin, catalog_xmin).await;
+        let newer = async || {
+            insert(&app, &mut next).await;
+            admin.batch_execute("CHECKPOINT").await.unwrap();
+            consume(&reader, &mut got).await.unwrap();
+            (value(&admin, catalog_xmin).await != before).then_some(())
+        };
+        until("the leader's slot needs newer rows", newer).await;
+    };
+    goes_on().await;
+    admin.batch_execute(&format!("SELECT pg_create_physical_replication_slot('{life}', true)")).await.unwrap();
+    let kept = format!("(SELECT coalesce(catalog_xmin::text, '') FROM pg_replication_slots WHERE slot_name = '{life}')");
+    let told = async || (value(&admin, &kept).await == before).then_some(());
+    until("it is told again to keep what may be gone", told).await;
+    // It cannot be moved to where the leader's is.
+    two.admin().await.batch_execute("SELECT pg_wal_replay_pause()").await.unwrap();
+    goes_on().await;
+    two.instance.tend_copies(&cluster.source(&one, &two, 1)).await.unwrap();
+    let seen = slots(&two).await;
+    assert!(seen.len() == 1 && !seen.iter().any(SlotSeen::is_ready_copy), "{seen:?}");
+
+    two.admin().await.batch_execute("SELECT pg_wal_replay_resume()").await.unwrap();
+    until_ready(&cluster, (&one, 1), &two, &mut got, &mut next).await;
+}
