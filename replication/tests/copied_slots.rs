@@ -10,6 +10,7 @@ use pgstead_replication::{InstanceConfig, InstanceError};
 use pgstead_types::Secret;
 use pgstead_types::slots::SlotSeen;
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use support::*;
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
@@ -290,7 +291,8 @@ async fn a_copy_is_judged_anew_once_what_kept_its_rows_was_gone_for_a_while() {
     };
     goes_on().await;
     admin.batch_execute(&format!("SELECT pg_create_physical_replication_slot('{life}', true)")).await.unwrap();
-    let kept = format!("(SELECT coalesce(catalog_xmin::text, '') FROM pg_replication_slots WHERE slot_name = '{life}')");
+    let kept =
+        format!("(SELECT coalesce(catalog_xmin::text, '') FROM pg_replication_slots WHERE slot_name = '{life}')");
     let told = async || (value(&admin, &kept).await == before).then_some(());
     until("it is told again to keep what may be gone", told).await;
     // It cannot be moved to where the leader's is.
@@ -302,4 +304,53 @@ async fn a_copy_is_judged_anew_once_what_kept_its_rows_was_gone_for_a_while() {
 
     two.admin().await.batch_execute("SELECT pg_wal_replay_resume()").await.unwrap();
     until_ready(&cluster, (&one, 1), &two, &mut got, &mut next).await;
+}
+
+/// With a copy that is ready, and the file in which that is noted. The leader is gone, and the copy's member has everything.
+async fn with_a_ready_copy(cluster: &Cluster) -> (Member, Member, PathBuf) {
+    let (one, two) = two_members(cluster).await;
+    make_slot(&reader_of(&one).await, "warehouse").await;
+    assert_eq!(restart(cluster, &one, &two, 1).await, ["warehouse"]);
+    until_ready(cluster, (&one, 1), &two, &mut BTreeSet::new(), &mut 0).await;
+    let end = lsn(&one.admin().await, "pg_current_wal_insert_lsn()").await;
+    two.until_replayed(end).await;
+    two.instance.cut_upstream().await.unwrap();
+    one.instance.fence().await.unwrap();
+    let note = two.instance.config().data_dir.with_extension("slot-copies");
+    (one, two, note)
+}
+
+#[tokio::test]
+async fn nobody_but_consumers_waits_while_what_is_known_of_copies_cannot_be_settled() {
+    let cluster = Cluster::new();
+    let (one, two, note) = with_a_ready_copy(&cluster).await;
+    two.lead(2, 3, &[&one], 1).await;
+    // What cannot be understood vouches for nothing, and this cannot be removed.
+    std::fs::remove_file(&note).unwrap();
+    std::fs::create_dir(&note).unwrap();
+    two.instance.open_clients().await.unwrap();
+    assert!(two.app().await.is_ok());
+    assert!(two.login("pgstead_consumer", "consumers", "app").await.is_err());
+    assert_eq!(slots(&two).await, vec![]);
+    assert!(two.instance.settle_waiting_consumers().await.is_err());
+    assert_eq!(value(&two.admin().await, "SHOW pgstead.slots_settled").await, "off");
+
+    std::fs::remove_dir(&note).unwrap();
+    two.instance.settle_waiting_consumers().await.unwrap();
+    assert!(two.login("pgstead_consumer", "consumers", "app").await.is_ok());
+    assert_eq!(value(&two.admin().await, "SHOW pgstead.slots_settled").await, "on");
+}
+
+#[tokio::test]
+async fn a_copy_that_is_back_behind_where_it_was_ready_is_dropped() {
+    let cluster = Cluster::new();
+    let (one, two, note) = with_a_ready_copy(&cluster).await;
+    // As after a crash: where it was is not on disk.
+    let held = std::fs::read_to_string(&note).unwrap();
+    let mut held: serde_json::Value = serde_json::from_str(&held).unwrap();
+    held["copies"]["warehouse"]["passes"] = "F/0".into();
+    std::fs::write(&note, held.to_string()).unwrap();
+    two.lead(2, 3, &[&one], 1).await;
+    two.instance.open_clients().await.unwrap();
+    assert_eq!(slots(&two).await, vec![]);
 }

@@ -71,7 +71,7 @@ impl Instance {
         Ok(known.under(of))
     }
 
-    /// Whether there may be slots here that lack something. Every promotion but the first finds a note.
+    /// Whether there may be slots here that lack something: it has followed somebody, and not settled since.
     pub(super) fn may_have_copies(&self) -> bool {
         self.copies_note().try_exists().unwrap_or(true)
     }
