@@ -1,5 +1,6 @@
 //! Members that are here and not well: who must not lead, who can go on only with other data, and how often that is tried.
 
+use crate::lease;
 use crate::observed::{Memory, Observed, Policy};
 use pgstead_types::record::{ClusterRecord, MemberRecord};
 use pgstead_types::{Epoch, Finding, MemberId, Tick, Trouble};
@@ -78,16 +79,51 @@ pub(crate) fn no_good_source(
     member: &MemberRecord,
 ) -> Option<Finding> {
     is_corrupted(cluster, observed, leader).then(|| {
-        let text =
-            format!("{} must be made anew and is left as it is: pages of the leader have wrong checksums", member.name);
+        let text = format!(
+            "{} must be made anew and is left as it is: pages of the leader have wrong checksums{}",
+            member.name,
+            who_takes_over(cluster)
+        );
         Finding::error("no_good_source", text).on_cluster(cluster.id).on_member(member.id)
     })
+}
+
+/// Why a member that has no data yet gets none now: what copies it verifies every page.
+pub(crate) fn cannot_be_copied(
+    cluster: &ClusterRecord,
+    observed: &Observed,
+    policy: &Policy,
+    leader: MemberId,
+    member: &MemberRecord,
+) -> Option<Finding> {
+    let report = observed.fresh(cluster, member.id, policy)?;
+    (report.incarnation() != Some(member.current()) && is_corrupted(cluster, observed, leader)).then(|| {
+        let text = format!(
+            "{} cannot be copied: pages of the leader have wrong checksums{}",
+            member.name,
+            who_takes_over(cluster)
+        );
+        Finding::error("no_good_source", text).on_cluster(cluster.id).on_member(member.id)
+    })
+}
+
+/// Where a leader that is not well stays one until a person asks for another.
+fn who_takes_over(cluster: &ClusterRecord) -> String {
+    match lease::is_asynchronous(cluster) {
+        true => format!(
+            "; nobody takes over by itself in an asynchronous cluster: `pgstead cluster switchover {}` loses nothing",
+            cluster.spec.name
+        ),
+        false => String::new(),
+    }
 }
 
 /// What is wrong with members, for people.
 pub(crate) fn findings(cluster: &ClusterRecord, observed: &Observed) -> Vec<Finding> {
     let about = |member: &MemberRecord, trouble: &Trouble| {
-        let text = format!("{}: {trouble}", member.name);
+        let leads = cluster.leadership.leader() == Some(member.id) && trouble.speaks_against_leading();
+        let next = if leads { who_takes_over(cluster) } else { String::new() };
+        let text = format!("{}: {trouble}{next}", member.name);
         Finding::error(trouble.code(), text).on_cluster(cluster.id).on_member(member.id).on_node(member.node)
     };
     let of = |member| troubles(cluster, observed, member);

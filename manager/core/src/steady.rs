@@ -177,6 +177,7 @@ fn tend_members(
             return leave_set(cluster, observed, policy, member, leader, &why);
         }
         if !cascade::is_fed(cluster, observed, policy, primary, member) {
+            plan.findings.extend(health::cannot_be_copied(cluster, observed, policy, leader, member));
             plan.findings.push(cascade::not_fed(cluster, member));
         } else if !in_set && !lease::is_asynchronous(cluster) && !spared.contains(&member.current()) {
             let text = format!("{} streams and does not count yet: it is catching up", member.name);

@@ -203,7 +203,10 @@ fn target(
         // Whatever is planned sends it to the leader, and there it counts before the leader lets go.
         let text = format!("{} streams from {} and goes to the leader first", member.name, name(cluster, relay));
         check.findings.push(about(Finding::info("target_is_fed", text)));
-    } else if !cluster.config().is_some_and(|config| config.sync_set.members.contains(&member.current())) {
+    } else if !cluster.config().is_some_and(|config| {
+        // Nobody counts where the leader acknowledges alone. It stops cleanly, and its target has all that it wrote.
+        config.asynchronous || config.sync_set.members.contains(&member.current())
+    }) {
         let text = format!("{} does not count in the sync set yet", member.name);
         check.findings.push(about(Finding::warning("target_does_not_count", text)));
     }
@@ -282,6 +285,16 @@ mod tests {
         let check = check_switchover(&world.record, &world.observed, &world.policy, Some(member("b")));
         assert_eq!(codes(&check), ["other_operation", "target_away"]);
         assert!(!check.is_clear(Overrule::Warnings) && !check.may_pass(Overrule::Warnings));
+    }
+
+    #[test]
+    fn nobody_has_to_count_where_the_leader_acknowledges_alone() {
+        let world = world().leader("a").standby("b", lag(10)).standby("c", lag(0)).recorded(|record| {
+            record.spec.durability = pgstead_types::spec::Durability::Asynchronous;
+            (record.configs[0].asynchronous, record.configs[0].sync_set) = (true, Default::default());
+        });
+        let check = check_switchover(&world.record, &world.observed, &world.policy, Some(member("c")));
+        assert_eq!(codes(&check), Vec::<&str>::new());
     }
 
     #[test]

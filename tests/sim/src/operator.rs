@@ -5,8 +5,8 @@ use crate::faults::Fault;
 use crate::rng::Rng;
 use crate::world::{CLUSTER, Event, World, member_id, node_id};
 use pgstead_core::{ForcedCheck, check_forced, check_switchover};
-use pgstead_types::record::{ClusterChange, Command, ScheduledSwitchover};
-use pgstead_types::{RecoveryId, WallTime};
+use pgstead_types::record::{ClusterChange, ClusterRecord, Command, ScheduledSwitchover};
+use pgstead_types::{Finding, MemberId, RecoveryId, WallTime};
 use std::time::Duration;
 
 /// Nodes of a course with a forced failover: three members, and enough others that the consensus outlives two of them.
@@ -100,16 +100,34 @@ impl World {
         let cluster = self.cluster().cloned().ok_or("there is no cluster")?;
         let last = cluster.planned.last.filter(|last| cluster.leadership.leader() == Some(last.to));
         let to = last.ok_or("there is no switchover to undo")?.from;
-        let policy = self.policy;
-        let controller = self.machines[n].daemon.as_ref().and_then(|daemon| daemon.controller.as_ref());
-        let observed = &controller.ok_or("no node is the controller now")?.observed;
-        let check = check_switchover(&cluster, observed, &policy, Some(to));
-        if let Some(finding) = check.findings.first() {
+        if let Some(finding) = self.blocks_switchover(n, &cluster, to)?.first() {
             return Err(finding.to_string());
         }
         let operation = self.next_operation();
         self.request(ClusterChange::RequestSwitchover { operation, to });
         Ok(())
+    }
+
+    /// What speaks against handing over to `to`, as the command shows it.
+    fn blocks_switchover(&self, n: usize, cluster: &ClusterRecord, to: MemberId) -> Result<Vec<Finding>, String> {
+        let controller = self.machines[n].daemon.as_ref().and_then(|daemon| daemon.controller.as_ref());
+        let observed = &controller.ok_or("no node is the controller now")?.observed;
+        Ok(check_switchover(cluster, observed, &self.policy, Some(to)).findings)
+    }
+
+    /// Whom a person hands over to where a finding says that only that helps. Nobody, where none does, or nobody could take over.
+    pub fn next_leader_by_hand(&self) -> Option<MemberId> {
+        let says = |finding: &String| finding.contains("no_good_source") && finding.contains("cluster switchover");
+        self.findings.iter().find(|finding| says(finding))?;
+        let (n, cluster) = (self.controller()?, self.cluster()?);
+        let leader = cluster.leadership.leader()?;
+        let can_lead = |to: &MemberId| self.blocks_switchover(n, cluster, *to).is_ok_and(|found| found.is_empty());
+        cluster.members.keys().copied().filter(|member| *member != leader).find(can_lead)
+    }
+    pub fn switch_over(&mut self, to: MemberId) {
+        self.say("> a person has another member lead");
+        let operation = self.next_operation();
+        self.request(ClusterChange::RequestSwitchover { operation, to });
     }
 }
 

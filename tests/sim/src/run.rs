@@ -106,6 +106,13 @@ fn text_of(panic: &(dyn std::any::Any + Send)) -> String {
 /// Faults are over: it heals, and writes work.
 fn heal(world: &mut World) -> Result<(), String> {
     world.calm();
+    let end = world.now + HEAL;
+    let waits = |world: &World| unsettled(world).is_none() || world.next_leader_by_hand().is_some();
+    if world.run_until(end, waits)?
+        && let Some(to) = world.next_leader_by_hand()
+    {
+        world.switch_over(to);
+    }
     settle(world, HEAL)?;
     let before = world.acknowledged_rows().count();
     let end = world.now + Duration::from_secs(20);

@@ -15,23 +15,23 @@ fn run(seeds: impl Iterator<Item = u64>) {
 }
 
 #[test]
-fn seeds_1_to_30_hold() {
-    run(1..=30);
+fn seeds_1_to_75_hold() {
+    run(1..=75);
 }
 
 #[test]
-fn seeds_31_to_60_hold() {
-    run(31..=60);
+fn seeds_76_to_150_hold() {
+    run(76..=150);
 }
 
 #[test]
-fn seeds_61_to_90_hold() {
-    run(61..=90);
+fn seeds_151_to_225_hold() {
+    run(151..=225);
 }
 
 #[test]
-fn seeds_91_to_120_hold() {
-    run(91..=120);
+fn seeds_226_to_300_hold() {
+    run(226..=300);
 }
 
 #[test]
@@ -54,6 +54,7 @@ fn the_same_seed_gives_the_same_transcript() {
 fn clusters_whose_members_change_hold() {
     let failed: Vec<String> = (1..=40)
         .chain([102]) // An older record was shown to the node of one that had left.
+        .chain([40060]) // Only a person ends the lead of corrupted pages in an asynchronous cluster.
         .map(run_moving_seed)
         .filter_map(|course| course.failure.map(|why| format!("seed {}: {why}", course.seed)))
         .collect();

@@ -166,6 +166,26 @@ fn nobody_is_made_anew_from_a_corrupted_leader() {
 }
 
 #[test]
+fn a_new_member_is_not_copied_from_a_corrupted_leader_and_a_person_of_an_asynchronous_cluster_hears_what_helps() {
+    let asynchronous = |record: &mut pgstead_types::record::ClusterRecord| {
+        record.spec.durability = pgstead_types::spec::Durability::Asynchronous;
+        for config in &mut record.configs {
+            config.asynchronous = true;
+            config.sync_set = Default::default();
+        }
+    };
+    let world = three().recorded(asynchronous).ails("a", corrupted());
+    let mut world =
+        world.out("c").report("c", |report| report.data = pgstead_types::report::DataSeen::Absent).deaf("c");
+    let plan = world.decide();
+    assert_eq!(plan.change, None);
+    for code in ["no_good_source", "data_corruption"] {
+        let found = plan.findings.iter().find(|finding| finding.code == code).expect(code);
+        assert!(found.message.contains("pgstead cluster switchover app"), "{}", found.message);
+    }
+}
+
+#[test]
 fn a_corrupted_leader_goes_on_where_nobody_can_take_over() {
     let mut world = three().ails("a", corrupted()).gone("b");
     let plan = world.decide();
