@@ -60,7 +60,9 @@ pub struct Stat {
 
 impl Stat {
     pub fn read(pid: i32) -> Option<Self> {
-        let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        Self::of(pid, &fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+    }
+    fn of(pid: i32, text: &str) -> Option<Self> {
         // The name stands in parentheses and may itself hold spaces and parentheses.
         let (_, rest) = text.rsplit_once(") ")?;
         let fields: Vec<&str> = rest.split(' ').collect();
@@ -76,16 +78,24 @@ impl Stat {
     }
 }
 
-/// Every process of the host that could be read.
+/// Every process of the host. One that cannot be read, for want of file descriptors or memory, is an error: it is not gone.
 pub fn all() -> io::Result<Vec<Stat>> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc")? {
         let name = entry?.file_name();
-        if let Some(stat) = name.to_str().and_then(|name| name.parse().ok()).and_then(Stat::read) {
-            found.push(stat);
+        let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
+        match fs::read_to_string(format!("/proc/{pid}/stat")) {
+            Ok(text) => found.extend(Stat::of(pid, &text)),
+            // Gone since it was listed, or somebody else's that is hidden from this user.
+            Err(error) if is_gone(&error) || error.kind() == io::ErrorKind::PermissionDenied => {}
+            Err(error) => return Err(error),
         }
     }
     Ok(found)
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error())
 }
 
 /// The direct children of `parent`.

@@ -6,7 +6,7 @@ mod support;
 
 use pgstead_replication::instance::{Divergence, InstanceError, SafetyCopy};
 use pgstead_types::report::DataSeen;
-use pgstead_types::{Epoch, Timeline};
+use pgstead_types::{Epoch, Tick, Timeline};
 use support::*;
 
 /// A leader that has written what nobody acknowledged, and the one that took over from it.
@@ -25,16 +25,31 @@ async fn diverged(cluster: &Cluster) -> (Member, Member) {
 }
 
 async fn take_over(old: &Member, new: &Member) -> Divergence {
+    take_over_in(old, new, 2).await
+}
+
+async fn take_over_in(old: &Member, new: &Member, epoch: u64) -> Divergence {
     // The old leader is gone for good as this incarnation; the next one is admitted.
     old.become_incarnation(2);
-    let set = set_of(&[old], 1);
-    new.instance.prepare_promotion(Epoch(2), Timeline(3), &set, &set.members).await.unwrap();
-    let promoted = new.instance.promote(Epoch(2), Timeline(3)).await.unwrap();
-    Divergence { timeline: Timeline(3), fork: Some(promoted.fork_lsn) }
+    let (set, timeline) = (set_of(&[old], 1), Timeline(epoch as u32 + 1));
+    new.instance.prepare_promotion(Epoch(epoch), timeline, &set, &set.members).await.unwrap();
+    let promoted = new.instance.promote(Epoch(epoch), timeline).await.unwrap();
+    Divergence { timeline, fork: Some(promoted.fork_lsn) }
 }
 
 async fn comes_back(cluster: &Cluster, old: &Member, new: &Member, divergence: Divergence) {
-    let source = cluster.source(new, old, 2);
+    comes_back_in(cluster, old, new, divergence, 2, "1,2").await;
+}
+
+async fn comes_back_in(
+    cluster: &Cluster,
+    old: &Member,
+    new: &Member,
+    divergence: Divergence,
+    epoch: u64,
+    expected: &str,
+) {
+    let source = cluster.source(new, old, epoch);
     // Right after the promotion, with no checkpoint in between but the one that the rewind asks for.
     let identity = old.instance.rewind_from(&source, divergence, &|_| ()).await.unwrap();
     assert_eq!(identity.incarnation.number, 2);
@@ -48,8 +63,8 @@ async fn comes_back(cluster: &Cluster, old: &Member, new: &Member, divergence: D
     old.until_replayed(written).await;
     old.instance.open_clients().await.unwrap();
     let reader = old.app().await.unwrap();
-    assert_eq!(value(&reader, "SELECT string_agg(id::text, ',' ORDER BY id) FROM rows").await, "1,2");
-    assert_eq!(old.until_position().await.timeline, Timeline(3));
+    assert_eq!(value(&reader, "SELECT string_agg(id::text, ',' ORDER BY id) FROM rows").await, expected);
+    assert_eq!(old.until_position().await.timeline, Timeline(epoch as u32 + 1));
 }
 
 #[tokio::test]
@@ -91,6 +106,29 @@ async fn a_member_that_was_rewound_under_load_starts_without_its_leader() {
     old.instance.start_standby(HOLDING).await.unwrap();
     assert_eq!(old.until_position().await.timeline, Timeline(3));
     load.abort();
+}
+
+#[tokio::test]
+async fn a_leader_that_is_lost_right_after_its_own_promotion_is_rewound_too() {
+    let cluster = Cluster::new();
+    let (first, second) = diverged(&cluster).await;
+    first.instance.fence().await.unwrap();
+    let divergence = take_over(&first, &second).await;
+    comes_back(&cluster, &first, &second, divergence).await;
+    // Postgres takes minutes over its own checkpoint after a promotion, and until then a rewind would go by the timeline before.
+    let admin = second.admin().await;
+    let begun = Tick::now();
+    while value(&admin, "SELECT timeline_id::text FROM pg_control_checkpoint()").await != "3" {
+        assert!(Tick::now().since(begun).as_secs() < 20, "no checkpoint is written after the promotion");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    first.instance.cut_upstream().await.unwrap();
+    let alone = second.app().await.unwrap();
+    let unacknowledged = "SET synchronous_commit = local; INSERT INTO rows SELECT generate_series(100, 5000)";
+    alone.batch_execute(unacknowledged).await.unwrap();
+    second.instance.fence().await.unwrap();
+    let divergence = take_over_in(&second, &first, 3).await;
+    comes_back_in(&cluster, &second, &first, divergence, 3, "1,2,2").await;
 }
 
 #[tokio::test]

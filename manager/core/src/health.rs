@@ -3,6 +3,7 @@
 use crate::lease;
 use crate::observed::{Memory, Observed, Policy};
 use pgstead_types::record::{ClusterRecord, MemberRecord};
+use pgstead_types::report::DataSeen;
 use pgstead_types::{Epoch, Finding, MemberId, Tick, Trouble};
 use std::collections::BTreeSet;
 
@@ -96,8 +97,11 @@ pub(crate) fn cannot_be_copied(
     leader: MemberId,
     member: &MemberRecord,
 ) -> Option<Finding> {
-    let report = observed.fresh(cluster, member.id, policy)?;
-    (report.incarnation() != Some(member.current()) && is_corrupted(cluster, observed, leader)).then(|| {
+    let has_none = match &observed.fresh(cluster, member.id, policy)?.data {
+        DataSeen::Absent | DataSeen::Partial | DataSeen::Lost { .. } => true,
+        DataSeen::Present(_) | DataSeen::Foreign { .. } => false,
+    };
+    (has_none && is_corrupted(cluster, observed, leader)).then(|| {
         let text = format!(
             "{} cannot be copied: pages of the leader have wrong checksums{}",
             member.name,
@@ -107,11 +111,11 @@ pub(crate) fn cannot_be_copied(
     })
 }
 
-/// Where a leader that is not well stays one until a person asks for another.
+/// Where a leader with broken pages stays one until a person asks for another.
 fn who_takes_over(cluster: &ClusterRecord) -> String {
     match lease::is_asynchronous(cluster) {
         true => format!(
-            "; nobody takes over by itself in an asynchronous cluster: `pgstead cluster switchover {}` loses nothing",
+            "; nobody takes over by itself in an asynchronous cluster: `pgstead cluster switchover {}`",
             cluster.spec.name
         ),
         false => String::new(),
@@ -121,7 +125,7 @@ fn who_takes_over(cluster: &ClusterRecord) -> String {
 /// What is wrong with members, for people.
 pub(crate) fn findings(cluster: &ClusterRecord, observed: &Observed) -> Vec<Finding> {
     let about = |member: &MemberRecord, trouble: &Trouble| {
-        let leads = cluster.leadership.leader() == Some(member.id) && trouble.speaks_against_leading();
+        let leads = cluster.leadership.leader() == Some(member.id) && matches!(trouble, Trouble::Corrupted { .. });
         let next = if leads { who_takes_over(cluster) } else { String::new() };
         let text = format!("{}: {trouble}{next}", member.name);
         Finding::error(trouble.code(), text).on_cluster(cluster.id).on_member(member.id).on_node(member.node)

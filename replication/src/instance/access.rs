@@ -29,6 +29,7 @@ impl Instance {
             self.note_access_seen(generation)?;
             wait
         };
+        self.checkpoint_timeline().await;
         if wait && let Err(error) = self.settle_waiting_consumers().await {
             tracing::warn!(%error, "consumers of logical slots are kept out for now");
         }

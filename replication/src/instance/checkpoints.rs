@@ -1,9 +1,10 @@
 //! Checkpoints that somebody waits for, written beside everything else: on a large Postgres one takes minutes, and its node
 //! has to look at it meanwhile.
 
+use super::probe::timeline_of_file;
 use super::sql::Sql;
-use super::{Instance, InstanceError};
-use pgstead_types::OperationId;
+use super::{Instance, InstanceConfig, InstanceError};
+use pgstead_types::{OperationId, Timeline};
 use std::time::Duration;
 use tokio::task::JoinHandle;
 
@@ -16,6 +17,8 @@ pub(super) enum Purpose {
     /// For the checkpointer to have read this generation of the configuration.
     Generation(u64),
     Switchover(OperationId),
+    /// The first one of a timeline, after a promotion.
+    Promotion,
     /// Whoever asks waits.
     Asked,
 }
@@ -65,6 +68,25 @@ impl Instance {
         self.checkpointing.lock().await.as_ref().is_some_and(|held| held.purpose == purpose)
     }
 
+    /// Has the first checkpoint of a leader's timeline written now, where Postgres would take minutes over it; returns at once,
+    /// and nobody hears of the end but the log. Until it is written a leader that is lost cannot be rewound: before Postgres 16
+    /// `pg_rewind` goes by the timeline of its last checkpoint, and finds its log to end there.
+    pub(super) async fn checkpoint_timeline(&self) {
+        let mut under_way = self.checkpointing.lock().await;
+        if under_way.as_ref().is_some_and(|held| held.purpose != Purpose::Promotion || !held.task.is_finished()) {
+            return; // Somebody waits for one already.
+        }
+        let config = self.config();
+        let task = async move {
+            let written = first_of_its_timeline(&config).await;
+            if let Err(error) = &written {
+                tracing::warn!(%error, "no checkpoint was written after the promotion; Postgres writes one by itself in minutes");
+            }
+            written
+        };
+        *under_way = Some(Checkpoints { purpose: Purpose::Promotion, task: tokio::spawn(task) });
+    }
+
     /// Writes a checkpoint.
     pub async fn checkpoint(&self) -> Result<(), InstanceError> {
         self.checkpoints(Purpose::Asked, 1, TIME_MAX).await.map(drop)
@@ -77,5 +99,18 @@ impl Instance {
             true => Ok(()),
             false => Err(InstanceError::Checkpointing),
         }
+    }
+}
+
+async fn first_of_its_timeline(config: &InstanceConfig) -> Result<(), InstanceError> {
+    let sql = Sql::connect(config).await?;
+    let text = "SELECT CASE WHEN NOT pg_is_in_recovery() THEN pg_walfile_name(pg_current_wal_insert_lsn()) END; \
+                SELECT timeline_id FROM pg_control_checkpoint()";
+    let values = sql.values("look at the timeline of the last checkpoint", text).await?;
+    let own = values.first().cloned().flatten().as_deref().and_then(timeline_of_file);
+    let written = values.get(1).cloned().flatten().and_then(|text| text.parse().ok()).map(Timeline);
+    match own.is_some_and(|own| written.is_some_and(|written| written < own)) {
+        true => sql.values_within("write a checkpoint", "CHECKPOINT", TIME_MAX).await.map(drop),
+        false => Ok(()),
     }
 }

@@ -13,9 +13,13 @@ use std::time::Duration;
 const CLIENTS_TIME_MAX: Duration = Duration::from_secs(15);
 
 /// Background processes of a cluster's own roles are clients as well: they run what clients ask for. So are consumers of
-/// logical slots, which a clean stop would wait for. Standbys are not.
-const CLIENTS: &str = "backend_type IN ('client backend', 'parallel worker', 'walsender') \
+/// logical slots, which a clean stop would wait for. Standbys are not. Who is logging in is none yet; Postgres 18 lists those too.
+const CLIENTS: &str = "backend_type IN ('client backend', 'parallel worker', 'walsender') AND state IS DISTINCT FROM 'starting' \
                        AND usename IS DISTINCT FROM 'postgres' AND usename IS DISTINCT FROM 'pgstead_replication'";
+
+/// Processes that have logged in, or never will.
+const LOGGED_IN: &str = "SELECT pid FROM pg_stat_activity WHERE state IS DISTINCT FROM 'starting' \
+                         AND (backend_type IS DISTINCT FROM 'walsender' OR pid IN (SELECT pid FROM pg_stat_replication))";
 
 /// What a member calls itself where it streams, and what its slot is called, as a pattern.
 pub(super) const MEMBER_NAME: &str = "^[0-9a-f]{32}_[0-9]+$";
@@ -36,15 +40,14 @@ impl Instance {
     pub(super) async fn end_clients(&self, sql: &Sql) -> Result<(), InstanceError> {
         let begun = Tick::now();
         let terminate = format!("SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE {CLIENTS}");
+        // Those who come later are judged by the holding rules: clients that dial again and again would never let this end.
+        let mut logging_in = self.backends_logging_in(sql).await?;
         loop {
+            // SIGTERM to a backend that is not logged in yet makes it exit; to any other it is a request to end.
+            self.signal_backends(&logging_in)?;
+            // Before the clients are counted: one that was let in at the last moment is listed by then.
+            logging_in.retain(|backend| backend.is_alive());
             let count = sql.value("end the clients", &terminate).await?;
-            let logging_in = self.backends_logging_in(sql).await?;
-            for backend in &logging_in {
-                // SIGTERM to a backend that is not logged in yet makes it exit; to any other it is a request to end.
-                backend
-                    .signal(Signal::TERM)
-                    .map_err(InstanceError::file("signal a backend of", &self.config().data_dir))?;
-            }
             if count.as_deref() == Some("0") && logging_in.is_empty() {
                 return Ok(());
             }
@@ -57,17 +60,20 @@ impl Instance {
         }
     }
 
+    fn signal_backends(&self, backends: &[ProcessId]) -> Result<(), InstanceError> {
+        backends.iter().try_for_each(|backend| {
+            let told = backend.signal(Signal::TERM);
+            told.map(drop).map_err(InstanceError::file("signal a backend of", &self.config().data_dir))
+        })
+    }
+
     /// Ends the logins that are under way, and returns once none of them is left: whoever logs in from then on is judged by the
     /// present rules, which must be in effect already. `sql` was born under them.
     pub(super) async fn end_logins(&self, sql: &Sql) -> Result<(), InstanceError> {
         let begun = Tick::now();
         let mut logging_in = self.backends_logging_in(sql).await?;
         while !logging_in.is_empty() {
-            for backend in &logging_in {
-                backend
-                    .signal(Signal::TERM)
-                    .map_err(InstanceError::file("signal a backend of", &self.config().data_dir))?;
-            }
+            self.signal_backends(&logging_in)?;
             let waited = Tick::now().since(begun);
             if waited > CLIENTS_TIME_MAX {
                 let what = format!("{} logins are left", logging_in.len());
@@ -79,8 +85,9 @@ impl Instance {
         Ok(())
     }
 
-    /// Children of the postmaster that Postgres does not list: backends that are still checking who they talk to. One that was
-    /// forked before the rules changed judges by the old ones.
+    /// Children of the postmaster that Postgres does not list, or not as what they will be: backends that are still checking who
+    /// they talk to, and WAL senders that are not seen to be ones yet. One that was forked before the rules changed judges by the
+    /// old ones.
     async fn backends_logging_in(&self, sql: &Sql) -> Result<Vec<ProcessId>, InstanceError> {
         let Some(postmaster) = self.guard_status().await?.and_then(|status| status.postmaster) else {
             return Err(InstanceError::NotRunning);
@@ -90,7 +97,7 @@ impl Instance {
         let children =
             proc::children_of(postmaster.pid).map_err(InstanceError::file("look for processes in", &data_dir))?;
         let listed: BTreeSet<i32> = sql
-            .values("list the backends", "SELECT pid FROM pg_stat_activity")
+            .values("list the backends", LOGGED_IN)
             .await?
             .into_iter()
             .filter_map(|pid| pid.and_then(|pid| pid.parse().ok()))

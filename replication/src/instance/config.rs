@@ -85,8 +85,8 @@ fn render_conf(config: &InstanceConfig, applied: &Applied) -> String {
     set("restore_command", "");
     set("archive_mode", "off");
     // The default of 5 s is a hidden floor under every failover: a standby that has just lost its upstream would sit it
-    // out before it dials again.
-    set("wal_retrieve_retry_interval", "100ms");
+    // out before it dials again. The set acknowledges a promotion only once it streams, and dials before it is let in.
+    set("wal_retrieve_retry_interval", "50ms");
     // A receiver asks its sender for a sign of life after half of this, and gives up after all of it. Shorter would cut
     // streams at every hiccup of a disk; longer hides a dead network behind a stream that looks alive.
     set("wal_receiver_timeout", &format!("{SILENCE_MS_DEFAULT}ms"));

@@ -36,7 +36,7 @@ pub enum Message {
 }
 
 /// `wal_retrieve_retry_interval`.
-const RETRY_MS: u64 = 100;
+const RETRY_MS: u64 = 50;
 /// For `wal_receiver_timeout` and `wal_sender_timeout`, longer than the first and shorter than the second.
 const TIMEOUT: Duration = Duration::from_secs(5);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);

@@ -90,7 +90,9 @@ impl World {
     /// One to three draws within a few seconds, each with its end.
     pub fn draw_faults(&mut self, settled: bool) {
         let count = if self.rng.chance(40) { 1 } else { 2 + self.rng.below(2) };
-        let mut data = settled && self.members > 1;
+        // A settled cluster may have a corrupted leader, where only a person has another one lead.
+        let corrupted = self.machines.iter().any(|machine| machine.data().is_some_and(|data| data.corrupted));
+        let mut data = settled && self.members > 1 && !corrupted;
         let mut log = false;
         for _ in 0..count {
             let draw = self.draw();
