@@ -3,6 +3,7 @@
 mod acknowledged_once_confirmed;
 mod heals;
 mod lease_before_replacement;
+mod left_before_forgetting;
 mod never_streams_older;
 mod no_row_lost;
 mod one_leader_per_epoch;
@@ -50,6 +51,7 @@ pub fn check(world: &mut World) -> Result<(), String> {
         one_leader_per_epoch::check(world)?;
         no_row_lost::check(world)?;
         lease_before_replacement::check(world)?;
+        left_before_forgetting::check(world)?;
         world.spring_traps();
     }
     never_streams_older::check(world)?;
