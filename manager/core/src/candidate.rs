@@ -23,7 +23,8 @@ pub(crate) fn rank(
     unfit: &BTreeSet<MemberId>,
     over: &BTreeSet<Epoch>,
 ) -> Result<PromiseAnswer, Option<Missing>> {
-    let all: BTreeSet<Incarnation> = promises.keys().copied().collect();
+    let of_history = |answer: &&PromiseAnswer| lease::is_of_history(cluster, answer.position);
+    let all: BTreeSet<Incarnation> = promises.values().filter(of_history).map(|answer| answer.incarnation).collect();
     electable_but(&cluster.configs, &all, over)?;
     let suspect = cluster.configs.last().map(|config| config.leader);
     let acknowledged_alone = lease::acknowledged_alone(cluster).is_some();

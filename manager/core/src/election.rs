@@ -107,7 +107,11 @@ pub(crate) fn plan(
             if let Some(plan) = fetch::awaited(cluster, observed, policy, memory, None) {
                 return plan;
             }
-            if lease::has_prospect(cluster, &could_promise(cluster, observed, policy)).is_ok() {
+            let here = could_promise(cluster, observed, policy);
+            if let Some(finding) = lease::only_diverged(cluster, &promises, &here) {
+                return Plan::wait(finding);
+            }
+            if lease::has_prospect(cluster, &here).is_ok() {
                 return Plan::wait(arriving(cluster));
             }
             return hold(cluster, observed, policy, missing);

@@ -115,7 +115,7 @@ pub(crate) fn cannot_be_copied(
 fn who_takes_over(cluster: &ClusterRecord) -> String {
     match lease::is_asynchronous(cluster) {
         true => format!(
-            "; nobody takes over by itself in an asynchronous cluster: `pgstead cluster switchover {}`",
+            "; in an asynchronous cluster nobody takes over by itself: have another member lead with `pgstead cluster switchover {}`",
             cluster.spec.name
         ),
         false => String::new(),

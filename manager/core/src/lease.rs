@@ -14,7 +14,7 @@ use crate::quorum::{Missing, electable_but};
 use crate::sync_set;
 use pgstead_types::record::{ClusterRecord, EpochConfig, EpochReason, PossibleLoss};
 use pgstead_types::report::{DataSeen, PostgresSeen, PrimarySeen, PromiseAnswer};
-use pgstead_types::{Epoch, Finding, Incarnation, MemberId, Tick};
+use pgstead_types::{Epoch, Finding, Incarnation, Lsn, MemberId, Position, Tick};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -87,6 +87,40 @@ pub(crate) fn has_prospect(cluster: &ClusterRecord, here: &BTreeSet<Incarnation>
 /// The leader that may have acknowledged what the others lack: that of the last confirmed configuration.
 pub(crate) fn acknowledged_alone(cluster: &ClusterRecord) -> Option<&EpochConfig> {
     cluster.configs.first().filter(|config| config.asynchronous)
+}
+
+/// Whether a log that ends there may lead after a leader that acknowledged alone. One that left the history before that one led
+/// lacks everything since, however long it is: it is chosen by nobody but a person.
+pub(crate) fn is_of_history(cluster: &ClusterRecord, position: Position) -> bool {
+    // A record that was recovered may not know the last leader.
+    let Some(config) = acknowledged_alone(cluster).filter(|_| cluster.recovering().is_none()) else { return true };
+    let its_log = Position { timeline: config.timeline, lsn: Lsn(u64::MAX) };
+    cluster.is_prefix(position, its_log)
+        || cluster.ancestry(position.timeline).iter().any(|(timeline, _)| *timeline == config.timeline)
+}
+
+/// Of those who could promise all have, and none may lead.
+pub(crate) fn only_diverged(
+    cluster: &ClusterRecord,
+    promises: &Promises,
+    here: &BTreeSet<Incarnation>,
+) -> Option<Finding> {
+    let diverged: Vec<&str> = promises
+        .values()
+        .filter(|answer| !is_of_history(cluster, answer.position))
+        .filter_map(|answer| Some(cluster.members.get(&answer.incarnation.member)?.name.as_str()))
+        .collect();
+    if diverged.is_empty() || diverged.len() < promises.len() || here.iter().any(|life| !promises.contains_key(life)) {
+        return None;
+    }
+    let others = cluster.members.values().map(|member| member.name.as_str()).filter(|name| !diverged.contains(name));
+    let text = format!(
+        "only {} can promise, and the log there left the history before the last leader led: all that was committed since would \
+         be lost; bring back one of {}",
+        diverged.join(" and "),
+        others.collect::<Vec<_>>().join(", ")
+    );
+    Some(Finding::error("promise_missing", text).on_cluster(cluster.id))
 }
 
 /// What the old leader was last seen to have flushed. Forgotten by a new controller.

@@ -246,6 +246,7 @@ impl Instance {
 fn looking(data_dir: &Path) -> impl FnOnce(std::io::Error) -> InstanceError + use<> {
     InstanceError::file("look for programs at work on", data_dir)
 }
+
 /// `postgres (PostgreSQL) 15.20 (Debian ...)`
 fn version_in(said: &str) -> Option<u32> {
     let mut numbers = said.split(") ").nth(1)?.split_whitespace().next()?.split('.');

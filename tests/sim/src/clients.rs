@@ -124,6 +124,16 @@ impl World {
         self.flush(to);
     }
 
+    /// Log of a transaction that never commits, where a primary takes clients.
+    pub(crate) fn write_bulk(&mut self, n: usize) {
+        let Some((run, data)) = self.machines[n].live() else { return };
+        let Mode::Primary { timeline, .. } = run.mode else { return };
+        if run.postmaster && !run.stopping && run.access == ClientAccess::Open {
+            data.wal.write(timeline, What::Bulk);
+            self.flush(n);
+        }
+    }
+
     /// Ends the waits that have what they wait for. Counted per WAL sender, as Postgres does.
     pub(crate) fn release(&mut self, n: usize) {
         let Some((run, data)) = self.machines[n].live() else { return };

@@ -480,6 +480,7 @@ impl World {
             return Part::Failed("there is no data".into());
         };
         self.machines[n].disk.notes.answer = Some(PromiseAnswer { epoch, incarnation, position });
+        self.machines[n].answered = epoch;
         self.spring_promise_trap(n);
         Part::Done
     }

@@ -25,12 +25,16 @@ pub struct Machine {
     pub deferred: Vec<Event>,
     /// Disk writes take so many times longer.
     pub slow: u32,
+    /// Syncs of the volume alone take so many times longer: the notes are on another disk.
+    pub slow_volume: u32,
     /// Nothing more can be written to the volume.
     pub full: bool,
     pub clock: Clock,
     pub daemon: Option<Daemon>,
     pub disk: Disk,
     pub run: Option<Run>,
+    /// The newest epoch whose promise was ever answered here, whatever the notes say now.
+    pub answered: Epoch,
     /// The stop under way is to remove the history of a timeline that the log never got.
     pub forgets: bool,
 }
@@ -314,11 +318,13 @@ impl Machine {
             frozen: false,
             deferred: Vec::new(),
             slow: 1,
+            slow_volume: 1,
             full: false,
             clock: Clock::new(std::time::Duration::from_secs(3600 * n as u64)),
             daemon: None,
             disk: Disk::default(),
             run: None,
+            answered: Epoch::default(),
             forgets: false,
         }
     }

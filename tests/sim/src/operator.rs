@@ -117,7 +117,7 @@ impl World {
 
     /// Whom a person hands over to where a finding says that only that helps. Nobody, where none does, or nobody could take over.
     pub fn next_leader_by_hand(&self) -> Option<MemberId> {
-        let says = |finding: &String| finding.contains("no_good_source") && finding.contains("cluster switchover");
+        let says = |finding: &String| finding.contains("have another member lead with `pgstead cluster switchover");
         self.findings.iter().find(|finding| says(finding))?;
         let (n, cluster) = (self.controller()?, self.cluster()?);
         let leader = cluster.leadership.leader()?;

@@ -208,7 +208,8 @@ impl World {
 
     /// Starts a flush of what is written, if none is under way.
     pub(crate) fn flush(&mut self, n: usize) {
-        let (slow, full) = (self.machines[n].slow, self.machines[n].full);
+        let machine = &self.machines[n];
+        let (slow, full) = (machine.slow.max(machine.slow_volume), machine.full);
         let took = self.rng.ms(1, 4) * slow;
         let Some((run, data)) = self.machines[n].live() else { return };
         if full && data.flushed < data.wal.len() {

@@ -16,6 +16,8 @@ pub enum What {
     Made,
     /// A client's numbered row, committed.
     Row(u64),
+    /// Much, by a transaction that is never committed.
+    Bulk,
     EndOfRecovery,
     Checkpoint,
     ShutdownCheckpoint,
@@ -23,6 +25,7 @@ pub enum What {
 
 const BEGIN: u64 = 0x100_0000;
 const BYTES: u64 = 0x80;
+const BULK_BYTES: u64 = 0x10_0000;
 
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Wal {
@@ -54,7 +57,8 @@ impl Wal {
     }
     /// Adds a record and gives its end.
     pub fn write(&mut self, timeline: u32, what: What) -> Lsn {
-        let end = self.lsn(self.len()).0 + BYTES;
+        let bytes = if what == What::Bulk { BULK_BYTES } else { BYTES };
+        let end = self.lsn(self.len()).0 + bytes;
         self.records.push(LogRecord { end, timeline, what });
         Lsn(end)
     }

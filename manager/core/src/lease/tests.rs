@@ -62,6 +62,23 @@ fn a_new_controller_waits_a_whole_lease_for_what_others_have_granted() {
 }
 
 #[test]
+fn a_log_that_left_the_history_before_the_old_leader_led_is_chosen_by_nobody() {
+    // B's log is long, and on the timeline that A left when it began to lead.
+    let mut world = three()
+        .granted("a", 13 * SECOND)
+        .silent("a", 13 * SECOND)
+        .silent("c", 13 * SECOND)
+        .electing(EpochReason::NodeSilent, None)
+        .promised("b", 2, at(1, END + 5000));
+    let plan = world.decide();
+    assert_eq!((chosen(&plan), plan.findings[0].code.as_str()), (None, "promise_missing"));
+    assert!(plan.findings[0].message.contains("bring back one of a, c"), "{}", plan.findings[0].message);
+    // C may lag behind, but what it has is A's.
+    let mut world = world.silent("c", Duration::ZERO).promised("c", 2, at(2, END - 200));
+    assert_eq!(chosen(&world.decide()).map(|(life, _)| life), Some(life("c", 1)));
+}
+
+#[test]
 fn the_loss_is_measured_from_the_last_report() {
     let mut world = three().granted("a", SECOND);
     world.decide();

@@ -91,8 +91,7 @@ impl World {
     pub fn draw_faults(&mut self, settled: bool) {
         let count = if self.rng.chance(40) { 1 } else { 2 + self.rng.below(2) };
         // A settled cluster may have a corrupted leader, where only a person has another one lead.
-        let corrupted = self.machines.iter().any(|machine| machine.data().is_some_and(|data| data.corrupted));
-        let mut data = settled && self.members > 1 && !corrupted;
+        let mut data = settled && self.members > 1 && !self.has_corrupted();
         let mut log = false;
         for _ in 0..count {
             let draw = self.draw();
@@ -100,9 +99,7 @@ impl World {
                 // More than k copies are never taken away: one, and only where everyone has everything.
                 // Nor is the log beside it, where the next one would have to be copied from corrupted data.
                 Draw::Corruption if log => self.draw_fault(Draw::Postmaster),
-                Draw::Log if self.machines.iter().any(|machine| machine.data().is_some_and(|data| data.corrupted)) => {
-                    self.draw_fault(Draw::Postmaster);
-                }
+                Draw::Log if self.has_corrupted() => self.draw_fault(Draw::Postmaster),
                 Draw::Data | Draw::Corruption if !data => self.draw_fault(Draw::Postmaster),
                 Draw::Data => {
                     data = false;
@@ -124,6 +121,16 @@ impl World {
         if self.members == 3 && self.later.chance(20) {
             self.draw_unfit_holder();
         }
+        if self.members == 3 && self.later.chance(10) {
+            self.draw_long_old_log();
+        }
+        if self.members > 1 && self.later.chance(8) {
+            self.draw_leaders_in_a_row();
+        }
+    }
+
+    fn has_corrupted(&self) -> bool {
+        self.machines.iter().any(|machine| machine.data().is_some_and(|data| data.corrupted))
     }
 
     /// One standby alone gets what the leader writes last; then the leader goes, and that standby's disk is full.
@@ -148,6 +155,41 @@ impl World {
             let (soon, back) = (self.later.ms(50, 1500), self.later.ms(100, 3000));
             self.at(at + soon, Event::Fault(Fault::KillDaemon(node)));
             self.at(at + soon + back, Event::Fault(Fault::StartDaemon(node)));
+        }
+    }
+
+    /// The leader dies with much log that nobody else has, another one leads and has it acknowledged what clients write,
+    /// and dies as the first comes back: of those that are left then, the older log is the longer one.
+    fn draw_long_old_log(&mut self) {
+        let first = self.leader().unwrap_or(0);
+        let at = self.now + self.later.ms(500, 3000);
+        let soon = self.later.ms(1, 12);
+        self.at(at, Event::Fault(Fault::WriteBulk(first)));
+        let back = at + self.later.ms(1200, 4000);
+        self.both(
+            Span { at: at + soon, until: back },
+            Fault::KillNode { node: first, heard: true },
+            Fault::StartNode(first),
+        );
+        let next = back + self.later.ms(0, 300);
+        self.at(next, Event::Fault(Fault::KillWhoLeads));
+    }
+
+    /// One leader after another ends before its epoch is confirmed: a standby is away for replication, so that none is soon.
+    fn draw_leaders_in_a_row(&mut self) {
+        let first = self.leader().unwrap_or(0);
+        let away = self.later.below(self.members as u64) as usize;
+        let at = self.now + self.later.ms(500, 3000);
+        let until = at + self.later.ms(2000, 9000);
+        for other in (0..self.members).filter(|other| *other != away) {
+            self.both(Span { at, until }, Fault::CutPostgres(away, other), Fault::JoinPostgres(away, other));
+        }
+        let back = at + self.later.ms(300, 4000);
+        self.both(Span { at, until: back }, Fault::KillNode { node: first, heard: true }, Fault::StartNode(first));
+        let mut next = at;
+        for _ in 0..2 + self.later.below(2) {
+            self.at(next, Event::Fault(Fault::KillLeaderIn(Phase::Promoted)));
+            next = next + self.later.ms(400, 3000);
         }
     }
 
@@ -316,7 +358,7 @@ impl World {
             Draw::PromiseThenPower => {
                 for standby in (0..self.members).filter(|n| *n != leader) {
                     if self.rng.chance(60) {
-                        self.both(span, Fault::SlowDisk(standby), Fault::NormalDisk(standby));
+                        self.both(span, Fault::SlowVolume(standby), Fault::NormalDisk(standby));
                     }
                 }
                 let later = self.rng.ms(20, 400);

@@ -65,6 +65,8 @@ kinds! {
     SwitchoverRequested = "switchover asked for",
     RestartRequested = "restart asked for",
     SpecChanged = "spec changed",
+    /// Its leader's log is long then, and nobody was told of anything in it.
+    BulkWritten = "much written by one transaction that does not commit",
     CascadeChanged = "standbys are to be fed by others, or no longer",
 }
 
@@ -79,6 +81,10 @@ pub enum Fault {
     },
     StartNode(usize),
     KillPostmaster(usize),
+    /// A transaction writes much at the primary there, and does not commit.
+    WriteBulk(usize),
+    /// The node of whoever leads now is killed, and comes back.
+    KillWhoLeads,
     /// Its Postgres dies with it, by the signal of the parent's death.
     KillGuard(usize),
     /// Its processes are there, take connections, and do nothing.
@@ -109,6 +115,7 @@ pub enum Fault {
     },
     NewRecord(usize),
     SlowDisk(usize),
+    SlowVolume(usize),
     NormalDisk(usize),
     /// Nothing more can be written to the volume; Postgres ends where it must write.
     FillDisk(usize),
@@ -181,6 +188,7 @@ impl Fault {
             Fault::KillNode { heard: false, .. } => FaultKind::NodeWithoutPower,
             Fault::KillPostmaster(_) => FaultKind::PostmasterKilled,
             Fault::KillGuard(_) => FaultKind::GuardKilled,
+            Fault::WriteBulk(_) => FaultKind::BulkWritten,
             Fault::HangPostgres(_) => FaultKind::PostgresHung,
             Fault::Freeze(_) => FaultKind::NodeFrozen,
             Fault::Cut(..) => FaultKind::DirectionCut,
@@ -188,7 +196,7 @@ impl Fault {
             Fault::Flap { .. } => FaultKind::PartitionFlaps,
             Fault::CutPostgres(..) => FaultKind::ReplicationCut,
             Fault::OldRecord(_) | Fault::RecentRecord { .. } => FaultKind::OlderRecordShown,
-            Fault::SlowDisk(_) => FaultKind::DiskSlow,
+            Fault::SlowDisk(_) | Fault::SlowVolume(_) => FaultKind::DiskSlow,
             Fault::FillDisk(_) => FaultKind::DiskFull,
             Fault::DriftClock { .. } => FaultKind::ClockWrong,
             Fault::LoseData(_) => FaultKind::DataLost,
@@ -217,6 +225,7 @@ impl Fault {
             | Fault::RegainQuorum
             | Fault::KillControllerIn(_)
             | Fault::KillLeaderIn(_)
+            | Fault::KillWhoLeads
             | Fault::KillInStep { .. }
             | Fault::LosePowerAtPromise => return None,
         })
@@ -242,6 +251,7 @@ impl Fault {
             Fault::RegainQuorum => "quorum of the consensus back",
             Fault::KillControllerIn(_) => "controller to be killed in a phase",
             Fault::KillLeaderIn(_) => "leader's node to be killed in a phase",
+            Fault::KillWhoLeads => "whoever leads now is killed",
             Fault::KillInStep { power: false, .. } => "daemon to be killed inside",
             Fault::KillInStep { power: true, .. } => "node to lose its power inside",
             Fault::LosePowerAtPromise => "power to be lost at a promise",
@@ -253,6 +263,7 @@ impl Fault {
             | Fault::KillNode { node: n, .. }
             | Fault::StartNode(n)
             | Fault::KillPostmaster(n)
+            | Fault::WriteBulk(n)
             | Fault::KillGuard(n)
             | Fault::HangPostgres(n)
             | Fault::ResumePostgres(n)
@@ -263,6 +274,7 @@ impl Fault {
             | Fault::OldRecord(n)
             | Fault::NewRecord(n)
             | Fault::SlowDisk(n)
+            | Fault::SlowVolume(n)
             | Fault::NormalDisk(n)
             | Fault::FillDisk(n)
             | Fault::FreeDisk(n)
@@ -289,6 +301,7 @@ impl Fault {
             | Fault::LoseQuorum
             | Fault::RegainQuorum
             | Fault::LosePowerAtPromise
+            | Fault::KillWhoLeads
             | Fault::Restart => String::new(),
         };
         format!("fault     {what} {whom}").trim_end().to_string()
@@ -321,6 +334,14 @@ impl World {
                 self.start_daemon(n);
             }
             Fault::KillPostmaster(n) => self.kill_postmaster(n),
+            Fault::WriteBulk(n) => self.write_bulk(n),
+            Fault::KillWhoLeads => {
+                if let Some(node) = self.leader() {
+                    self.inflict(Fault::KillNode { node, heard: true });
+                    let back = self.later.ms(2000, 15_000);
+                    self.after(back, Event::Fault(Fault::StartNode(node)));
+                }
+            }
             Fault::KillGuard(n) => self.kill_guard(n),
             Fault::HangPostgres(n) => {
                 if let Some(run) = self.machines[n].run.as_mut() {
@@ -373,7 +394,11 @@ impl World {
                 }
             }
             Fault::SlowDisk(n) => self.machines[n].slow = 40,
-            Fault::NormalDisk(n) => self.machines[n].slow = 1,
+            Fault::SlowVolume(n) => self.machines[n].slow_volume = 120,
+            Fault::NormalDisk(n) => {
+                let machine = &mut self.machines[n];
+                (machine.slow, machine.slow_volume) = (1, 1);
+            }
             Fault::FillDisk(n) => self.machines[n].full = true,
             Fault::FreeDisk(n) => {
                 self.machines[n].full = false;
@@ -390,6 +415,7 @@ impl World {
                 self.machines[n].clock.set_rate(now, TRUE_RATE);
             }
             Fault::LoseData(n) => {
+                self.checks.copies_vary = true;
                 self.break_waits(n);
                 self.end_processes(n);
                 let disk = &mut self.machines[n].disk;
@@ -405,6 +431,7 @@ impl World {
                 self.touch(n);
             }
             Fault::Corrupt(n) => {
+                self.checks.copies_vary = true;
                 if let Some(data) = self.machines[n].disk.data.as_mut().filter(|data| data.complete) {
                     data.corrupted = true;
                 }

@@ -14,6 +14,8 @@ pub struct Traps {
     pub step: Option<(Step, bool)>,
     /// Who next answers a promise loses its power.
     pub promise: bool,
+    /// One was spared already.
+    pub let_off: bool,
 }
 
 impl World {
@@ -59,7 +61,13 @@ impl World {
     }
 
     /// `n` has answered a promise. The power goes after the report that says so, and comes back before anyone gives it up.
+    /// One that has nothing to lose by it is let off, once.
     pub(crate) fn spring_promise_trap(&mut self, n: usize) {
+        let has_unsynced = self.machines[n].data().is_some_and(|data| data.flushed < data.wal.len());
+        if self.traps.promise && !has_unsynced && !std::mem::replace(&mut self.traps.let_off, true) {
+            return;
+        }
+        self.traps.let_off = false;
         if std::mem::take(&mut self.traps.promise) {
             self.count_fault(FaultKind::PowerLostAtPromise);
             let (gone, back) = (self.rng.ms(15, 60), self.rng.ms(100, 1200));

@@ -1,7 +1,9 @@
 //! What must hold after every event, one file each. `Checks` keeps what must be remembered to tell.
 
 mod acknowledged_once_confirmed;
+mod enough_copies;
 mod heals;
+mod history_is_whole;
 mod lease_before_replacement;
 mod left_before_forgetting;
 mod never_streams_older;
@@ -12,6 +14,7 @@ mod only_copy;
 mod set_covers_senders;
 
 use crate::world::World;
+use pgstead_types::spec::Durability;
 use pgstead_types::{Epoch, MemberId};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -27,6 +30,11 @@ pub struct Checks {
     timelines: BTreeMap<u32, usize>,
     confirmed: Epoch,
     acknowledged_in: Epoch,
+    /// A disk's content was destroyed or given up, or another spec asked for, so that nobody can tell on how many disks a row
+    /// should be.
+    pub copies_vary: bool,
+    /// Members, `k` and durability as first asked for.
+    asked: Option<(u8, u8, Durability)>,
     /// Rows whose loss a person has accepted.
     pub forgiven: BTreeSet<u64>,
     revision: u64,
@@ -52,6 +60,8 @@ pub fn check(world: &mut World) -> Result<(), String> {
         no_row_lost::check(world)?;
         lease_before_replacement::check(world)?;
         left_before_forgetting::check(world)?;
+        history_is_whole::check(world)?;
+        enough_copies::note(world);
         world.spring_traps();
     }
     never_streams_older::check(world)?;
@@ -59,6 +69,7 @@ pub fn check(world: &mut World) -> Result<(), String> {
     set_covers_senders::check(world)?;
     if world.checks.events.is_multiple_of(200) {
         only_copy::check(world)?;
+        enough_copies::check(world)?;
     }
     world.checks.broken.take().map_or(Ok(()), Err)
 }
