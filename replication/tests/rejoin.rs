@@ -14,7 +14,10 @@ async fn diverged(cluster: &Cluster) -> (Member, Member) {
     let new = cluster.member(2).await;
     let old = cluster.leader(1, &[&new], 1).await;
     cluster.join(&old, &new, 1).await;
-    old.app().await.unwrap().batch_execute("CREATE TABLE rows (id int); INSERT INTO rows VALUES (1)").await.unwrap();
+    // Enough pages that Postgres takes the better part of a minute over a checkpoint that it spreads.
+    let pages = "CREATE TABLE pages AS SELECT generate_series(1, 100000) AS id";
+    let rows = format!("{pages}; CREATE TABLE rows (id int); INSERT INTO rows VALUES (1)");
+    old.app().await.unwrap().batch_execute(&rows).await.unwrap();
     new.instance.cut_upstream().await.unwrap();
     let alone = old.app().await.unwrap();
     alone
@@ -114,14 +117,16 @@ async fn a_leader_that_is_lost_right_after_its_own_promotion_is_rewound_too() {
     let (first, second) = diverged(&cluster).await;
     first.instance.fence().await.unwrap();
     let divergence = take_over(&first, &second).await;
-    comes_back(&cluster, &first, &second, divergence).await;
+    second.instance.open_clients().await.unwrap();
     // Postgres takes minutes over its own checkpoint after a promotion, and until then a rewind would go by the timeline before.
+    // Here before the first one's rewind, which asks for one as well.
     let admin = second.admin().await;
     let begun = Tick::now();
     while value(&admin, "SELECT timeline_id::text FROM pg_control_checkpoint()").await != "3" {
         assert!(Tick::now().since(begun).as_secs() < 20, "no checkpoint is written after the promotion");
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
+    comes_back(&cluster, &first, &second, divergence).await;
     first.instance.cut_upstream().await.unwrap();
     let alone = second.app().await.unwrap();
     let unacknowledged = "SET synchronous_commit = local; INSERT INTO rows SELECT generate_series(100, 5000)";
