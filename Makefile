@@ -30,7 +30,7 @@ demo: ## Three nodes on this machine, and the loss of the leader's: shown live
 
 .PHONY: test
 test: ## Run every test; the last line is the runner's own
-	@scripts/setup.sh build postgres test
+	@scripts/setup.sh build postgres test vm
 	@scripts/test.sh $(LOCKED)
 
 SEEDS ?= 200
@@ -57,7 +57,12 @@ model: ## Search every state of small clusters, larger ones than `make test` doe
 	@scripts/setup.sh build
 	@cargo run --quiet --release $(LOCKED) -p pgstead-model --bin model
 
-# Longer tests: `vm`.
+BODIES ?=
+.PHONY: vm
+vm: ## Run the volume suite on real LVM in a virtual machine: some three minutes (BODIES=name for some)
+	@scripts/setup.sh build vm
+	@cargo build --quiet $(LOCKED) -p pgstead-vm --bins
+	@target/debug/vm $(BODIES)
 
 .PHONY: verify
 verify: ## Check format, lints, dependencies and the repository itself; never writes
@@ -81,7 +86,7 @@ fix: ## Format, and apply what clippy can mend by itself
 
 .PHONY: bless
 bless: ## Rewrite the golden files from what the code does now; commit only a diff that you understand
-	@scripts/setup.sh build postgres test
+	@scripts/setup.sh build postgres test vm
 	INSTA_UPDATE=always INSTA_FORCE_PASS=1 PGSTEAD_BLESS=1 scripts/test.sh
 	git status --short
 

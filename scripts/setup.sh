@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Installs what building, running and testing pgstead needs and this machine lacks; says what before it does.
 #
-# Usage: scripts/setup.sh [build] [postgres] [test] [verify]     (all of them when none is named)
+# Usage: scripts/setup.sh [build] [postgres] [test] [vm] [verify]     (all of them when none is named)
 #   build      a C compiler and Rust
 #   postgres   a Postgres server with its tools, without starting a cluster of its own
 #   test       what the tests use besides: a Postgres client that is not ours, ip and nft, and a newer Postgres in target/
+#   vm         QEMU, and in target/ the virtual machine with real LVM that volumes are tested in
 #   verify     rustfmt, clippy and cargo-deny
 # Quick and silent but for one line when nothing is missing. Works on Debian and its kin; elsewhere it names what to install.
 set -euo pipefail
@@ -27,11 +28,12 @@ fail() {
 has() { command -v "$1" >/dev/null 2>&1; }
 
 parts=("$@")
-[ ${#parts[@]} -gt 0 ] || parts=(build postgres test verify)
+[ ${#parts[@]} -gt 0 ] || parts=(build postgres test vm verify)
 packages=() # Debian packages.
 rust=()     # Any of: toolchain, components.
 deny=no
 newer=no # Postgres, unpacked under target/.
+vm=no    # A kernel and a root for it, under target/.
 
 # What is missing. ----------------------------------------------------------------------------------------------------
 
@@ -81,6 +83,13 @@ check_test() {
     scripts/newer-postgres.sh --have || newer=yes
 }
 
+check_vm() {
+    has qemu-system-x86_64 || packages+=(qemu-system-x86)
+    has mke2fs || [ -x /usr/sbin/mke2fs ] || [ -x /sbin/mke2fs ] || packages+=(e2fsprogs)
+    [ -r /usr/share/keyrings/debian-archive-keyring.gpg ] || packages+=(debian-archive-keyring)
+    scripts/vm-root.sh --have || vm=yes
+}
+
 check_verify() {
     has_rust || { [[ " ${rust[*]-} " == *" toolchain "* ]] || rust+=(toolchain); }
     if has_rust && ! { cargo fmt --version && cargo clippy --version; } >/dev/null 2>&1; then rust+=(components); fi
@@ -90,12 +99,12 @@ check_verify() {
 
 for part in "${parts[@]}"; do
     case "$part" in
-    build | postgres | test | verify) "check_$part" ;;
-    *) fail "there is no part $part; expected build, postgres, test or verify" ;;
+    build | postgres | test | vm | verify) "check_$part" ;;
+    *) fail "there is no part $part; expected build, postgres, test, vm or verify" ;;
     esac
 done
 
-if [ ${#packages[@]} -eq 0 ] && [ ${#rust[@]} -eq 0 ] && [ "$deny$newer" = nono ]; then
+if [ ${#packages[@]} -eq 0 ] && [ ${#rust[@]} -eq 0 ] && [ "$deny$newer$vm" = nonono ]; then
     say "nothing is missing for: ${parts[*]}"
     exit 0
 fi
@@ -175,6 +184,7 @@ for what in "${rust[@]}"; do "install_$what"; done
 [ "$deny" = no ] || install_deny
 # It says itself what it fetches.
 [ "$newer" = no ] || scripts/newer-postgres.sh
+[ "$vm" = no ] || scripts/vm-root.sh
 
 # A package may be there and not bring what it was installed for (another release of Debian).
 for part in "${parts[@]}"; do

@@ -2,6 +2,7 @@
 //! and mounted before use and whose every answer comes from a slow program, fits it as well as plain directories do.
 
 use async_trait::async_trait;
+use pgstead_lvm::{LvmError, Percent, ProgramError};
 use pgstead_types::{Bytes, ClusterId, DeploymentId, MemberId, VolumeId, WallTime};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -117,10 +118,25 @@ pub enum Refusal {
     )]
     TooFull { pool: PathBuf, free: Bytes, needed: Bytes },
     #[error(
+        "the pool {} is {used} full and takes no new volume from {limit} on; add disks to it, remove what is not needed, \
+         or choose another pool", pool.display()
+    )]
+    PoolNearlyFull { pool: PathBuf, used: Percent, limit: Percent },
+    #[error("a volume of {size} is too small for {file_system}; expected at least {least}")]
+    TooSmall { size: Bytes, least: Bytes, file_system: &'static str },
+    #[error("the pool {} is not well: {why}; it takes no new volume", pool.display())]
+    PoolUnwell { pool: PathBuf, why: String },
+    #[error(
         "user {uid} cannot reach the pool {}: {} is closed to it; expected the execute permission for others on \
          every folder above the pool", pool.display(), blocked_at.display()
     )]
     OwnerLockedOut { pool: PathBuf, uid: u32, blocked_at: PathBuf },
+}
+
+impl Refusal {
+    pub(crate) fn other_tags(id: VolumeId, found: VolumeTags, asked: VolumeTags) -> Self {
+        Self::OtherTags { id, found: Box::new(found), asked: Box::new(asked) }
+    }
 }
 
 /// How far a removal goes.
@@ -214,8 +230,34 @@ pub enum VolumeError {
     Unreadable { path: PathBuf, why: String },
     #[error("folders under {} are nested deeper than {limit}; delete them by hand", path.display())]
     TooDeep { path: PathBuf, limit: usize },
+    #[error(transparent)]
+    Lvm(Box<LvmError>),
+    #[error("could not {doing} {}", path.display())]
+    FileSystem {
+        doing: &'static str,
+        path: PathBuf,
+        #[source]
+        source: ProgramError,
+    },
+    #[error(
+        "the file system on {} has errors that could not be repaired without loss: {said}; keep the volume as it is, and \
+         look at it by hand", device.display()
+    )]
+    Damaged { device: PathBuf, said: String },
+    #[error("something else is mounted on {}: expected {}, found {found}; unmount it", path.display(), device.display())]
+    OtherMounted { path: PathBuf, device: PathBuf, found: String },
+    #[error("{} is mounted on {} already, expected {}; unmount it there", device.display(), at.display(), path.display())]
+    MountedElsewhere { device: PathBuf, at: PathBuf, path: PathBuf },
+    #[error("volume {id} cannot be used: {why}")]
+    Unusable { id: VolumeId, why: String },
     #[error("the task that worked on the pool was stopped before it ended")]
     Stopped(#[source] tokio::task::JoinError),
+}
+
+impl From<LvmError> for VolumeError {
+    fn from(error: LvmError) -> Self {
+        Self::Lvm(Box::new(error))
+    }
 }
 
 impl VolumeError {

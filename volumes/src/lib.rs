@@ -3,9 +3,12 @@
 
 pub mod dir;
 pub mod driver;
+mod folder;
+pub mod lvm;
 
 pub use dir::{DirConfig, DirDriver, PoolError};
 pub use driver::{
     Capability, Creation, Inventory, Left, NewVolume, Owner, Refusal, Removal, Removed, Stray, StrayKind, Support,
     Usage, Volume, VolumeDriver, VolumeError, VolumeTags, left_of,
 };
+pub use lvm::{FileSystemKind, LvmConfig, LvmDriver, LvmPoolError};

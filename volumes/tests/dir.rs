@@ -31,11 +31,12 @@ impl DirBench {
     }
 }
 
+#[async_trait::async_trait(?Send)]
 impl Bench for DirBench {
     fn driver(&self) -> &dyn VolumeDriver {
         self.driver.as_ref().unwrap()
     }
-    fn restart(&mut self) {
+    async fn restart(&mut self) {
         self.driver = None; // The lock of the pool goes with it.
         self.driver = Some(open(&self.pool).unwrap());
     }
@@ -50,7 +51,15 @@ fn mode(path: &Path, mode: u32) {
     fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
 }
 
-contract!(DirBench::new());
+macro_rules! tests {
+    ($bench:expr; $($name:ident,)+) => {
+        $(#[tokio::test]
+        async fn $name() {
+            contract::$name(&mut $bench).await;
+        })+
+    };
+}
+promises!(tests, DirBench::new());
 
 #[tokio::test]
 async fn an_unfinished_volume_is_no_volume_and_is_cleared_at_the_next_start() {
@@ -62,7 +71,7 @@ async fn an_unfinished_volume_is_no_volume_and_is_cleared_at_the_next_start() {
     assert_eq!(inventory.volumes, []);
     assert_eq!(inventory.strays[0].kind, StrayKind::Unfinished);
     assert_eq!(bench.driver().open(id).await.unwrap(), None);
-    bench.restart();
+    bench.restart().await;
     assert_eq!(bench.driver().list().await.unwrap(), Default::default());
 }
 

@@ -1,7 +1,10 @@
 //! The node's configuration file: read whole, checked whole, refused with one sentence per mistake.
 
+use pgstead_lvm::BadName;
+use pgstead_types::Bytes;
 use pgstead_types::lease::{LEASE_MS_DEFAULT, LEASE_MS_MAX, LEASE_MS_MIN, SILENCE_MS_DEFAULT};
 use pgstead_types::spec::check_name;
+use pgstead_volumes::{DirConfig, FileSystemKind, LvmConfig};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::net::ToSocketAddrs;
@@ -46,9 +49,77 @@ pub struct NodeConfig {
 #[serde(deny_unknown_fields)]
 pub struct PoolConfig {
     pub name: String,
-    /// Only `dir` in this version.
-    pub driver: String,
-    pub path: PathBuf,
+    pub driver: PoolDriver,
+    /// Of `dir`: the directory. Of `lvm`: where volumes are mounted; default: under `data_dir`.
+    #[serde(default)]
+    pub path: Option<PathBuf>,
+    /// Of `lvm`: the volume group and the thin pool in it.
+    #[serde(default)]
+    pub volume_group: Option<String>,
+    #[serde(default)]
+    pub thin_pool: Option<String>,
+    /// Of `lvm`: `ext4` (the default) or `xfs`, for new volumes.
+    #[serde(default)]
+    pub file_system: Option<String>,
+    /// Of `lvm`: how large new volumes look; default: as large as the pool.
+    #[serde(default)]
+    pub volume_size_gib: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PoolDriver {
+    Dir,
+    Lvm,
+}
+
+/// A pool as its driver is opened with it.
+#[derive(Clone, Debug)]
+pub enum Pool {
+    Dir(DirConfig),
+    Lvm(LvmConfig),
+}
+
+impl PoolConfig {
+    /// What the driver needs, or one sentence about what is wrong.
+    pub fn pool(&self, data_dir: &Path) -> Result<Pool, String> {
+        let of = |text: String| format!("pool {}: {text}", self.name);
+        match self.driver {
+            PoolDriver::Dir => {
+                let lvm_only = [
+                    ("volume_group", self.volume_group.is_some()),
+                    ("thin_pool", self.thin_pool.is_some()),
+                    ("file_system", self.file_system.is_some()),
+                    ("volume_size_gib", self.volume_size_gib.is_some()),
+                ];
+                if let Some((key, _)) = lvm_only.iter().find(|(_, given)| *given) {
+                    return Err(of(format!("{key} is for driver \"lvm\", and this one is \"dir\"; remove it")));
+                }
+                let path = self.path.clone().ok_or_else(|| of("driver \"dir\" needs path, the directory".into()))?;
+                Ok(Pool::Dir(DirConfig::new(path)))
+            }
+            PoolDriver::Lvm => {
+                let name = |key: &str, value: &Option<String>| {
+                    value.clone().ok_or_else(|| of(format!("driver \"lvm\" needs {key}, a name as `lvs` shows it")))
+                };
+                let bad = |error: BadName| of(error.to_string());
+                let size = self.volume_size_gib.map(|gib| gib.checked_mul(1 << 30).filter(|bytes| *bytes > 0));
+                if size == Some(None) {
+                    return Err(of("volume_size_gib must be at least 1".into()));
+                }
+                Ok(Pool::Lvm(LvmConfig {
+                    group: name("volume_group", &self.volume_group)?.parse().map_err(bad)?,
+                    pool: name("thin_pool", &self.thin_pool)?.parse().map_err(bad)?,
+                    mounts: self.path.clone().unwrap_or_else(|| data_dir.join("volumes").join(&self.name)),
+                    file_system: match &self.file_system {
+                        None => FileSystemKind::default(),
+                        Some(text) => text.parse().map_err(of)?,
+                    },
+                    size_default: size.flatten().map(Bytes),
+                }))
+            }
+        }
+    }
 }
 
 /// Ports that clusters take theirs from, three each. Read by `pgstead init` and recorded for the deployment.
@@ -147,7 +218,15 @@ impl NodeConfig {
     fn fill_in(&mut self) {
         if self.pool.is_empty() {
             let path = self.data_dir.join("pools/default");
-            self.pool = vec![PoolConfig { name: "default".to_string(), driver: "dir".to_string(), path }];
+            self.pool = vec![PoolConfig {
+                name: "default".to_string(),
+                driver: PoolDriver::Dir,
+                path: Some(path),
+                volume_group: None,
+                thin_pool: None,
+                file_system: None,
+                volume_size_gib: None,
+            }];
         }
         if self.postgres_bin.is_empty() {
             let mut found: Vec<PathBuf> = std::fs::read_dir("/usr/lib/postgresql")
@@ -192,12 +271,7 @@ impl NodeConfig {
         }
         for pool in &self.pool {
             named(check_name("pool name", &pool.name))?;
-            if pool.driver != "dir" {
-                return Err(format!(
-                    "pool {} has driver {:?}; this version offers only \"dir\"",
-                    pool.name, pool.driver
-                ));
-            }
+            pool.pool(&self.data_dir)?;
         }
         if self.ports.first < 1024 || self.ports.last < self.ports.first.saturating_add(2) {
             return Err("ports needs first >= 1024 and last at least first + 2: a cluster takes three".to_string());
@@ -308,7 +382,7 @@ mod tests {
     fn a_short_file_is_filled_with_defaults() {
         let config = load("").unwrap();
         assert_eq!(config.port, 7480);
-        assert_eq!(config.first_pool().path, Path::new("/tmp/x/pools/default"));
+        assert_eq!(config.first_pool().path.as_deref(), Some(Path::new("/tmp/x/pools/default")));
     }
 
     #[test]
@@ -319,5 +393,20 @@ mod tests {
         assert!(load("[timing]\nheartbeat_ms = 600\nsuspicion_ms = 1600\n").unwrap_err().contains("suspicion_ms"));
         assert_eq!(load("[timing]\nheartbeat_ms = 600\n").unwrap().timing.suspicion_ms(), 1800);
         assert!(load("[[pool]]\nname = \"p\"\ndriver = \"zfs\"\npath = \"/x\"\n").unwrap_err().contains("zfs"));
+    }
+
+    #[test]
+    fn a_pool_says_what_its_driver_lacks_or_does_not_take() {
+        let pool = |rest: &str| load(&format!("[[pool]]\nname = \"p\"\n{rest}"));
+        assert!(pool("driver = \"dir\"\n").unwrap_err().contains("needs path"));
+        assert!(pool("driver = \"dir\"\npath = \"/x\"\nthin_pool = \"t\"\n").unwrap_err().contains("thin_pool"));
+        assert!(pool("driver = \"lvm\"\nvolume_group = \"g\"\n").unwrap_err().contains("needs thin_pool"));
+        let lvm = "driver = \"lvm\"\nvolume_group = \"g\"\nthin_pool = \"t\"\n";
+        assert!(pool(&format!("{lvm}file_system = \"ntfs\"\n")).unwrap_err().contains("ntfs"));
+        assert!(pool(&format!("{lvm}volume_size_gib = 0\n")).unwrap_err().contains("at least 1"));
+        assert!(pool(&lvm.replace("\"g\"", "\"-g\"")).unwrap_err().contains("dash"));
+        let config = pool(lvm).unwrap();
+        let Ok(Pool::Lvm(found)) = config.first_pool().pool(&config.data_dir) else { panic!("{config:?}") };
+        assert_eq!((found.mounts, found.size_default), (PathBuf::from("/tmp/x/volumes/p"), None));
     }
 }

@@ -2,7 +2,7 @@
 //! members, gateway.
 
 use crate::backend::NodeBackend;
-use crate::config::{NodeConfig, user_named};
+use crate::config::{NodeConfig, Pool, user_named};
 use crate::controller;
 use crate::files::{self, FolderLock, Layout};
 use crate::founding::{self, Founding, NodeIdentity};
@@ -24,7 +24,7 @@ use pgstead_core::Policy;
 use pgstead_replication::RunAs;
 use pgstead_types::record::{Command, NodeRecord};
 use pgstead_types::{Tick, WallTime};
-use pgstead_volumes::{DirConfig, DirDriver};
+use pgstead_volumes::{DirDriver, LvmDriver, VolumeDriver};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -57,9 +57,7 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
             config.host, config.port
         )
     })?;
-    let pool = config.first_pool();
-    let volumes =
-        DirDriver::open(DirConfig::new(&pool.path)).with_context(|| format!("cannot use pool {}", pool.name))?;
+    let volumes = open_pool(&config).await.with_context(|| format!("cannot use pool {}", config.first_pool().name))?;
 
     let peers = Peers::new(tls::client(&identity.ca_pem, &identity.pair())?);
     let consensus = open_consensus(&config, &layout, &identity, peers.clone()).await?;
@@ -108,7 +106,7 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
         layout: layout.clone(),
         deployment: identity.deployment,
         consensus: consensus.clone(),
-        volumes: Arc::new(volumes),
+        volumes,
         postgres,
         run_as,
         instances,
@@ -192,6 +190,13 @@ fn postgres(config: &NodeConfig) -> anyhow::Result<BTreeMap<u16, PathBuf>> {
         found.insert(major, bin.clone());
     }
     Ok(found)
+}
+
+async fn open_pool(config: &NodeConfig) -> anyhow::Result<Arc<dyn VolumeDriver>> {
+    Ok(match config.first_pool().pool(&config.data_dir).map_err(anyhow::Error::msg)? {
+        Pool::Dir(dir) => Arc::new(DirDriver::open(dir)?),
+        Pool::Lvm(lvm) => Arc::new(LvmDriver::open(lvm).await?),
+    })
 }
 
 async fn open_consensus(

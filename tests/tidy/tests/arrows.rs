@@ -19,11 +19,13 @@ const ARROWS: &[(&str, Option<&[&str]>)] = &[
     ("manager/api", Some(&[TYPES])),
     ("manager/cli", Some(&["pgstead-api", TYPES])),
     ("manager/daemon", None),
-    ("volumes", Some(&[TYPES])),
+    ("volumes", Some(&[TYPES, "pgstead-lvm"])),
+    ("volumes/lvm", Some(&[TYPES])),
     ("replication", Some(&[TYPES])),
     ("tests/sim", None),
     ("tests/model", None),
     ("tests/cluster", None),
+    ("tests/vm", None),
     ("tests/tidy", Some(&[])),
 ];
 

@@ -5,10 +5,11 @@ use super::DirConfig;
 use super::delete::{self, Progress};
 use super::layout::{self, DATA, Entry, Unreadable, sync_folder, trash_name, unfinished_name, volume_name};
 use crate::driver::{
-    Creation, Inventory, NewVolume, Owner, Refusal, Stray, StrayKind, Usage, Volume, VolumeError, VolumeTags,
+    Creation, Inventory, NewVolume, Refusal, Stray, StrayKind, Usage, Volume, VolumeError, VolumeTags,
 };
+use crate::folder;
 use pgstead_types::{Bytes, VolumeId, WallTime};
-use rustix::fs::{FlockOperation, flock, statvfs};
+use rustix::fs::statvfs;
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
@@ -42,7 +43,7 @@ pub enum PoolError {
     NotCleared {
         path: PathBuf,
         #[source]
-        source: VolumeError,
+        source: Box<VolumeError>,
     },
 }
 
@@ -88,7 +89,8 @@ impl Pool {
         let lock = lock(&path)?;
         probe_writing(&path).map_err(|source| PoolError::NotWritable { path: path.clone(), source })?;
         let pool = Self { path, free_min: config.free_min, _lock: lock, names: Mutex::new(()) };
-        pool.clear_unfinished().map_err(|source| PoolError::NotCleared { path: pool.path.clone(), source })?;
+        pool.clear_unfinished()
+            .map_err(|source| PoolError::NotCleared { path: pool.path.clone(), source: Box::new(source) })?;
         Ok(pool)
     }
 
@@ -98,7 +100,7 @@ impl Pool {
             if volume.tags == new.tags {
                 return Ok(Creation::AlreadyThere(volume));
             }
-            return Ok(Creation::Refused(other_tags(new.id, volume.tags, new.tags)));
+            return Ok(Creation::Refused(Refusal::other_tags(new.id, volume.tags, new.tags)));
         }
         if let Some(refusal) = self.refuses(new)? {
             return Ok(Creation::Refused(refusal));
@@ -169,7 +171,7 @@ impl Pool {
         let _names = self.lock_names();
         if let Some(volume) = self.find(id)? {
             if volume.tags != *tags {
-                return Ok(Taken::Refused(other_tags(id, volume.tags, *tags)));
+                return Ok(Taken::Refused(Refusal::other_tags(id, volume.tags, *tags)));
             }
             let from = self.path.join(volume_name(id));
             let to = (1..).map(|number| self.path.join(trash_name(id, number))).find(|path| !path.exists());
@@ -185,7 +187,7 @@ impl Pool {
             let folder = self.path.join(&name);
             match layout::read_tags(&folder, id) {
                 Ok(volume) if volume.tags == *tags => {}
-                Ok(volume) => return Ok(Taken::Refused(other_tags(id, volume.tags, *tags))),
+                Ok(volume) => return Ok(Taken::Refused(Refusal::other_tags(id, volume.tags, *tags))),
                 // The tags go last: without data, a deletion was cut short at its very end.
                 Err(_) if !folder.join(DATA).exists() => {}
                 Err(Unreadable(why)) => return Err(VolumeError::Unreadable { path: folder, why }),
@@ -215,7 +217,7 @@ impl Pool {
         if free < needed {
             return Ok(Some(Refusal::TooFull { pool: self.path.clone(), free, needed }));
         }
-        let blocked = blocked_at(&self.path, new.owner).map_err(VolumeError::io("look above", &self.path))?;
+        let blocked = folder::blocked_at(&self.path, new.owner).map_err(VolumeError::io("look above", &self.path))?;
         Ok(blocked.map(|blocked_at| Refusal::OwnerLockedOut {
             pool: self.path.clone(),
             uid: new.owner.uid,
@@ -259,16 +261,11 @@ impl Pool {
     }
 }
 
-fn other_tags(id: VolumeId, found: VolumeTags, asked: VolumeTags) -> Refusal {
-    Refusal::OtherTags { id, found: Box::new(found), asked: Box::new(asked) }
-}
-
 fn lock(path: &Path) -> Result<File, PoolError> {
-    let file = File::open(path).map_err(|source| PoolError::NotWritable { path: path.into(), source })?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(PoolError::InUse { path: path.into() }),
-        Err(errno) => Err(PoolError::NotWritable { path: path.into(), source: errno.into() }),
+    match folder::lock(path) {
+        Ok(Some(file)) => Ok(file),
+        Ok(None) => Err(PoolError::InUse { path: path.into() }),
+        Err(source) => Err(PoolError::NotWritable { path: path.into(), source }),
     }
 }
 
@@ -283,27 +280,4 @@ fn make_folder(path: &Path, mode: u32) -> Result<(), VolumeError> {
     fs::create_dir(path).map_err(VolumeError::io("make", path))?;
     // Set, not asked for at creation: the umask must not have a say.
     fs::set_permissions(path, Permissions::from_mode(mode)).map_err(VolumeError::io("set the mode of", path))
-}
-
-/// The topmost folder that `owner` may not pass on its way into the pool. It knows nothing of supplementary groups and
-/// access lists; on a host that relies on them, the execute permission for others is asked for all the same.
-fn blocked_at(pool: &Path, owner: Owner) -> io::Result<Option<PathBuf>> {
-    if owner.uid == 0 {
-        return Ok(None);
-    }
-    let pool = fs::canonicalize(pool)?;
-    let mut folders: Vec<_> = pool.ancestors().collect();
-    folders.reverse();
-    for folder in folders {
-        let found = fs::metadata(folder)?;
-        let may_pass = match () {
-            () if found.uid() == owner.uid => found.mode() & 0o100,
-            () if found.gid() == owner.gid => found.mode() & 0o010,
-            () => found.mode() & 0o001,
-        };
-        if may_pass == 0 {
-            return Ok(Some(folder.to_path_buf()));
-        }
-    }
-    Ok(None)
 }

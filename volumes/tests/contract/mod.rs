@@ -1,5 +1,5 @@
-//! What every driver must keep. Each function is one promise of the trait; a driver's own test file runs them all
-//! through `contract!`, against the real thing.
+//! What every driver must keep. Each function is one promise of the trait; whoever tests a driver runs them all, by the names
+//! that `promises!` gives, against the real thing.
 
 use pgstead_types::{Bytes, ClusterId, DeploymentId, MemberId, VolumeId};
 use pgstead_volumes::{
@@ -10,17 +10,18 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 
 /// A driver on storage of its own, made anew for each test.
+#[async_trait::async_trait(?Send)]
 pub trait Bench {
     fn driver(&self) -> &dyn VolumeDriver;
     /// Forgets everything in memory, as a restarted daemon has.
-    fn restart(&mut self);
+    async fn restart(&mut self);
 }
 
-/// Expands to one test per promise. `$bench` makes a [`Bench`].
+/// Hands the names of all promises to another macro, after what is given for it.
 #[macro_export]
-macro_rules! contract {
-    ($bench:expr) => {
-        $crate::contract!(@each $bench;
+macro_rules! promises {
+    ($then:ident, $($given:tt)*) => {
+        $then! { $($given)*;
             a_created_volume_belongs_to_its_owner_alone,
             creating_twice_changes_nothing,
             a_volume_of_another_member_is_never_handed_out,
@@ -33,13 +34,7 @@ macro_rules! contract {
             a_volume_that_cannot_fit_is_refused_in_one_sentence,
             usage_adds_up,
             what_is_not_offered_says_why,
-        );
-    };
-    (@each $bench:expr; $($name:ident,)+) => {
-        $(#[tokio::test]
-        async fn $name() {
-            $crate::contract::$name(&mut $bench).await;
-        })+
+        }
     };
 }
 
@@ -81,7 +76,7 @@ pub async fn creating_twice_changes_nothing(bench: &mut dyn Bench) {
     let volume = made(bench.driver(), &new).await;
     fs::write(volume.path.join("PG_VERSION"), "15").unwrap();
     assert_eq!(bench.driver().create(new.clone()).await.unwrap(), Creation::AlreadyThere(volume.clone()));
-    bench.restart();
+    bench.restart().await;
     assert_eq!(bench.driver().create(new).await.unwrap(), Creation::AlreadyThere(volume.clone()));
     assert_eq!(fs::read_to_string(volume.path.join("PG_VERSION")).unwrap(), "15");
 }
@@ -95,9 +90,9 @@ pub async fn a_volume_of_another_member_is_never_handed_out(bench: &mut dyn Benc
 
 pub async fn the_inventory_is_rebuilt_from_storage_after_a_restart(bench: &mut dyn Bench) {
     assert_eq!(bench.driver().list().await.unwrap().volumes, []);
-    let sized = NewVolume { size: Some(Bytes(8 << 20)), ..new_volume(2) };
+    let sized = NewVolume { size: Some(Bytes(320 << 20)), ..new_volume(2) };
     let volumes = vec![made(bench.driver(), &new_volume(1)).await, made(bench.driver(), &sized).await];
-    bench.restart();
+    bench.restart().await;
     let inventory = bench.driver().list().await.unwrap();
     assert_eq!(inventory.volumes, volumes);
     assert_eq!(inventory.strays, []);
@@ -134,7 +129,7 @@ pub async fn a_hard_removal_finishes_a_soft_one(bench: &mut dyn Bench) {
     let volume = made(bench.driver(), &new_volume(1)).await;
     assert_eq!(left_of(bench.driver(), volume.id).await.unwrap(), Left::Whole);
     bench.driver().remove(volume.id, &volume.tags, Removal::Soft).await.unwrap();
-    bench.restart();
+    bench.restart().await;
     assert_eq!(left_of(bench.driver(), volume.id).await.unwrap(), Left::Remains);
     let removed = bench.driver().remove(volume.id, &volume.tags, Removal::Hard).await.unwrap();
     assert_eq!(removed, Removed::Deleted);

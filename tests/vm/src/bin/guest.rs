@@ -1,0 +1,42 @@
+//! What the machine runs: the promises of every volume driver, on real LVM. Arguments are parts of the names of those to run.
+
+use pgstead_vm::promises;
+use pgstead_vm::suite::contract;
+use pgstead_vm::suite::lvm_bench::LvmBench;
+use pgstead_vm::suite::lvm_own;
+use pgstead_vm::suite::{Body, run};
+use pgstead_volumes::FileSystemKind;
+use std::process::ExitCode;
+
+macro_rules! bodies {
+    ($kind:expr; $($name:ident,)+) => {
+        vec![$(Body::new(format!("{}::{}", $kind.as_str(), stringify!($name)), || async {
+            contract::$name(&mut LvmBench::new($kind).await).await;
+        }),)+]
+    };
+}
+
+macro_rules! own {
+    ($($name:ident,)+) => {
+        [$(Body::new(concat!("lvm::", stringify!($name)), || lvm_own::$name()),)+]
+    };
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    let parts: Vec<String> = std::env::args().skip(1).collect();
+    let mut bodies = promises!(bodies, FileSystemKind::Ext4);
+    bodies.extend(promises!(bodies, FileSystemKind::Xfs));
+    bodies.extend(own!(
+        a_volume_is_back_after_a_reboot_with_what_is_in_it,
+        a_creation_that_was_cut_short_anywhere_is_no_volume_and_leaves_nothing,
+        what_is_not_ours_is_not_looked_at,
+        a_volume_with_odd_tags_is_reported_and_never_touched,
+        a_device_that_is_mounted_elsewhere_is_left_there,
+        damage_that_a_check_cannot_mend_by_itself_is_left_for_a_person,
+        a_pool_that_is_nearly_full_takes_no_volume_and_one_that_is_full_says_so_at_once,
+        a_volume_that_is_too_small_is_refused,
+        a_pool_that_is_not_there_is_said_so,
+    ));
+    if run(bodies, &parts).await { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

@@ -1,0 +1,4 @@
+//! The virtual machine's two sides: `machine` boots it and hears its verdict, `suite` is what runs inside.
+
+pub mod machine;
+pub mod suite;

@@ -1,0 +1,173 @@
+//! What only volumes of LVM do: they come back after a reboot, are checked after a crash, and are left alone where something is odd.
+
+use super::contract::{Bench, made, new_volume, tags};
+use super::lvm_bench::{LvmBench, group};
+use pgstead_lvm::{LvPath, Lvm, Run};
+use pgstead_types::Bytes;
+use pgstead_volumes::{Creation, FileSystemKind, LvmDriver, LvmPoolError, NewVolume, Refusal, StrayKind, VolumeError};
+use std::fs;
+use std::path::Path;
+
+async fn run(program: &str, args: &[&str]) -> String {
+    Run::new(program).args(args.iter().copied()).output().await.expect("the test runs only what succeeds").stdout
+}
+
+async fn bench() -> LvmBench {
+    LvmBench::new(FileSystemKind::Ext4).await
+}
+
+fn path(name: &str) -> LvPath {
+    LvPath { group: group(), name: name.parse().expect("a name") }
+}
+
+/// As after a reboot: nothing is mounted, nothing is active.
+async fn reboot(bench: &mut LvmBench) {
+    for entry in fs::read_dir(&bench.config().mounts).expect("it is there").flatten() {
+        run("umount", &[&entry.path().to_string_lossy()]).await;
+    }
+    run("lvm", &["vgchange", "-an", group().as_str()]).await;
+    bench.reopen().await;
+}
+
+pub async fn a_volume_is_back_after_a_reboot_with_what_is_in_it() {
+    let mut bench = bench().await;
+    let volume = made(bench.driver(), &new_volume(1)).await;
+    fs::write(volume.path.join("PG_VERSION"), "15").expect("it can be written to");
+    reboot(&mut bench).await;
+    assert!(!volume.path.exists());
+    assert_eq!(bench.driver().open(volume.id).await.expect("it is whole"), Some(volume.clone()));
+    assert_eq!(fs::read_to_string(volume.path.join("PG_VERSION")).expect("it was written"), "15");
+    // Nothing has to be done twice.
+    assert_eq!(bench.driver().open(volume.id).await.expect("it is mounted"), Some(volume));
+}
+
+pub async fn a_creation_that_was_cut_short_anywhere_is_no_volume_and_leaves_nothing() {
+    let mut bench = bench().await;
+    let new = new_volume(5);
+    let volume = made(bench.driver(), &new).await;
+    let (whole, half) = (format!("vol-{}", new.id), format!("new-{}", new.id));
+    let lvm = Lvm::find().await.expect("the machine has LVM");
+    // Just before the name: with a file system, and still mounted.
+    lvm.rename(&path(&whole), &half.parse().expect("a name")).await.expect("it is there");
+    let inventory = bench.driver().list().await.expect("LVM answers");
+    assert!(inventory.volumes.is_empty());
+    assert_eq!(inventory.strays.iter().map(|stray| stray.kind.clone()).collect::<Vec<_>>(), [StrayKind::Unfinished]);
+    assert_eq!(bench.driver().open(new.id).await.expect("LVM answers"), None);
+    bench.reopen().await;
+    assert_eq!(bench.driver().list().await.expect("LVM answers"), Default::default());
+    assert!(!volume.path.exists());
+    // And without one, with a creation that comes before the next start.
+    made(bench.driver(), &new).await;
+    bench.driver().remove(new.id, &new.tags, pgstead_volumes::Removal::Hard).await.expect("it is there");
+    run("lvm", &["lvcreate", "-y", "-V", "512M", "--thin", "-n", &half, "--addtag", "pgstead", "pgs-test/pool"]).await;
+    made(bench.driver(), &new).await;
+    assert_eq!(bench.driver().list().await.expect("LVM answers").strays, []);
+}
+
+pub async fn what_is_not_ours_is_not_looked_at() {
+    let bench = bench().await;
+    let new = new_volume(1);
+    // Of our name without our tag, and of our tag without our name.
+    run("lvm", &["lvcreate", "-y", "-V", "64M", "--thin", "-n", &format!("new-{}", new.id), "pgs-test/pool"]).await;
+    run("lvm", &["lvcreate", "-y", "-V", "64M", "--thin", "-n", "other", "--addtag", "pgstead", "pgs-test/pool"]).await;
+    assert_eq!(bench.driver().list().await.expect("LVM answers"), Default::default());
+}
+
+pub async fn a_volume_with_odd_tags_is_reported_and_never_touched() {
+    let bench = bench().await;
+    let volume = made(bench.driver(), &new_volume(1)).await;
+    fs::write(volume.path.join("precious"), "x").expect("it can be written to");
+    let name = format!("pgs-test/vol-{}", volume.id);
+    let owner = format!("pgstead.member={}", tags(1).member);
+    for change in [["--deltag", owner.as_str()], ["--addtag", "pgstead.member=nonsense"]] {
+        run("lvm", &["lvchange", "-y", change[0], change[1], &name]).await;
+        let inventory = bench.driver().list().await.expect("LVM answers");
+        assert!(inventory.volumes.is_empty(), "{inventory:?}");
+        assert!(matches!(inventory.strays[0].kind, StrayKind::Unreadable { .. }), "{inventory:?}");
+        let create = bench.driver().create(new_volume(1)).await;
+        assert!(matches!(create, Err(VolumeError::Unreadable { .. })), "{create:?}");
+        let remove = bench.driver().remove(volume.id, &volume.tags, pgstead_volumes::Removal::Hard).await;
+        assert!(matches!(remove, Err(VolumeError::Unreadable { .. })), "{remove:?}");
+    }
+    assert!(volume.path.join("precious").exists());
+}
+
+pub async fn a_device_that_is_mounted_elsewhere_is_left_there() {
+    let mut bench = bench().await;
+    let volume = made(bench.driver(), &new_volume(1)).await;
+    let device = path(&format!("vol-{}", volume.id)).device();
+    let place = bench.config().mounts.join(volume.id.to_string());
+    run("umount", &[&place.to_string_lossy()]).await;
+    run("mount", &[&device.to_string_lossy(), "/mnt"]).await;
+    let opened = bench.driver().open(volume.id).await;
+    assert!(matches!(opened, Err(VolumeError::MountedElsewhere { .. })), "{opened:?}");
+    run("umount", &["/mnt"]).await;
+    // Nor is it put on top of what somebody else has mounted there.
+    fs::create_dir_all(&place).expect("the folder can be made");
+    run("mount", &["-t", "tmpfs", "tmpfs", &place.to_string_lossy()]).await;
+    let opened = bench.driver().open(volume.id).await;
+    assert!(matches!(opened, Err(VolumeError::OtherMounted { .. })), "{opened:?}");
+    run("umount", &[&place.to_string_lossy()]).await;
+    assert_eq!(bench.driver().open(volume.id).await.expect("it is free"), Some(volume));
+    reboot(&mut bench).await;
+}
+
+pub async fn damage_that_a_check_cannot_mend_by_itself_is_left_for_a_person() {
+    let bench = bench().await;
+    let volume = made(bench.driver(), &new_volume(1)).await;
+    let place = bench.config().mounts.join(volume.id.to_string());
+    let device = path(&format!("vol-{}", volume.id)).device();
+    run("umount", &[&place.to_string_lossy()]).await;
+    // The root's inode is gone: a check would have to make up another one.
+    run("debugfs", &["-w", "-R", "clri <2>", &device.to_string_lossy()]).await;
+    let opened = bench.driver().open(volume.id).await;
+    let Err(VolumeError::Damaged { said, .. }) = opened else { panic!("expected damage, got {opened:?}") };
+    assert!(said.contains("UNEXPECTED INCONSISTENCY") || said.contains("fsck"), "{said}");
+}
+
+pub async fn a_pool_that_is_nearly_full_takes_no_volume_and_one_that_is_full_says_so_at_once() {
+    let mut bench = bench().await;
+    let big = NewVolume { size: Some(Bytes(2 << 30)), ..new_volume(1) };
+    let volume = made(bench.driver(), &big).await;
+    let file = volume.path.join("big");
+    run("dd", &["if=/dev/zero", &format!("of={}", file.display()), "bs=1M", "count=1700", "conv=fsync"]).await;
+    let answer = bench.driver().create(new_volume(2)).await.expect("a refusal is no failure");
+    assert!(matches!(answer, Creation::Refused(Refusal::PoolNearlyFull { .. })), "{answer:?}");
+    let usage = bench.driver().usage().await.expect("LVM answers");
+    assert!(usage.used.0 > usage.total.0 / 5 * 4, "{usage:?}");
+    // What is there already needs no room.
+    let again = bench.driver().create(big).await.expect("LVM answers");
+    assert!(matches!(again, Creation::AlreadyThere(_)), "{again:?}");
+    reboot(&mut bench).await;
+    assert_eq!(bench.driver().open(volume.id).await.expect("it is whole"), Some(volume));
+}
+
+pub async fn a_volume_that_is_too_small_is_refused() {
+    for (kind, size) in [(FileSystemKind::Ext4, 8 << 20), (FileSystemKind::Xfs, 200 << 20)] {
+        let bench = LvmBench::new(kind).await;
+        let small = NewVolume { size: Some(Bytes(size)), ..new_volume(1) };
+        let answer = bench.driver().create(small).await.expect("a refusal is no failure");
+        assert!(matches!(answer, Creation::Refused(Refusal::TooSmall { .. })), "{answer:?}");
+    }
+}
+
+pub async fn a_pool_that_is_not_there_is_said_so() {
+    let bench = bench().await;
+    let open = async |change: &dyn Fn(&mut pgstead_volumes::LvmConfig)| {
+        let mut config = bench.config().clone();
+        config.mounts = "/run/others".into();
+        change(&mut config);
+        LvmDriver::open(config).await.expect_err("nothing fits")
+    };
+    let error = open(&|config| config.group = "nowhere".parse().expect("a name")).await;
+    assert!(matches!(error, LvmPoolError::NoGroup { .. }), "{error:?}");
+    let error = open(&|config| config.pool = "nothing".parse().expect("a name")).await;
+    assert!(matches!(error, LvmPoolError::NoPool { .. }), "{error:?}");
+    let volume = made(bench.driver(), &new_volume(1)).await;
+    let error = open(&|config| config.pool = format!("vol-{}", volume.id).parse().expect("a name")).await;
+    assert!(matches!(error, LvmPoolError::NotThin { .. }), "{error:?}");
+    let error = open(&|config| config.mounts = Path::new("mounts").into()).await;
+    assert!(matches!(error, LvmPoolError::NotAbsolute { .. }), "{error:?}");
+    let error = open(&|config| config.mounts = bench.config().mounts.clone()).await;
+    assert!(matches!(error, LvmPoolError::InUse { .. }), "{error:?}");
+}

@@ -1,0 +1,211 @@
+//! File systems on devices: made, checked, mounted, unmounted. A mount is believed only by the kernel's own list of them.
+
+use crate::driver::VolumeError;
+use pgstead_lvm::Run;
+use pgstead_lvm::program;
+use pgstead_types::Bytes;
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use std::ffi::CString;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+/// A check of a large file system after a crash reads much of it.
+const CHECK_DEADLINE: Duration = Duration::from_secs(3600);
+const MAKE_DEADLINE: Duration = Duration::from_secs(600);
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum FileSystemKind {
+    #[default]
+    Ext4,
+    Xfs,
+}
+
+impl FileSystemKind {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ext4 => "ext4",
+            Self::Xfs => "xfs",
+        }
+    }
+    /// mkfs.xfs(8) makes none below 300 MB; Postgres' own files take some 40 MiB, and its log as much again.
+    pub const fn least(self) -> Bytes {
+        match self {
+            Self::Ext4 => Bytes(128 << 20),
+            Self::Xfs => Bytes(304 << 20),
+        }
+    }
+    /// The programs that it needs.
+    pub const fn programs(self) -> &'static [&'static str] {
+        match self {
+            Self::Ext4 => &["mkfs.ext4", "e2fsck", "resize2fs"],
+            Self::Xfs => &["mkfs.xfs", "xfs_repair", "xfs_growfs"],
+        }
+    }
+    fn options(self) -> &'static str {
+        match self {
+            // After an error nothing more is written: Postgres stops, and another member leads.
+            Self::Ext4 => "errors=remount-ro",
+            // A snapshot has its origin's UUID, and both may be mounted.
+            Self::Xfs => "nouuid",
+        }
+    }
+}
+impl FromStr for FileSystemKind {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "ext4" => Ok(Self::Ext4),
+            "xfs" => Ok(Self::Xfs),
+            other => Err(format!("{other:?} is no file system that volumes can have; expected ext4 or xfs")),
+        }
+    }
+}
+
+/// Makes one on a device whose content is of no use.
+pub async fn make(kind: FileSystemKind, device: &Path) -> Result<(), VolumeError> {
+    let run = match kind {
+        // The whole volume may be given back to the pool first, and its tables are written when they are used: it takes no room.
+        FileSystemKind::Ext4 => {
+            Run::new("mkfs.ext4").args(["-q", "-F", "-m", "0", "-E", "lazy_itable_init=1,lazy_journal_init=1"])
+        }
+        FileSystemKind::Xfs => Run::new("mkfs.xfs").args(["-q", "-f"]),
+    };
+    let run = run.arg(device.to_string_lossy()).deadline(MAKE_DEADLINE);
+    let failed = |source| VolumeError::FileSystem { doing: "make a file system on", path: device.into(), source };
+    run.output().await.map(drop).map_err(failed)
+}
+
+/// How far a check goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Check {
+    /// Nothing, where it was unmounted in good order.
+    IfDirty,
+    /// Everything, whatever it says of itself.
+    Whole,
+}
+
+/// Brings one that was not unmounted back into order, without a guess that could lose something.
+pub async fn check(kind: FileSystemKind, device: &Path, check: Check) -> Result<(), VolumeError> {
+    // Mounting replays the log of xfs; its own check refuses before that.
+    let FileSystemKind::Ext4 = kind else { return Ok(()) };
+    // e2fsck(8): 1 is "errors corrected", 2 "and the system should be rebooted", which is about mounted ones; from 4 on it is not in order.
+    let whole = (check == Check::Whole).then_some("-f");
+    let run = Run::new("e2fsck")
+        .arg("-p")
+        .args(whole)
+        .arg(device.to_string_lossy())
+        .answers([1, 2, 4])
+        .deadline(CHECK_DEADLINE);
+    let failed = |source| VolumeError::FileSystem { doing: "check the file system on", path: device.into(), source };
+    let output = run.output().await.map_err(failed)?;
+    if output.code < 4 {
+        return Ok(());
+    }
+    let said = format!("{} {}", output.stdout.trim(), output.stderr.trim());
+    Err(VolumeError::Damaged { device: device.into(), said: said.split_whitespace().collect::<Vec<_>>().join(" ") })
+}
+
+/// Something that the kernel has mounted.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Mounted {
+    pub device_number: (u32, u32),
+    pub at: PathBuf,
+    pub read_only: bool,
+    /// As the kernel names what is mounted.
+    pub source: String,
+}
+
+/// Every mount that this process sees, the last of each place being the one that is seen there.
+pub fn mounts() -> Result<Vec<Mounted>, VolumeError> {
+    let path = Path::new("/proc/self/mountinfo");
+    let text = fs::read_to_string(path).map_err(VolumeError::io("read", path))?;
+    Ok(text.lines().filter_map(parse_mount).collect())
+}
+
+/// A line of proc_pid_mountinfo(5): `36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue`.
+fn parse_mount(line: &str) -> Option<Mounted> {
+    let (before, after) = line.split_once(" - ")?;
+    let mut fields = before.split(' ').skip(2);
+    let (major, minor) = fields.next()?.split_once(':')?;
+    let at = unescape(fields.nth(1)?);
+    let own = fields.next()?;
+    let mut of_system = after.split(' ').skip(1);
+    let source = unescape(of_system.next()?);
+    let options = of_system.next().unwrap_or_default();
+    let read_only = [own, options].iter().any(|options| options.split(',').any(|option| option == "ro"));
+    Some(Mounted { device_number: (major.parse().ok()?, minor.parse().ok()?), at: at.into(), read_only, source })
+}
+
+/// Blanks and the like stand as three octal digits.
+fn unescape(text: &str) -> String {
+    let mut out = String::new();
+    let mut rest = text;
+    while let Some(at) = rest.find('\\') {
+        out.push_str(&rest[..at]);
+        let code = rest.get(at + 1..at + 4).and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        match code {
+            Some(code) => {
+                out.push(char::from(code));
+                rest = &rest[at + 4..];
+            }
+            None => {
+                out.push('\\');
+                rest = &rest[at + 1..];
+            }
+        }
+    }
+    out.push_str(rest);
+    out
+}
+
+/// Blocks while a log is replayed.
+pub fn mount_at(kind: FileSystemKind, device: &Path, path: &Path) -> Result<(), VolumeError> {
+    let flags = MountFlags::NOATIME | MountFlags::NODEV | MountFlags::NOSUID;
+    let options = CString::new(kind.options()).expect("our own options have no NUL");
+    mount(device, path, kind.as_str(), flags, options.as_c_str())
+        .map_err(|errno| VolumeError::io("mount a volume at", path)(errno.into()))
+}
+
+/// Whether something was mounted there.
+pub fn unmount_from(path: &Path) -> Result<bool, VolumeError> {
+    match unmount(path, UnmountFlags::empty()) {
+        Ok(()) => Ok(true),
+        // Nothing is mounted there, or there is no such folder.
+        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => Ok(false),
+        Err(errno) => Err(VolumeError::io("unmount", path)(errno.into())),
+    }
+}
+
+/// The programs of a kind that this host lacks.
+pub fn missing_programs(kind: FileSystemKind) -> Vec<&'static str> {
+    kind.programs().iter().copied().filter(|name| program::find(name).is_none()).collect()
+}
+
+/// Removes an empty folder that nothing is mounted on.
+pub fn remove_folder(path: &Path) -> Result<(), VolumeError> {
+    match fs::remove_dir(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(VolumeError::io("remove", path)(error)),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mounts_are_read_with_their_blanks() {
+        let line = r"71 28 253:4 / /srv/pg\040data rw,nosuid,nodev,noatime shared:34 - ext4 /dev/mapper/g-vol--1 rw,errors=remount-ro";
+        let mounted = parse_mount(line).unwrap();
+        assert_eq!(mounted.at, Path::new("/srv/pg data"));
+        assert_eq!((mounted.device_number, mounted.read_only), ((253, 4), false));
+        assert_eq!(mounted.source, "/dev/mapper/g-vol--1");
+        assert!(parse_mount(&line.replace("- ext4 /dev/mapper/g-vol--1 rw", "- ext4 /dev/x ro")).unwrap().read_only);
+        assert!(parse_mount(&line.replace("/srv/pg\\040data rw", "/x ro")).unwrap().read_only);
+        assert_eq!(parse_mount("nonsense"), None);
+        assert!(!mounts().unwrap().is_empty(), "this system has mounts");
+    }
+}

@@ -1,0 +1,536 @@
+//! The driver for LVM: each volume is a file system in a thin logical volume of one pool, mounted on this host.
+//!
+//! ```text
+//! <group>/vol-<volume id>            a volume, its tags in LVM's own metadata
+//! <group>/new-<volume id>            being made; becomes vol-<volume id> by one rename
+//! <group>/trash-<volume id>-<n>      removed by one rename; kept until a hard removal
+//! <mounts>/<volume id>/data/         the volume's path, the owner's, mode 0700
+//! ```
+//! Each rename is one change of LVM's metadata, and the moment at which the thing is true. What is mounted is asked of the
+//! kernel, and what there is of LVM: this node's own files may all be gone.
+
+mod filesystem;
+mod tags;
+
+pub use filesystem::FileSystemKind;
+
+use crate::driver::{
+    Capability, Creation, Inventory, NewVolume, Owner, Refusal, Removal, Removed, Stray, StrayKind, Support, Usage,
+    Volume, VolumeDriver, VolumeError, VolumeTags,
+};
+use crate::folder;
+use async_trait::async_trait;
+use filesystem::Check;
+use pgstead_lvm::{GroupName, Health, Kind, LogicalVolume, LvName, LvPath, Lvm, LvmError, NewThinVolume, Percent};
+use pgstead_types::{Bytes, Tick, VolumeId, WallTime};
+use std::fs::{self, DirBuilder, File, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tags::{Entry, Unreadable};
+use tokio::sync::Mutex;
+
+/// From here on a pool takes no new volume: what is there needs the rest, to be written to and to be copied on write.
+const ADMISSION_LIMIT: Percent = Percent::whole(80);
+const DATA: &str = "data";
+/// udev reads a device when whoever wrote to it closes it.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
+const CLOSE_RETRY: Duration = Duration::from_millis(50);
+
+/// One thin pool as a pool for volumes.
+#[derive(Clone, Debug)]
+pub struct LvmConfig {
+    pub group: GroupName,
+    /// The thin pool within the group.
+    pub pool: LvName,
+    /// Where volumes are mounted. Absolute; made when it is not there. It belongs to this pool alone.
+    pub mounts: PathBuf,
+    /// For new volumes.
+    pub file_system: FileSystemKind,
+    /// For new volumes that are asked for without a size; `None`: as large as the pool.
+    pub size_default: Option<Bytes>,
+}
+
+/// A thin pool that cannot be used. The text is for the person who configured it.
+#[derive(Debug, thiserror::Error)]
+pub enum LvmPoolError {
+    #[error(transparent)]
+    Lvm(#[from] LvmError),
+    #[error("there is no volume group {group} on this host; make the pool, or correct its name in the configuration")]
+    NoGroup { group: GroupName },
+    #[error("there is no thin pool {path}; make the pool, or correct its name in the configuration")]
+    NoPool { path: LvPath },
+    #[error("{path} is not a thin pool; expected one")]
+    NotThin { path: LvPath },
+    #[error("{} is not absolute; expected a path that begins with /", mounts.display())]
+    NotAbsolute { mounts: PathBuf },
+    #[error("{} cannot be used to mount volumes in; expected a folder that this user may write", mounts.display())]
+    Mounts {
+        mounts: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("another process already works in {}; expected one pool per node", mounts.display())]
+    InUse { mounts: PathBuf },
+    #[error("this host lacks {programs:?}, which {} needs; install the tools of that file system", kind.as_str())]
+    NoPrograms { kind: FileSystemKind, programs: Vec<&'static str> },
+    #[error("LVM is for a daemon that runs as root; this one does not")]
+    NotRoot,
+    #[error("the pool {path} could not be cleared of an unfinished volume")]
+    NotCleared {
+        path: LvPath,
+        #[source]
+        source: Box<VolumeError>,
+    },
+}
+
+/// A pool in a thin pool. It holds the lock of its folder until it is dropped.
+#[derive(Clone, Debug)]
+pub struct LvmDriver {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    lvm: Lvm,
+    config: LvmConfig,
+    /// The open folder of mounts, with an exclusive lock that ends with the process.
+    _lock: File,
+    /// Held while volumes are made, mounted, or renamed.
+    changes: Mutex<()>,
+}
+
+impl LvmDriver {
+    /// Checks LVM, the pool and the folder, takes its lock and clears away what interrupted creations have left.
+    pub async fn open(mut config: LvmConfig) -> Result<Self, LvmPoolError> {
+        if !rustix::process::geteuid().is_root() {
+            return Err(LvmPoolError::NotRoot);
+        }
+        let missing = filesystem::missing_programs(config.file_system);
+        if !missing.is_empty() {
+            return Err(LvmPoolError::NoPrograms { kind: config.file_system, programs: missing });
+        }
+        let lvm = Lvm::find().await?;
+        let lock = open_mounts(&mut config.mounts)?;
+        if lvm.group(&config.group).await?.is_none() {
+            return Err(LvmPoolError::NoGroup { group: config.group });
+        }
+        let path = LvPath { group: config.group.clone(), name: config.pool.clone() };
+        match lvm.volume(&path).await?.ok_or_else(|| LvmPoolError::NoPool { path: path.clone() })?.kind {
+            Kind::ThinPool { when_full: pgstead_lvm::WhenFull::Error, .. } => {}
+            // Its creation was cut short before this, or somebody else has made it.
+            Kind::ThinPool { .. } => lvm.set_error_when_full(&path).await?,
+            Kind::Thin { .. } | Kind::Other => return Err(LvmPoolError::NotThin { path }),
+        }
+        let inner = Inner { lvm, config, _lock: lock, changes: Mutex::new(()) };
+        inner.clear_unfinished().await.map_err(|source| LvmPoolError::NotCleared { path, source: Box::new(source) })?;
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    pub fn config(&self) -> &LvmConfig {
+        &self.inner.config
+    }
+}
+
+/// Makes and locks it, and gives it the name by which the kernel lists mounts.
+fn open_mounts(mounts: &mut PathBuf) -> Result<File, LvmPoolError> {
+    if !mounts.is_absolute() {
+        return Err(LvmPoolError::NotAbsolute { mounts: mounts.clone() });
+    }
+    let asked = mounts.clone();
+    let failed = |source| LvmPoolError::Mounts { mounts: asked.clone(), source };
+    DirBuilder::new().recursive(true).mode(0o755).create(&asked).map_err(failed)?;
+    *mounts = fs::canonicalize(&asked).map_err(failed)?;
+    folder::lock(mounts).map_err(failed)?.ok_or_else(|| LvmPoolError::InUse { mounts: asked.clone() })
+}
+
+#[async_trait]
+impl VolumeDriver for LvmDriver {
+    fn name(&self) -> &'static str {
+        "lvm"
+    }
+
+    fn support(&self, what: Capability) -> Support {
+        match what {
+            Capability::SizeLimit => Support::Offered,
+            Capability::Snapshot | Capability::Fork | Capability::Extend => {
+                Support::Unsupported { why: "this version does not do it yet" }
+            }
+        }
+    }
+
+    async fn create(&self, new: NewVolume) -> Result<Creation, VolumeError> {
+        let inner = Arc::clone(&self.inner);
+        whole(async move { inner.create(&new).await }).await
+    }
+
+    async fn open(&self, id: VolumeId) -> Result<Option<Volume>, VolumeError> {
+        let inner = Arc::clone(&self.inner);
+        whole(async move { inner.open(id).await }).await
+    }
+
+    async fn list(&self) -> Result<Inventory, VolumeError> {
+        self.inner.list().await
+    }
+
+    async fn remove(&self, id: VolumeId, tags: &VolumeTags, how: Removal) -> Result<Removed, VolumeError> {
+        let (inner, tags) = (Arc::clone(&self.inner), *tags);
+        whole(async move { inner.remove(id, &tags, how).await }).await
+    }
+
+    async fn usage(&self) -> Result<Usage, VolumeError> {
+        let pool = self.inner.pool().await?;
+        let used = pool.data_used.of(pool.size);
+        Ok(Usage { total: pool.size, used, free: Bytes(pool.size.0.saturating_sub(used.0)) })
+    }
+}
+
+/// A change that has begun goes on to its end, also when nobody waits for it any more.
+async fn whole<T: Send + 'static>(
+    work: impl Future<Output = Result<T, VolumeError>> + Send + 'static,
+) -> Result<T, VolumeError> {
+    tokio::spawn(work).await.map_err(VolumeError::Stopped)?
+}
+
+/// Calls of the kernel that block.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, VolumeError> + Send + 'static,
+) -> Result<T, VolumeError> {
+    tokio::task::spawn_blocking(work).await.map_err(VolumeError::Stopped)?
+}
+
+async fn mount(kind: FileSystemKind, device: &Path, place: &Path) -> Result<(), VolumeError> {
+    let (device, place) = (device.to_path_buf(), place.to_path_buf());
+    blocking(move || {
+        make_folder(&place)?;
+        filesystem::mount_at(kind, &device, &place)
+    })
+    .await
+}
+
+/// The thin pool as LVM sees it now.
+struct Pool {
+    size: Bytes,
+    data_used: Percent,
+    metadata_used: Percent,
+    health: Health,
+}
+
+impl Inner {
+    async fn create(&self, new: &NewVolume) -> Result<Creation, VolumeError> {
+        let _turn = self.changes.lock().await;
+        let held = self.lvm.volumes(&self.config.group).await?;
+        let (final_name, unfinished) = (tags::volume_name(new.id), tags::unfinished_name(new.id));
+        if let Some(held) = held.iter().find(|volume| volume.name == final_name) {
+            let (volume, kind) = self.read(held, new.id)?;
+            if volume.tags != new.tags {
+                return Ok(Creation::Refused(Refusal::other_tags(new.id, volume.tags, new.tags)));
+            }
+            self.ensure_mounted(held, &volume, kind).await?;
+            return Ok(Creation::AlreadyThere(volume));
+        }
+        let pool = self.pool().await?;
+        if let Some(refusal) = self.refuses(new, &pool).await? {
+            return Ok(Creation::Refused(refusal));
+        }
+        if let Some(left) = held.iter().find(|volume| volume.name == unfinished) {
+            self.delete(left).await?;
+        }
+        let kind = self.config.file_system;
+        self.lvm
+            .create_thin_volume(&NewThinVolume {
+                pool: self.path(self.config.pool.clone()),
+                name: unfinished.clone(),
+                size: self.size_of(new, &pool),
+                tags: tags::written(new, WallTime::now(), kind),
+            })
+            .await?;
+        let made = self.path(unfinished);
+        filesystem::make(kind, &made.device()).await?;
+        let (device, place, owner) = (made.device(), self.mount_point(new.id), new.owner);
+        blocking(move || prepare(kind, &device, &place, owner)).await?;
+        self.lvm.rename(&made, &final_name).await?;
+        let held = self.lvm.volume(&self.path(final_name)).await?;
+        let held = held.ok_or_else(|| unusable(new.id, "LVM does not list it though it was made just now"))?;
+        let (volume, kind) = self.read(&held, new.id)?;
+        self.ensure_mounted(&held, &volume, kind).await?;
+        Ok(Creation::Made(volume))
+    }
+
+    async fn refuses(&self, new: &NewVolume, pool: &Pool) -> Result<Option<Refusal>, VolumeError> {
+        let path = self.pool_path();
+        if pool.health != Health::Fine && pool.health != Health::OutOfData {
+            return Ok(Some(Refusal::PoolUnwell { pool: path, why: pool.health.to_string() }));
+        }
+        let used = pool.data_used.max(pool.metadata_used);
+        if used >= ADMISSION_LIMIT {
+            return Ok(Some(Refusal::PoolNearlyFull { pool: path, used, limit: ADMISSION_LIMIT }));
+        }
+        let (kind, size) = (self.config.file_system, self.size_of(new, pool));
+        if size < kind.least() {
+            return Ok(Some(Refusal::TooSmall { size, least: kind.least(), file_system: kind.as_str() }));
+        }
+        if new.size.is_some_and(|size| size > pool.size) {
+            return Ok(Some(Refusal::TooFull {
+                pool: path,
+                free: Bytes(pool.size.0.saturating_sub(pool.data_used.of(pool.size).0)),
+                needed: new.size.unwrap_or_default(),
+            }));
+        }
+        let (mounts, owner) = (self.config.mounts.clone(), new.owner);
+        let blocked =
+            blocking(move || folder::blocked_at(&mounts, owner).map_err(VolumeError::io("look above", mounts)));
+        Ok(blocked.await?.map(|blocked_at| Refusal::OwnerLockedOut {
+            pool: self.config.mounts.clone(),
+            uid: new.owner.uid,
+            blocked_at,
+        }))
+    }
+
+    async fn open(&self, id: VolumeId) -> Result<Option<Volume>, VolumeError> {
+        let _turn = self.changes.lock().await;
+        let Some(held) = self.lvm.volume(&self.path(tags::volume_name(id))).await? else { return Ok(None) };
+        let (volume, kind) = self.read(&held, id)?;
+        self.ensure_mounted(&held, &volume, kind).await?;
+        Ok(Some(volume))
+    }
+
+    async fn list(&self) -> Result<Inventory, VolumeError> {
+        let mut inventory = Inventory::default();
+        for held in self.lvm.volumes(&self.config.group).await? {
+            let Some(entry) = Entry::of(&held) else { continue };
+            let (id, kind) = match entry {
+                Entry::Volume(id) => match tags::read(&held, id, &self.data_folder(id)) {
+                    Ok((volume, _)) => {
+                        inventory.volumes.push(volume);
+                        continue;
+                    }
+                    Err(Unreadable(why)) => (id, StrayKind::Unreadable { why }),
+                },
+                Entry::Unfinished(id) => (id, StrayKind::Unfinished),
+                Entry::Trash(id) => (id, StrayKind::SetAside),
+            };
+            inventory.strays.push(Stray { id, path: held.path().device(), kind });
+        }
+        inventory.volumes.sort_by_key(|volume| volume.id);
+        inventory.strays.sort_by(|a, b| a.path.cmp(&b.path));
+        Ok(inventory)
+    }
+
+    async fn remove(&self, id: VolumeId, tags: &VolumeTags, how: Removal) -> Result<Removed, VolumeError> {
+        let _turn = self.changes.lock().await;
+        let mut held = self.lvm.volumes(&self.config.group).await?;
+        let name = tags::volume_name(id);
+        if let Some(whole) = held.iter().find(|volume| volume.name == name) {
+            let (volume, _) = self.read(whole, id)?;
+            if volume.tags != *tags {
+                return Ok(Removed::Refused(Refusal::other_tags(id, volume.tags, *tags)));
+            }
+            self.ensure_unmounted(id, whole).await?;
+            let taken = |name: &LvName| held.iter().any(|volume| volume.name == *name);
+            let to = (1..).map(|number| tags::trash_name(id, number)).find(|name| !taken(name));
+            let to = to.expect("numbers do not run out before pools do");
+            self.lvm.rename(&whole.path(), &to).await?;
+            held = self.lvm.volumes(&self.config.group).await?;
+        }
+        let trash: Vec<_> = held.iter().filter(|volume| Entry::of(volume) == Some(Entry::Trash(id))).collect();
+        for held in &trash {
+            let (volume, _) = self.read(held, id)?;
+            if volume.tags != *tags {
+                return Ok(Removed::Refused(Refusal::other_tags(id, volume.tags, *tags)));
+            }
+        }
+        match how {
+            _ if trash.is_empty() => Ok(Removed::NotThere),
+            Removal::Soft => Ok(Removed::SetAside),
+            Removal::Hard => {
+                for held in trash {
+                    self.delete(held).await?;
+                }
+                Ok(Removed::Deleted)
+            }
+        }
+    }
+
+    async fn pool(&self) -> Result<Pool, VolumeError> {
+        let path = self.path(self.config.pool.clone());
+        let unreadable = |why: &str| VolumeError::Unreadable { path: self.pool_path(), why: why.to_string() };
+        let held = self.lvm.volume(&path).await?.ok_or_else(|| unreadable("it is not there"))?;
+        let Kind::ThinPool { data_used, metadata_used, .. } = held.kind else {
+            return Err(unreadable("it is not a thin pool"));
+        };
+        // They are known while the pool is active, which it is as soon as one of its volumes is.
+        let (data_used, metadata_used) = match data_used.zip(metadata_used) {
+            Some(known) => known,
+            None => {
+                self.lvm.activate(&path).await?;
+                match self.lvm.volume(&path).await?.map(|held| held.kind) {
+                    Some(Kind::ThinPool { data_used: Some(data), metadata_used: Some(metadata), .. }) => {
+                        (data, metadata)
+                    }
+                    _ => return Err(unreadable("how full it is cannot be read")),
+                }
+            }
+        };
+        Ok(Pool { size: held.size, data_used, metadata_used, health: held.health })
+    }
+
+    async fn ensure_mounted(
+        &self,
+        held: &LogicalVolume,
+        volume: &Volume,
+        kind: FileSystemKind,
+    ) -> Result<(), VolumeError> {
+        match &held.health {
+            Health::Fine | Health::OutOfData => {}
+            unwell => return Err(unusable(volume.id, unwell.to_string())),
+        }
+        let held = match held.device_number {
+            Some(_) => held.clone(),
+            None => {
+                self.lvm.activate(&held.path()).await?;
+                let active = self.lvm.volume(&held.path()).await?;
+                active.ok_or_else(|| unusable(volume.id, "it went away while it was activated"))?
+            }
+        };
+        let number = held.device_number.ok_or_else(|| unusable(volume.id, "it was activated and has no device"))?;
+        let (device, place) = (held.path().device(), self.mount_point(volume.id));
+        if is_mounted(&device, number, &place)? {
+            return Ok(());
+        }
+        self.await_closed(volume.id, &held).await?;
+        filesystem::check(kind, &device, Check::IfDirty).await?;
+        if let Err(error) = mount(kind, &device, &place).await {
+            // It may be damaged though it says that it is not.
+            filesystem::check(kind, &device, Check::Whole).await?;
+            tracing::warn!(volume = %volume.id, %error, "checked the whole file system of a volume that could not be mounted");
+            mount(kind, &device, &place).await?;
+        }
+        tracing::info!(volume = %volume.id, at = %volume.path.display(), "mounted a volume");
+        Ok(())
+    }
+
+    /// A device that is open and mounted nowhere that this process sees is another's: what looks at new devices on this host is done in
+    /// a moment, and a mount of another namespace is not.
+    async fn await_closed(&self, id: VolumeId, held: &LogicalVolume) -> Result<(), VolumeError> {
+        let begun = Tick::now();
+        let mut open = held.open;
+        while open {
+            if Tick::now().since(begun) > CLOSE_PATIENCE {
+                let why = "its device is in use, and it is not mounted where this process sees it; expected nobody else to use it";
+                return Err(unusable(id, why));
+            }
+            tokio::time::sleep(CLOSE_RETRY).await;
+            open = self.lvm.volume(&held.path()).await?.is_some_and(|held| held.open);
+        }
+        Ok(())
+    }
+
+    async fn ensure_unmounted(&self, id: VolumeId, held: &LogicalVolume) -> Result<(), VolumeError> {
+        let place = self.mount_point(id);
+        blocking(move || {
+            filesystem::unmount_from(&place)?;
+            filesystem::remove_folder(&place)
+        })
+        .await?;
+        if held.active {
+            self.lvm.deactivate(&held.path()).await?;
+        }
+        Ok(())
+    }
+
+    async fn clear_unfinished(&self) -> Result<(), VolumeError> {
+        for held in self.lvm.volumes(&self.config.group).await? {
+            if let Some(Entry::Unfinished(id)) = Entry::of(&held) {
+                tracing::info!(volume = %id, group = %self.config.group, "cleared an unfinished volume");
+                self.delete(&held).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Of a volume that is unfinished or set aside: neither is in use, but one whose making was cut short may be mounted.
+    async fn delete(&self, held: &LogicalVolume) -> Result<(), VolumeError> {
+        if let Some(Entry::Unfinished(id)) = Entry::of(held) {
+            self.ensure_unmounted(id, held).await?;
+        }
+        Ok(self.lvm.remove(&held.path()).await?)
+    }
+
+    fn read(&self, held: &LogicalVolume, id: VolumeId) -> Result<(Volume, FileSystemKind), VolumeError> {
+        tags::read(held, id, &self.data_folder(id))
+            .map_err(|Unreadable(why)| VolumeError::Unreadable { path: held.path().device(), why })
+    }
+
+    fn size_of(&self, new: &NewVolume, pool: &Pool) -> Bytes {
+        new.size.or(self.config.size_default).unwrap_or(pool.size)
+    }
+    fn path(&self, name: LvName) -> LvPath {
+        LvPath { group: self.config.group.clone(), name }
+    }
+    fn pool_path(&self) -> PathBuf {
+        PathBuf::from(self.path(self.config.pool.clone()).to_string())
+    }
+    fn mount_point(&self, id: VolumeId) -> PathBuf {
+        self.config.mounts.join(id.to_string())
+    }
+    fn data_folder(&self, id: VolumeId) -> PathBuf {
+        self.mount_point(id).join(DATA)
+    }
+}
+
+fn unusable(id: VolumeId, why: impl Into<String>) -> VolumeError {
+    VolumeError::Unusable { id, why: why.into() }
+}
+
+/// Whether the device is what is mounted there. It may be mounted nowhere else, and nothing else may be mounted there.
+fn is_mounted(device: &Path, number: (u32, u32), place: &Path) -> Result<bool, VolumeError> {
+    let mounts = filesystem::mounts()?;
+    let here = mounts.iter().rev().find(|mounted| mounted.at == place);
+    match here {
+        Some(mounted) if mounted.device_number == number => return Ok(true),
+        Some(mounted) => {
+            return Err(VolumeError::OtherMounted {
+                path: place.into(),
+                device: device.into(),
+                found: mounted.source.clone(),
+            });
+        }
+        None => {}
+    }
+    match mounts.into_iter().find(|mounted| mounted.device_number == number) {
+        Some(mounted) => {
+            Err(VolumeError::MountedElsewhere { device: device.into(), at: mounted.at, path: place.into() })
+        }
+        None => Ok(false),
+    }
+}
+
+/// The owner's folder in a new file system, on disk before the volume has its name.
+fn prepare(kind: FileSystemKind, device: &Path, place: &Path, owner: Owner) -> Result<(), VolumeError> {
+    make_folder(place)?;
+    filesystem::mount_at(kind, device, place)?;
+    let made = make_data(&place.join(DATA), owner);
+    filesystem::unmount_from(place)?;
+    made
+}
+
+fn make_data(data: &Path, owner: Owner) -> Result<(), VolumeError> {
+    make_folder(data)?;
+    // Set, not asked for at creation: the umask must not have a say.
+    fs::set_permissions(data, Permissions::from_mode(0o700)).map_err(VolumeError::io("set the mode of", data))?;
+    chown(data, Some(owner.uid), Some(owner.gid))
+        .map_err(VolumeError::io("give to the user of Postgres the folder", data))?;
+    let above = data.parent().unwrap_or(data);
+    for folder in [data, above] {
+        File::open(folder).and_then(|file| file.sync_all()).map_err(VolumeError::io("sync", folder))?;
+    }
+    Ok(())
+}
+
+fn make_folder(path: &Path) -> Result<(), VolumeError> {
+    let mut builder = DirBuilder::new();
+    builder.recursive(true).mode(0o755).create(path).map_err(VolumeError::io("make", path))
+}

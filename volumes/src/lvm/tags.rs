@@ -1,0 +1,204 @@
+//! What a logical volume of ours says of itself, in its name and its tags. A node that has lost everything else reads its
+//! inventory from these.
+
+use crate::driver::{NewVolume, Owner, Volume, VolumeTags};
+use crate::lvm::FileSystemKind;
+use pgstead_lvm::{LogicalVolume, LvName, Tag};
+use pgstead_types::{VolumeId, WallTime};
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::str::FromStr;
+
+/// Every volume of ours has it.
+const OURS: &str = "pgstead";
+/// Of the tags. A reader that meets another one leaves the volume alone.
+const FORMAT: &str = "1";
+
+/// What a name in a group stands for. Names that are none of these, or volumes without our tag, are not ours.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Entry {
+    Volume(VolumeId),
+    /// Being made; it never held data.
+    Unfinished(VolumeId),
+    Trash(VolumeId),
+}
+
+impl Entry {
+    pub fn of(volume: &LogicalVolume) -> Option<Self> {
+        volume.tags.iter().any(|tag| tag.as_str() == OURS).then(|| Self::parse(volume.name.as_str()))?
+    }
+    fn parse(name: &str) -> Option<Self> {
+        if let Some(rest) = name.strip_prefix("new-") {
+            return exact(rest).map(Entry::Unfinished);
+        }
+        if let Some(rest) = name.strip_prefix("trash-") {
+            let (id, number) = rest.rsplit_once('-')?;
+            number.parse::<u32>().ok()?;
+            return exact(id).map(Entry::Trash);
+        }
+        exact(name.strip_prefix("vol-")?).map(Entry::Volume)
+    }
+}
+
+/// Only the one spelling that we write: other forms of the same UUID would be a second name for one volume.
+fn exact(text: &str) -> Option<VolumeId> {
+    text.parse::<VolumeId>().ok().filter(|id| id.to_string() == text)
+}
+
+fn name(text: String) -> LvName {
+    text.parse().expect("a UUID with a prefix is a name that LVM takes")
+}
+pub fn volume_name(id: VolumeId) -> LvName {
+    name(format!("vol-{id}"))
+}
+pub fn unfinished_name(id: VolumeId) -> LvName {
+    name(format!("new-{id}"))
+}
+pub fn trash_name(id: VolumeId, number: u32) -> LvName {
+    name(format!("trash-{id}-{number}"))
+}
+
+/// The tags of a volume that is to be made.
+pub fn written(new: &NewVolume, created: WallTime, file_system: FileSystemKind) -> BTreeSet<Tag> {
+    let VolumeTags { deployment, cluster, member } = new.tags;
+    let Owner { uid, gid } = new.owner;
+    let texts = [
+        OURS.to_string(),
+        format!("pgstead.format={FORMAT}"),
+        format!("pgstead.volume={}", new.id),
+        format!("pgstead.deployment={deployment}"),
+        format!("pgstead.cluster={cluster}"),
+        format!("pgstead.member={member}"),
+        format!("pgstead.owner={uid}:{gid}"),
+        format!("pgstead.created_unix_ms={}", created.0),
+        format!("pgstead.fs={}", file_system.as_str()),
+    ];
+    texts.into_iter().map(|text| text.parse().expect("ids and numbers make tags that LVM takes")).collect()
+}
+
+/// Why a volume by its name is not one by its tags.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Unreadable(pub String);
+
+/// Reads what the tags say; the name was read before. `path` is where it belongs when it is mounted.
+pub fn read(held: &LogicalVolume, id: VolumeId, path: &Path) -> Result<(Volume, FileSystemKind), Unreadable> {
+    let format = value(held, "format")?;
+    if format != FORMAT {
+        return Err(Unreadable(format!("its tags have format {format}, expected {FORMAT}")));
+    }
+    let of: VolumeId = parsed(held, "volume")?;
+    if of != id {
+        return Err(Unreadable(format!("its tags are those of volume {of}")));
+    }
+    let owner = value(held, "owner")?;
+    let owner = owner
+        .split_once(':')
+        .and_then(|(uid, gid)| Some(Owner { uid: uid.parse().ok()?, gid: gid.parse().ok()? }))
+        .ok_or_else(|| Unreadable(format!("tag pgstead.owner is {owner:?}, expected uid:gid")))?;
+    let file_system = parsed(held, "fs")?;
+    let volume = Volume {
+        id,
+        tags: VolumeTags {
+            deployment: parsed(held, "deployment")?,
+            cluster: parsed(held, "cluster")?,
+            member: parsed(held, "member")?,
+        },
+        size: Some(held.size),
+        owner,
+        created: WallTime(parsed(held, "created_unix_ms")?),
+        path: path.to_path_buf(),
+    };
+    Ok((volume, file_system))
+}
+
+fn value<'a>(held: &'a LogicalVolume, key: &str) -> Result<&'a str, Unreadable> {
+    let of = |tag: &'a Tag| tag.as_str().strip_prefix("pgstead.")?.strip_prefix(key)?.strip_prefix('=');
+    let mut found = held.tags.iter().filter_map(of);
+    match (found.next(), found.next()) {
+        (Some(value), None) => Ok(value),
+        (None, _) => Err(Unreadable(format!("tag pgstead.{key} is missing"))),
+        (Some(_), Some(_)) => Err(Unreadable(format!("tag pgstead.{key} is there more than once"))),
+    }
+}
+
+fn parsed<T: FromStr>(held: &LogicalVolume, key: &str) -> Result<T, Unreadable> {
+    let text = value(held, key)?;
+    text.parse().map_err(|_| Unreadable(format!("tag pgstead.{key} is {text:?}, which cannot be read")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pgstead_lvm::{Health, Kind};
+    use pgstead_types::{Bytes, ClusterId, DeploymentId, MemberId};
+
+    fn new() -> NewVolume {
+        NewVolume {
+            id: VolumeId::from_u128(7),
+            tags: VolumeTags {
+                deployment: DeploymentId::from_u128(1),
+                cluster: ClusterId::from_u128(2),
+                member: MemberId::from_u128(3),
+            },
+            size: Some(Bytes(1 << 30)),
+            owner: Owner { uid: 105, gid: 106 },
+        }
+    }
+
+    fn held(name: LvName, tags: BTreeSet<Tag>) -> LogicalVolume {
+        LogicalVolume {
+            group: "g".parse().unwrap(),
+            name,
+            uuid: "u".into(),
+            kind: Kind::Other,
+            size: Bytes(1 << 30),
+            tags,
+            active: true,
+            open: false,
+            read_only: false,
+            skips_activation: false,
+            health: Health::Fine,
+            device_number: None,
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read_again() {
+        let tags = written(&new(), WallTime(1_795_000_000_123), FileSystemKind::Xfs);
+        let held = held(volume_name(new().id), tags);
+        assert_eq!(Entry::of(&held), Some(Entry::Volume(new().id)));
+        let (volume, kind) = read(&held, new().id, Path::new("/m")).unwrap();
+        assert_eq!(
+            (volume.id, volume.tags, volume.owner, volume.size),
+            (new().id, new().tags, new().owner, new().size)
+        );
+        assert_eq!((volume.created, kind), (WallTime(1_795_000_000_123), FileSystemKind::Xfs));
+    }
+
+    #[test]
+    fn tags_that_do_not_fit_say_which() {
+        let whole = written(&new(), WallTime(1), FileSystemKind::Ext4);
+        let with = |without: &str, more: &str| {
+            let mut tags: BTreeSet<Tag> =
+                whole.iter().filter(|tag| !tag.as_str().starts_with(without)).cloned().collect();
+            tags.extend(more.parse::<Tag>());
+            read(&held(volume_name(new().id), tags), new().id, Path::new("/m")).unwrap_err().0
+        };
+        assert!(with("pgstead.member", "").contains("pgstead.member is missing"));
+        assert!(with("pgstead.member", "pgstead.member=x").contains("cannot be read"));
+        assert!(with("none", "pgstead.owner=1:1").contains("more than once"));
+        assert!(with("pgstead.format", "pgstead.format=2").contains("format 2"));
+        assert!(with("pgstead.volume", &format!("pgstead.volume={}", VolumeId::from_u128(9))).contains("of volume"));
+        assert!(with("pgstead.fs", "pgstead.fs=ntfs").contains("ntfs"));
+    }
+
+    #[test]
+    fn a_name_says_what_it_stands_for_and_only_with_our_tag() {
+        let id = VolumeId::from_u128(0xab);
+        assert_eq!(Entry::parse(unfinished_name(id).as_str()), Some(Entry::Unfinished(id)));
+        assert_eq!(Entry::parse(trash_name(id, 12).as_str()), Some(Entry::Trash(id)));
+        assert_eq!(Entry::parse("root"), None);
+        assert_eq!(Entry::parse(&format!("vol-{}", id.to_string().to_uppercase())), None, "a second spelling");
+        assert_eq!(Entry::of(&held(volume_name(id), BTreeSet::new())), None);
+    }
+}
