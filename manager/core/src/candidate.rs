@@ -13,7 +13,7 @@ pub(crate) type Promises = BTreeMap<Incarnation, PromiseAnswer>;
 
 /// The one to be chosen among `promises`. The suspected old leader is taken only when the others are not enough without it
 /// or when it is `preferred`: its log may reach further, but only with commits that nobody was told of. An asynchronous
-/// leader has told its clients of all of them, so it is ranked like the others. The `unfit` are passed over where whoever
+/// leader has told its clients of all of them, so it is ranked like the others, and all by how much of its log they have. The `unfit` are passed over where whoever
 /// is left is enough without them, so that nothing acknowledged is passed over with them; of an asynchronous cluster what
 /// that may lose is recorded. `over`: see [`crate::lease`].
 pub(crate) fn rank(
@@ -23,8 +23,7 @@ pub(crate) fn rank(
     unfit: &BTreeSet<MemberId>,
     over: &BTreeSet<Epoch>,
 ) -> Result<PromiseAnswer, Option<Missing>> {
-    let of_history = |answer: &&PromiseAnswer| lease::is_of_history(cluster, answer.position);
-    let all: BTreeSet<Incarnation> = promises.values().filter(of_history).map(|answer| answer.incarnation).collect();
+    let all: BTreeSet<Incarnation> = promises.keys().copied().collect();
     electable_but(&cluster.configs, &all, over)?;
     let suspect = cluster.configs.last().map(|config| config.leader);
     let acknowledged_alone = lease::acknowledged_alone(cluster).is_some();
@@ -52,7 +51,8 @@ pub(crate) fn rank(
         // Of equals, one that is well, is to stay, and has not just been lost or failed to be promoted.
         .max_by_key(|answer| {
             let life = &answer.incarnation;
-            (answer.position, !is_unfit(life), !leaves(life), Some(*life) != suspect)
+            let shared = lease::shared(cluster, answer.position);
+            (shared, answer.position, !is_unfit(life), !leaves(life), Some(*life) != suspect)
         })
         .ok_or(None)?;
     // Whoever holds as much and is well, even where the others would not be enough without the unfit one.

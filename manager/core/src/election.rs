@@ -107,11 +107,7 @@ pub(crate) fn plan(
             if let Some(plan) = fetch::awaited(cluster, observed, policy, memory, None) {
                 return plan;
             }
-            let here = could_promise(cluster, observed, policy);
-            if let Some(finding) = lease::only_diverged(cluster, &promises, &here) {
-                return Plan::wait(finding);
-            }
-            if lease::has_prospect(cluster, &here).is_ok() {
+            if lease::has_prospect(cluster, &could_promise(cluster, observed, policy)).is_ok() {
                 return Plan::wait(arriving(cluster));
             }
             return hold(cluster, observed, policy, missing);
@@ -141,6 +137,11 @@ pub(crate) fn plan(
     if let Some(until) = lease::awaits_old_leader(cluster, observed, policy, &promises, since) {
         let text = "enough members have promised; the old leader, which acknowledged alone, may be back in a moment";
         return Plan::wait(Finding::info("promises_arriving", text).on_cluster(cluster.id)).until(until);
+    }
+    if let Some((until, finding)) = lease::awaits_better(cluster, policy, &promises, chosen, since)
+        && observed.now < until
+    {
+        return Plan::wait(finding).until(until);
     }
     if let Some(plan) = fetch::order(cluster, observed, &promises, chosen) {
         return plan;

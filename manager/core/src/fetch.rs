@@ -136,7 +136,9 @@ fn more_of_it(
 ) -> Option<PromiseAnswer> {
     lease::acknowledged_alone(cluster)?;
     let more = promises.values().filter(|answer| unfit.contains(&answer.incarnation.member));
-    more.filter(|answer| lacks_some(&chosen, answer)).max_by_key(|answer| answer.position).copied()
+    // Beyond where the leader went on from, it is in nobody's history.
+    let of_it = |answer: &&PromiseAnswer| lease::shared(cluster, answer.position) == answer.position;
+    more.filter(of_it).filter(|answer| lacks_some(&chosen, answer)).max_by_key(|answer| answer.position).copied()
 }
 
 /// On one timeline: what is there of it is the same on both.

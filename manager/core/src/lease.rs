@@ -89,38 +89,53 @@ pub(crate) fn acknowledged_alone(cluster: &ClusterRecord) -> Option<&EpochConfig
     cluster.configs.first().filter(|config| config.asynchronous)
 }
 
-/// Whether a log that ends there may lead after a leader that acknowledged alone. One that left the history before that one led
-/// lacks everything since, however long it is: it is chosen by nobody but a person.
-pub(crate) fn is_of_history(cluster: &ClusterRecord, position: Position) -> bool {
-    // A record that was recovered may not know the last leader.
-    let Some(config) = acknowledged_alone(cluster).filter(|_| cluster.recovering().is_none()) else { return true };
+/// How far a log that ends at `position` is the same as that of the leader that acknowledged alone, by the record: what was
+/// acknowledged is nowhere else. Where nobody has, all of it counts.
+pub(crate) fn shared(cluster: &ClusterRecord, position: Position) -> Position {
+    let Some(config) = acknowledged_alone(cluster) else { return position };
     let its_log = Position { timeline: config.timeline, lsn: Lsn(u64::MAX) };
-    cluster.is_prefix(position, its_log)
-        || cluster.ancestry(position.timeline).iter().any(|(timeline, _)| *timeline == config.timeline)
+    // Whoever was chosen from there ended there, inside a record perhaps, and forked before it.
+    let at_its_start = position.timeline == config.start.timeline && position.lsn <= config.start.lsn;
+    if at_its_start || cluster.is_prefix(position, its_log) {
+        return position;
+    }
+    let ancestors = cluster.ancestry(position.timeline);
+    let shared = ancestors.iter().map(|(timeline, lsn)| Position { timeline: *timeline, lsn: *lsn });
+    shared.filter(|at| cluster.is_prefix(*at, its_log)).max().unwrap_or_default()
 }
 
-/// Of those who could promise all have, and none may lead.
-pub(crate) fn only_diverged(
+/// Whether a log had left the history before the leader that acknowledged alone led: it lacks everything since. Not one that was
+/// chosen in a later epoch, nor any before the first promotion is noted.
+fn is_astray(cluster: &ClusterRecord, position: Position) -> bool {
+    let Some(config) = acknowledged_alone(cluster).filter(|_| cluster.recovering().is_none()) else { return false };
+    let has_led = cluster.history.iter().any(|entry| entry.timeline == config.timeline);
+    let was_chosen = cluster.configs.iter().any(|later| later.timeline == position.timeline);
+    let shared = shared(cluster, position);
+    has_led && !was_chosen && shared != position && shared.timeline != config.timeline
+}
+
+/// Until when others are worth waiting for where only a log that is astray could lead: choosing it gives up not a tail, but all that
+/// was committed since, which others have on their disks. After that it is chosen, with what that may lose on record.
+pub(crate) fn awaits_better(
     cluster: &ClusterRecord,
+    policy: &Policy,
     promises: &Promises,
-    here: &BTreeSet<Incarnation>,
-) -> Option<Finding> {
-    let diverged: Vec<&str> = promises
-        .values()
-        .filter(|answer| !is_of_history(cluster, answer.position))
-        .filter_map(|answer| Some(cluster.members.get(&answer.incarnation.member)?.name.as_str()))
-        .collect();
-    if diverged.is_empty() || diverged.len() < promises.len() || here.iter().any(|life| !promises.contains_key(life)) {
+    chosen: PromiseAnswer,
+    since: Tick,
+) -> Option<(Tick, Finding)> {
+    let away = cluster.members.values().filter(|member| !promises.contains_key(&member.current()));
+    let away: Vec<&str> = away.map(|member| member.name.as_str()).collect();
+    if away.is_empty() || !is_astray(cluster, chosen.position) {
         return None;
     }
-    let others = cluster.members.values().map(|member| member.name.as_str()).filter(|name| !diverged.contains(name));
+    let name = cluster.members.get(&chosen.incarnation.member).map_or("?", |member| member.name.as_str());
     let text = format!(
-        "only {} can promise, and the log there left the history before the last leader led: all that was committed since would \
-         be lost; bring back one of {}",
-        diverged.join(" and "),
-        others.collect::<Vec<_>>().join(", ")
+        "{name} could be elected, and its log left the history before the last leader led: all that was committed since would be \
+         given up. {} may have it and gets {} s to come back; then {name} leads",
+        away.join(" or "),
+        policy.astray_patience.as_secs()
     );
-    Some(Finding::error("promise_missing", text).on_cluster(cluster.id))
+    Some((since + policy.astray_patience, Finding::error("promise_missing", text).on_cluster(cluster.id)))
 }
 
 /// What the old leader was last seen to have flushed. Forgotten by a new controller.

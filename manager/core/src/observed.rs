@@ -27,6 +27,8 @@ pub struct Policy {
     pub promise_patience: Duration,
     /// A switchover's target gets so long to promise before another may be chosen.
     pub preferred_patience: Duration,
+    /// Where only a log that was abandoned could lead an asynchronous cluster, the others get so long to come back.
+    pub astray_patience: Duration,
     /// A leader that none of its standbys can reach is left for so long before another is elected.
     pub cut_patience: Duration,
     /// A chosen leader gets so long to be promoted.
@@ -79,6 +81,7 @@ impl Default for Policy {
             first_report: Duration::from_millis(400),
             promise_patience: Duration::from_millis(100),
             preferred_patience: Duration::from_secs(2),
+            astray_patience: Duration::from_secs(60),
             cut_patience: Duration::from_secs(5),
             promotion_deadline: Duration::from_secs(30),
             checkpoint_deadline: Duration::from_secs(120),

@@ -480,7 +480,7 @@ impl World {
             return Part::Failed("there is no data".into());
         };
         self.machines[n].disk.notes.answer = Some(PromiseAnswer { epoch, incarnation, position });
-        self.machines[n].answered = epoch;
+        self.machines[n].answered = self.machines[n].answered.max(epoch);
         self.spring_promise_trap(n);
         Part::Done
     }

@@ -61,21 +61,35 @@ fn a_new_controller_waits_a_whole_lease_for_what_others_have_granted() {
     assert_eq!(world.decide().wake_at, Some(Tick::from_millis(99_000 + 12_000)));
 }
 
+/// A led from timeline 2 on, and its lease is over.
+fn without_a() -> World {
+    three().granted("a", 13 * SECOND).silent("a", 13 * SECOND).electing(EpochReason::NodeSilent, None)
+}
+
 #[test]
-fn a_log_that_left_the_history_before_the_old_leader_led_is_chosen_by_nobody() {
+fn a_log_that_left_the_history_before_the_old_leader_led_is_chosen_last_and_only_after_a_while() {
     // B's log is long, and on the timeline that A left when it began to lead.
-    let mut world = three()
-        .granted("a", 13 * SECOND)
-        .silent("a", 13 * SECOND)
-        .silent("c", 13 * SECOND)
-        .electing(EpochReason::NodeSilent, None)
-        .promised("b", 2, at(1, END + 5000));
+    let mut world = without_a().silent("c", 13 * SECOND).promised("b", 2, at(1, END + 5000));
     let plan = world.decide();
     assert_eq!((chosen(&plan), plan.findings[0].code.as_str()), (None, "promise_missing"));
-    assert!(plan.findings[0].message.contains("bring back one of a, c"), "{}", plan.findings[0].message);
+    assert!(plan.findings[0].message.contains("a or c may have it"), "{}", plan.findings[0].message);
+    let patience = world.policy.astray_patience;
+    assert_eq!(plan.wake_at, Some(world.observed.now + patience));
+    let mut waited = world.later(patience).silent("a", 13 * SECOND).silent("c", 13 * SECOND);
+    assert_eq!(chosen(&waited.decide()), Some((life("b", 1), Some(PossibleLoss { bytes: None }))));
     // C may lag behind, but what it has is A's.
-    let mut world = world.silent("c", Duration::ZERO).promised("c", 2, at(2, END - 200));
+    let mut world = without_a().promised("b", 2, at(1, END + 5000)).promised("c", 2, at(2, END - 200));
     assert_eq!(chosen(&world.decide()).map(|(life, _)| life), Some(life("c", 1)));
+}
+
+#[test]
+fn all_who_have_promised_are_all_that_is_waited_for() {
+    let mut world = without_a()
+        .silent("a", Duration::ZERO)
+        .promised("a", 2, at(1, END + 1))
+        .promised("b", 2, at(1, END + 5000))
+        .promised("c", 2, at(1, END + 7));
+    assert!(chosen(&world.decide()).is_some(), "nobody else could come back");
 }
 
 #[test]

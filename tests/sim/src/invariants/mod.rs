@@ -13,6 +13,7 @@ mod one_link;
 mod only_copy;
 mod set_covers_senders;
 
+use crate::wal::Wal;
 use crate::world::World;
 use pgstead_types::spec::Durability;
 use pgstead_types::{Epoch, MemberId};
@@ -33,6 +34,8 @@ pub struct Checks {
     /// A disk's content was destroyed or given up, or another spec asked for, so that nobody can tell on how many disks a row
     /// should be.
     pub copies_vary: bool,
+    /// The log of the last leader as its epoch was confirmed.
+    confirmed_log: Option<(Epoch, Wal)>,
     /// Members, `k` and durability as first asked for.
     asked: Option<(u8, u8, Durability)>,
     /// Rows whose loss a person has accepted.
