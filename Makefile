@@ -61,7 +61,7 @@ BODIES ?=
 .PHONY: vm
 vm: ## Run the volume suite on real LVM in a virtual machine: some three minutes (BODIES=name for some)
 	@scripts/setup.sh build vm
-	@cargo build --quiet $(LOCKED) -p pgstead-vm --bins
+	@cargo build --quiet $(LOCKED) -p pgstead -p pgstead-vm --bins
 	@target/debug/vm $(BODIES)
 
 .PHONY: verify

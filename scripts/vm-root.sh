@@ -7,13 +7,14 @@
 #   SUITE=bookworm    the release of Debian that the machine has
 set -euo pipefail
 cd "$(dirname "$0")/.."
+own="scripts/$(basename "$0")"
 
 suite=${SUITE:-bookworm}
 home="$PWD/target/vm-root"
 [ "$suite" = bookworm ] || home="$home-$suite"
 keys=/usr/share/keyrings/debian-archive-keyring.gpg
-# Raised whenever something below changes what the machine is.
-made_as="$suite 1"
+# What makes the machine what it is.
+made_as="$suite $(cat "$own" tests/vm/first-init tests/vm/init | sha256sum | cut -c 1-16)"
 
 say() { echo "setup: $*"; }
 fail() {
@@ -115,6 +116,7 @@ printf '127.0.0.1 localhost\n' >"$work/root/etc/hosts"
 printf 'hosts: files\npasswd: files\ngroup: files\n' >"$work/root/etc/nsswitch.conf"
 mkdir -p "$work/root"/{proc,sys,dev,run,tmp,mnt,root,payload,var/lib/postgresql,var/tmp,etc/lvm}
 ln -sfn /run/lock "$work/root/var/lock"
+ln -sfn bash "$work/root/usr/bin/sh"
 # There is no udev in the machine.
 cat >"$work/root/etc/lvm/lvmlocal.conf" <<'END'
 activation {

@@ -120,7 +120,9 @@ fn make_payload(folder: &Path, boot: &Boot<'_>) -> anyhow::Result<PathBuf> {
         let to = files.join(name);
         fs::copy(program, &to).with_context(|| format!("cannot copy {}", program.display()))?;
         // Symbols are most of a debug build, and all of it is read from an emulated disk.
-        run_here(command("strip").arg("--strip-debug").arg(&to))?;
+        if fs::read(&to).is_ok_and(|bytes| bytes.starts_with(b"\x7fELF")) {
+            run_here(command("strip").arg("--strip-debug").arg(&to))?;
+        }
         fs::set_permissions(&to, fs::Permissions::from_mode(0o755)).context("cannot set a mode")?;
         bytes += fs::metadata(&to).context("cannot look at a copy")?.len();
     }

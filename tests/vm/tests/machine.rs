@@ -1,19 +1,32 @@
-//! The volume suite on real LVM, in a virtual machine: the short form.
+//! Volumes on real LVM, in a virtual machine: the short form.
 
 use pgstead_vm::machine::{self, Boot};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+fn run(programs: &[(&str, &Path)], run: &str) {
+    let boot = Boot {
+        root: &machine::root().expect("setup has made it"),
+        programs,
+        run,
+        disks: 2,
+        disk_bytes: 8 << 30,
+        limit: Duration::from_secs(800),
+    };
+    let verdict = machine::run(&boot, |line| println!("{line}")).expect("it boots and ends");
+    assert!(verdict.succeeded, "{}", verdict.said.join("\n"));
+}
 
 #[test]
 fn every_promise_of_a_volume_driver_is_kept_on_real_lvm() {
-    let boot = Boot {
-        root: &machine::root().unwrap(),
-        programs: &[("vm-guest", Path::new(env!("CARGO_BIN_EXE_vm-guest")))],
-        run: "exec /payload/vm-guest ext4 lvm::a",
-        disks: 2,
-        disk_bytes: 8 << 30,
-        limit: Duration::from_secs(600),
-    };
-    let verdict = machine::run(&boot, |line| println!("{line}")).unwrap();
-    assert!(verdict.succeeded, "{}", verdict.said.join("\n"));
+    let guest = Path::new(env!("CARGO_BIN_EXE_vm-guest"));
+    run(&[("vm-guest", guest)], "PGSTEAD_TEST_OWNER=105:105 exec /payload/vm-guest ext4 lvm::a");
+}
+
+/// The product's binary is built beside this test's own by `scripts/test.sh`.
+#[test]
+fn a_cluster_on_lvm_outlives_its_processes_and_its_hosts_reboot() {
+    let product: PathBuf = Path::new(env!("CARGO_BIN_EXE_vm-guest")).with_file_name("pgstead");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/postgres-on-lvm.sh");
+    run(&[("pgstead", &product), ("postgres-on-lvm.sh", &script)], "exec /payload/postgres-on-lvm.sh");
 }

@@ -12,8 +12,11 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use tokio::sync::Mutex as AsyncMutex;
 
+/// A change is waited for so long, and then goes on by itself.
+const CHANGE_DEADLINE: Duration = Duration::from_secs(600);
 /// Older ones have not been tried; Debian 11 has 2.03.11.
 const VERSION_MIN: Version = Version { major: 2, minor: 3, patch: 11 };
 
@@ -149,8 +152,17 @@ impl Lvm {
     }
 
     async fn report(&self, command: &str, columns: &str, of: &[&str]) -> Result<String, LvmError> {
+        // A host's own settings may change how lists are told.
+        let lists = ["--config", "report { list_item_separator=\",\" }"];
         let options = ["--reportformat", "json", "--units", "b", "--nosuffix", "-o", columns];
-        Ok(Run::new(&self.program).arg(command).args(options).args(of.iter().copied()).output().await?.stdout)
+        Ok(Run::new(&self.program)
+            .arg(command)
+            .args(lists)
+            .args(options)
+            .args(of.iter().copied())
+            .output()
+            .await?
+            .stdout)
     }
 
     // --- groups
@@ -162,12 +174,12 @@ impl Lvm {
         devices: &[PathBuf],
         tags: &BTreeSet<Tag>,
     ) -> Result<(), LvmError> {
-        let command = self.change("vgcreate").args(add_tags(tags)).arg(name.as_str()).args(device_args(devices)?);
+        let command = self.careful("vgcreate").args(add_tags(tags)).arg(name.as_str()).args(device_args(devices)?);
         self.run(name, command).await
     }
 
     pub async fn extend_group(&self, name: &GroupName, devices: &[PathBuf]) -> Result<(), LvmError> {
-        self.run(name, self.change("vgextend").arg(name.as_str()).args(device_args(devices)?)).await
+        self.run(name, self.careful("vgextend").arg(name.as_str()).args(device_args(devices)?)).await
     }
 
     /// Refused by LVM while it has volumes.
@@ -271,7 +283,12 @@ impl Lvm {
 
     /// `-y`: nobody is there to be asked, and what would be asked was judged before.
     fn change(&self, command: &str) -> Run {
-        Run::new(&self.program).args([command, "-y", "--quiet"])
+        self.careful(command).arg("-y")
+    }
+    /// Whatever it asks is answered with no: whether a signature that it has found may be wiped.
+    fn careful(&self, command: &str) -> Run {
+        // The first activation after a crash reads all of a pool's metadata.
+        Run::new(&self.program).args([command, "--quiet"]).lasting().deadline(CHANGE_DEADLINE)
     }
 
     async fn run(&self, group: &GroupName, command: Run) -> Result<(), LvmError> {

@@ -26,8 +26,8 @@ pub enum ProgramError {
     },
     #[error("`{command}` ended with {status} after {elapsed:.1?}: {stderr}")]
     Failed { command: String, status: ExitStatus, stderr: String, elapsed: Duration },
-    #[error("`{command}` was ended after {elapsed:.1?}, its deadline; it said: {stderr}")]
-    TooSlow { command: String, stderr: String, elapsed: Duration },
+    #[error("`{command}` was not done after {elapsed:.1?}, its deadline{}", if *lasting { "; it goes on" } else { ", and was ended" })]
+    TooSlow { command: String, lasting: bool, elapsed: Duration },
     #[error("`{command}` printed more than {STDOUT_BYTES_MAX} bytes")]
     TooMuch { command: String },
 }
@@ -36,8 +36,8 @@ impl ProgramError {
     /// What the program itself said.
     pub fn stderr(&self) -> &str {
         match self {
-            Self::Failed { stderr, .. } | Self::TooSlow { stderr, .. } => stderr,
-            Self::Spawn { .. } | Self::TooMuch { .. } => "",
+            Self::Failed { stderr, .. } => stderr,
+            Self::Spawn { .. } | Self::TooSlow { .. } | Self::TooMuch { .. } => "",
         }
     }
     /// Its exit status, if it came to one.
@@ -56,6 +56,8 @@ pub struct Run {
     args: Vec<String>,
     stdin: Vec<u8>,
     deadline: Duration,
+    /// It is left to itself at the deadline.
+    lasting: bool,
     /// Exit statuses beside 0 that are answers and no failures.
     answers: Vec<i32>,
 }
@@ -76,6 +78,7 @@ impl Run {
             args: Vec::new(),
             stdin: Vec::new(),
             deadline: DEADLINE_DEFAULT,
+            lasting: false,
             answers: Vec::new(),
         }
     }
@@ -96,13 +99,19 @@ impl Run {
         self.deadline = deadline;
         self
     }
+    /// Not killed at its deadline, only waited for no longer: a change of storage that is cut short may leave a device
+    /// suspended, and everything that uses it hangs.
+    pub fn lasting(mut self) -> Self {
+        self.lasting = true;
+        self
+    }
     /// An exit status that is an answer, such as those of `fsck`.
     pub fn answers(mut self, codes: impl IntoIterator<Item = i32>) -> Self {
         self.answers.extend(codes);
         self
     }
 
-    /// Runs it to its end, at most to its deadline; then it is killed. A dropped future leaves it running: half of a change
+    /// Runs it to its end, at most to its deadline; then it is killed, unless it is lasting. A dropped future leaves it running: half of a change
     /// to storage is worse than a whole one that nobody waits for.
     #[expect(clippy::disallowed_methods, reason = "this is the command module")]
     pub async fn output(self) -> Result<Output, ProgramError> {
@@ -140,18 +149,22 @@ impl Run {
                     Some(_) if !whole => Err(ProgramError::TooMuch { command: command_text }),
                     Some(code) => Ok(Output { stdout, stderr, code }),
                     None => {
-                        let stderr = one_line(&stderr);
+                        // Some say on standard output what went wrong.
+                        let stderr = if stderr.trim().is_empty() { one_line(&stdout) } else { one_line(&stderr) };
+                        let stderr = stderr.chars().take(STDERR_BYTES_MAX as usize).collect();
                         Err(ProgramError::Failed { command: command_text, status, stderr, elapsed })
                     }
                 }
             }
             Ok(Err(error)) => Err(ProgramError::Spawn { command: command_text, error }),
             Err(_) => {
-                if let Some(pid) = child.id().and_then(|id| rustix::process::Pid::from_raw(id.cast_signed())) {
+                if !self.lasting
+                    && let Some(pid) = child.id().and_then(|id| rustix::process::Pid::from_raw(id.cast_signed()))
+                {
                     // It may have ended meanwhile. One that waits for a dead disk ends when the kernel lets it.
                     let _ = rustix::process::kill_process_group(pid, rustix::process::Signal::KILL);
                 }
-                Err(ProgramError::TooSlow { command: command_text, stderr: String::new(), elapsed })
+                Err(ProgramError::TooSlow { command: command_text, lasting: self.lasting, elapsed })
             }
         }
     }

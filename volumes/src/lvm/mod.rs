@@ -23,11 +23,12 @@ use async_trait::async_trait;
 use filesystem::Check;
 use pgstead_lvm::{GroupName, Health, Kind, LogicalVolume, LvName, LvPath, Lvm, LvmError, NewThinVolume, Percent};
 use pgstead_types::{Bytes, Tick, VolumeId, WallTime};
+use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex as SyncMutex, PoisonError};
 use std::time::Duration;
 use tags::{Entry, Unreadable};
 use tokio::sync::Mutex;
@@ -72,18 +73,14 @@ pub enum LvmPoolError {
         #[source]
         source: io::Error,
     },
+    #[error("others may write to {}; expected a folder of root's that nobody else may write: what they put there would be mounted over", mounts.display())]
+    OthersWrite { mounts: PathBuf },
     #[error("another process already works in {}; expected one pool per node", mounts.display())]
     InUse { mounts: PathBuf },
     #[error("this host lacks {programs:?}, which {} needs; install the tools of that file system", kind.as_str())]
     NoPrograms { kind: FileSystemKind, programs: Vec<&'static str> },
     #[error("LVM is for a daemon that runs as root; this one does not")]
     NotRoot,
-    #[error("the pool {path} could not be cleared of an unfinished volume")]
-    NotCleared {
-        path: LvPath,
-        #[source]
-        source: Box<VolumeError>,
-    },
 }
 
 /// A pool in a thin pool. It holds the lock of its folder until it is dropped.
@@ -98,8 +95,9 @@ struct Inner {
     config: LvmConfig,
     /// The open folder of mounts, with an exclusive lock that ends with the process.
     _lock: File,
-    /// Held while volumes are made, mounted, or renamed.
-    changes: Mutex<()>,
+    /// One for each volume that was ever used, held while it is made, mounted, or renamed: a long check of one keeps nobody from
+    /// the others.
+    changes: SyncMutex<BTreeMap<VolumeId, Arc<Mutex<()>>>>,
 }
 
 impl LvmDriver {
@@ -120,12 +118,19 @@ impl LvmDriver {
         let path = LvPath { group: config.group.clone(), name: config.pool.clone() };
         match lvm.volume(&path).await?.ok_or_else(|| LvmPoolError::NoPool { path: path.clone() })?.kind {
             Kind::ThinPool { when_full: pgstead_lvm::WhenFull::Error, .. } => {}
-            // Its creation was cut short before this, or somebody else has made it.
-            Kind::ThinPool { .. } => lvm.set_error_when_full(&path).await?,
+            // Its creation was cut short before this, or somebody else has made it. Volumes that are there are used all the same.
+            Kind::ThinPool { .. } => {
+                if let Err(error) = lvm.set_error_when_full(&path).await {
+                    tracing::warn!(pool = %path, %error, "cannot have writes to the pool fail at once when it is full");
+                }
+            }
             Kind::Thin { .. } | Kind::Other => return Err(LvmPoolError::NotThin { path }),
         }
-        let inner = Inner { lvm, config, _lock: lock, changes: Mutex::new(()) };
-        inner.clear_unfinished().await.map_err(|source| LvmPoolError::NotCleared { path, source: Box::new(source) })?;
+        let inner = Inner { lvm, config, _lock: lock, changes: SyncMutex::default() };
+        // What never held data must not keep a node from those that do; a creation clears it again.
+        if let Err(error) = inner.clear_unfinished().await {
+            tracing::warn!(pool = %path, %error, "cannot clear the pool of an unfinished volume");
+        }
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -143,6 +148,10 @@ fn open_mounts(mounts: &mut PathBuf) -> Result<File, LvmPoolError> {
     let failed = |source| LvmPoolError::Mounts { mounts: asked.clone(), source };
     DirBuilder::new().recursive(true).mode(0o755).create(&asked).map_err(failed)?;
     *mounts = fs::canonicalize(&asked).map_err(failed)?;
+    let found = fs::metadata(&*mounts).map_err(failed)?;
+    if found.uid() != 0 || found.mode() & 0o022 != 0 {
+        return Err(LvmPoolError::OthersWrite { mounts: asked });
+    }
     folder::lock(mounts).map_err(failed)?.ok_or_else(|| LvmPoolError::InUse { mounts: asked.clone() })
 }
 
@@ -220,7 +229,8 @@ struct Pool {
 
 impl Inner {
     async fn create(&self, new: &NewVolume) -> Result<Creation, VolumeError> {
-        let _turn = self.changes.lock().await;
+        let turn = self.turn(new.id);
+        let _turn = turn.lock().await;
         let held = self.lvm.volumes(&self.config.group).await?;
         let (final_name, unfinished) = (tags::volume_name(new.id), tags::unfinished_name(new.id));
         if let Some(held) = held.iter().find(|volume| volume.name == final_name) {
@@ -236,6 +246,10 @@ impl Inner {
             return Ok(Creation::Refused(refusal));
         }
         if let Some(left) = held.iter().find(|volume| volume.name == unfinished) {
+            if Entry::of(left) != Some(Entry::Unfinished(new.id)) {
+                let why = "it has the name of an unfinished volume and not our tag".to_string();
+                return Err(VolumeError::Unreadable { path: left.path().device(), why });
+            }
             self.delete(left).await?;
         }
         let kind = self.config.file_system;
@@ -249,7 +263,8 @@ impl Inner {
             .await?;
         let made = self.path(unfinished);
         filesystem::make(kind, &made.device()).await?;
-        let (device, place, owner) = (made.device(), self.mount_point(new.id), new.owner);
+        // At a place of its own: the name of its device goes with the renaming, and so does, on some hosts, what is mounted by it.
+        let (device, place, owner) = (made.device(), self.scratch(new.id), new.owner);
         blocking(move || prepare(kind, &device, &place, owner)).await?;
         self.lvm.rename(&made, &final_name).await?;
         let held = self.lvm.volume(&self.path(final_name)).await?;
@@ -272,11 +287,11 @@ impl Inner {
         if size < kind.least() {
             return Ok(Some(Refusal::TooSmall { size, least: kind.least(), file_system: kind.as_str() }));
         }
-        if new.size.is_some_and(|size| size > pool.size) {
+        if size > pool.size {
             return Ok(Some(Refusal::TooFull {
                 pool: path,
                 free: Bytes(pool.size.0.saturating_sub(pool.data_used.of(pool.size).0)),
-                needed: new.size.unwrap_or_default(),
+                needed: size,
             }));
         }
         let (mounts, owner) = (self.config.mounts.clone(), new.owner);
@@ -290,7 +305,8 @@ impl Inner {
     }
 
     async fn open(&self, id: VolumeId) -> Result<Option<Volume>, VolumeError> {
-        let _turn = self.changes.lock().await;
+        let turn = self.turn(id);
+        let _turn = turn.lock().await;
         let Some(held) = self.lvm.volume(&self.path(tags::volume_name(id))).await? else { return Ok(None) };
         let (volume, kind) = self.read(&held, id)?;
         self.ensure_mounted(&held, &volume, kind).await?;
@@ -320,7 +336,8 @@ impl Inner {
     }
 
     async fn remove(&self, id: VolumeId, tags: &VolumeTags, how: Removal) -> Result<Removed, VolumeError> {
-        let _turn = self.changes.lock().await;
+        let turn = self.turn(id);
+        let _turn = turn.lock().await;
         let mut held = self.lvm.volumes(&self.config.group).await?;
         let name = tags::volume_name(id);
         if let Some(whole) = held.iter().find(|volume| volume.name == name) {
@@ -397,15 +414,24 @@ impl Inner {
         };
         let number = held.device_number.ok_or_else(|| unusable(volume.id, "it was activated and has no device"))?;
         let (device, place) = (held.path().device(), self.mount_point(volume.id));
-        if is_mounted(&device, number, &place)? {
-            return Ok(());
+        match is_mounted(&device, number, &place)? {
+            Some(MountedAs::Writable) => return Ok(()),
+            // After an error, which may be over: it is checked and mounted again as soon as nothing uses it.
+            Some(MountedAs::ReadOnly) => {
+                let place = place.clone();
+                if let Err(error) = blocking(move || filesystem::unmount_from(&place)).await {
+                    let why = format!("its file system has become read-only after an error, and is in use ({error})");
+                    return Err(unusable(volume.id, why));
+                }
+            }
+            None => {}
         }
         self.await_closed(volume.id, &held).await?;
         filesystem::check(kind, &device, Check::IfDirty).await?;
         if let Err(error) = mount(kind, &device, &place).await {
             // It may be damaged though it says that it is not.
             filesystem::check(kind, &device, Check::Whole).await?;
-            tracing::warn!(volume = %volume.id, %error, "checked the whole file system of a volume that could not be mounted");
+            tracing::warn!(volume = %volume.id, %error, "a volume could not be mounted at first; trying again");
             mount(kind, &device, &place).await?;
         }
         tracing::info!(volume = %volume.id, at = %volume.path.display(), "mounted a volume");
@@ -429,12 +455,13 @@ impl Inner {
     }
 
     async fn ensure_unmounted(&self, id: VolumeId, held: &LogicalVolume) -> Result<(), VolumeError> {
-        let place = self.mount_point(id);
-        blocking(move || {
-            filesystem::unmount_from(&place)?;
-            filesystem::remove_folder(&place)
-        })
-        .await?;
+        for place in [self.scratch(id), self.mount_point(id)] {
+            blocking(move || {
+                filesystem::unmount_from(&place)?;
+                filesystem::remove_folder(&place)
+            })
+            .await?;
+        }
         if held.active {
             self.lvm.deactivate(&held.path()).await?;
         }
@@ -459,6 +486,12 @@ impl Inner {
         Ok(self.lvm.remove(&held.path()).await?)
     }
 
+    fn turn(&self, id: VolumeId) -> Arc<Mutex<()>> {
+        // It guards a table of locks: a panic elsewhere leaves nothing broken behind it.
+        let mut changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(changes.entry(id).or_default())
+    }
+
     fn read(&self, held: &LogicalVolume, id: VolumeId) -> Result<(Volume, FileSystemKind), VolumeError> {
         tags::read(held, id, &self.data_folder(id))
             .map_err(|Unreadable(why)| VolumeError::Unreadable { path: held.path().device(), why })
@@ -476,6 +509,9 @@ impl Inner {
     fn mount_point(&self, id: VolumeId) -> PathBuf {
         self.config.mounts.join(id.to_string())
     }
+    fn scratch(&self, id: VolumeId) -> PathBuf {
+        self.config.mounts.join(format!(".new-{id}"))
+    }
     fn data_folder(&self, id: VolumeId) -> PathBuf {
         self.mount_point(id).join(DATA)
     }
@@ -486,11 +522,13 @@ fn unusable(id: VolumeId, why: impl Into<String>) -> VolumeError {
 }
 
 /// Whether the device is what is mounted there. It may be mounted nowhere else, and nothing else may be mounted there.
-fn is_mounted(device: &Path, number: (u32, u32), place: &Path) -> Result<bool, VolumeError> {
+fn is_mounted(device: &Path, number: (u32, u32), place: &Path) -> Result<Option<MountedAs>, VolumeError> {
     let mounts = filesystem::mounts()?;
     let here = mounts.iter().rev().find(|mounted| mounted.at == place);
     match here {
-        Some(mounted) if mounted.device_number == number => return Ok(true),
+        Some(mounted) if mounted.device_number == number => {
+            return Ok(Some(if mounted.read_only { MountedAs::ReadOnly } else { MountedAs::Writable }));
+        }
         Some(mounted) => {
             return Err(VolumeError::OtherMounted {
                 path: place.into(),
@@ -504,8 +542,13 @@ fn is_mounted(device: &Path, number: (u32, u32), place: &Path) -> Result<bool, V
         Some(mounted) => {
             Err(VolumeError::MountedElsewhere { device: device.into(), at: mounted.at, path: place.into() })
         }
-        None => Ok(false),
+        None => Ok(None),
     }
+}
+
+enum MountedAs {
+    Writable,
+    ReadOnly,
 }
 
 /// The owner's folder in a new file system, on disk before the volume has its name.
@@ -514,6 +557,7 @@ fn prepare(kind: FileSystemKind, device: &Path, place: &Path, owner: Owner) -> R
     filesystem::mount_at(kind, device, place)?;
     let made = make_data(&place.join(DATA), owner);
     filesystem::unmount_from(place)?;
+    filesystem::remove_folder(place)?;
     made
 }
 

@@ -14,7 +14,7 @@ const OURS: &str = "pgstead";
 /// Of the tags. A reader that meets another one leaves the volume alone.
 const FORMAT: &str = "1";
 
-/// What a name in a group stands for. Names that are none of these, or volumes without our tag, are not ours.
+/// What a name in a group stands for. Names that are none of these are not ours, nor is what is unfinished or removed without our tag.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Entry {
     Volume(VolumeId),
@@ -25,7 +25,10 @@ pub enum Entry {
 
 impl Entry {
     pub fn of(volume: &LogicalVolume) -> Option<Self> {
-        volume.tags.iter().any(|tag| tag.as_str() == OURS).then(|| Self::parse(volume.name.as_str()))?
+        let entry = Self::parse(volume.name.as_str())?;
+        let is_ours = volume.tags.iter().any(|tag| tag.as_str() == OURS);
+        // A volume by its name that has lost our tag is one that a person must look at.
+        (is_ours || matches!(entry, Entry::Volume(_))).then_some(entry)
     }
     fn parse(name: &str) -> Option<Self> {
         if let Some(rest) = name.strip_prefix("new-") {
@@ -199,6 +202,10 @@ mod tests {
         assert_eq!(Entry::parse(trash_name(id, 12).as_str()), Some(Entry::Trash(id)));
         assert_eq!(Entry::parse("root"), None);
         assert_eq!(Entry::parse(&format!("vol-{}", id.to_string().to_uppercase())), None, "a second spelling");
-        assert_eq!(Entry::of(&held(volume_name(id), BTreeSet::new())), None);
+        assert_eq!(Entry::of(&held(unfinished_name(id), BTreeSet::new())), None);
+        assert_eq!(Entry::of(&held(trash_name(id, 1), BTreeSet::new())), None);
+        let bare = held(volume_name(id), BTreeSet::new());
+        assert_eq!(Entry::of(&bare), Some(Entry::Volume(id)));
+        assert!(read(&bare, id, Path::new("/m")).is_err(), "it is seen, and never used");
     }
 }

@@ -46,8 +46,12 @@ pub fn tags(member: u128) -> VolumeTags {
     }
 }
 
-/// The user that the tests run as, for only root could give files away.
+/// The user that the tests run as, for only root could give files away; or whom the environment names.
 pub fn owner() -> Owner {
+    let named = std::env::var("PGSTEAD_TEST_OWNER").ok();
+    if let Some((uid, gid)) = named.as_deref().and_then(|named| named.split_once(':')) {
+        return Owner { uid: uid.parse().unwrap(), gid: gid.parse().unwrap() };
+    }
     Owner { uid: rustix::process::getuid().as_raw(), gid: rustix::process::getgid().as_raw() }
 }
 

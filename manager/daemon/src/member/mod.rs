@@ -55,6 +55,8 @@ pub struct MemberTask {
     instance: Arc<Instance>,
     /// Where the member's volume is, once it is there.
     volume: Option<PathBuf>,
+    /// Why nobody can say now whether it is there, and what is in it.
+    unseen: Option<String>,
     notes: Notes,
     observer: Observer,
     reports: Reports,
@@ -137,7 +139,15 @@ impl MemberTask {
         if self.volume.as_ref().is_none_or(|path| !path.is_dir())
             && let Some(member) = cluster.held(self.member)
         {
-            self.volume = self.context.volumes.open(member.volume).await?.map(|volume| volume.path);
+            match self.context.volumes.open(member.volume).await {
+                Ok(volume) => (self.volume, self.unseen) = (volume.map(|volume| volume.path), None),
+                Err(error) => {
+                    self.unseen = Some(chain(&error));
+                    return Err(error.into());
+                }
+            }
+        } else {
+            self.unseen = None;
         }
         let settings = self.slots.settings(cluster);
         setup::refresh(&self.context, &self.instance, cluster, self.member, self.volume.as_deref(), settings)
@@ -175,6 +185,10 @@ impl MemberTask {
             seen.data = DataSeen::Foreign {
                 why: "its volume cannot be read, or has only just appeared; is the pool's file system mounted?".into(),
             };
+        }
+        if let Some(why) = &self.unseen {
+            // What cannot be read is not lost.
+            seen.data = DataSeen::Foreign { why: format!("its volume cannot be used: {why}") };
         }
         seen.working = self.failed.as_ref().map(Failed::working);
         seen.troubles = self.watch.look(&self.instance, &seen, &mut self.notes).await;

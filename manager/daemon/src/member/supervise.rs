@@ -26,6 +26,9 @@ use tokio::task::JoinHandle;
 /// A member whose task could not be started is tried again after this.
 const RETRY: Duration = Duration::from_secs(2);
 
+/// A volume gets so long to be there before its member's task begins without it.
+const OPEN_PATIENCE: Duration = Duration::from_secs(3);
+
 /// What every member's task needs of its node.
 pub struct NodeContext {
     pub config: NodeConfig,
@@ -96,8 +99,11 @@ async fn task(
     cluster: &ClusterRecord,
     member: &MemberRecord,
 ) -> anyhow::Result<MemberTask> {
-    let volume =
-        context.volumes.open(member.volume).await.context("cannot look for its volume")?.map(|volume| volume.path);
+    // A check after a crash may take long, and goes on by itself; the member's own task looks again. Nobody else waits for it.
+    let volume = match tokio::time::timeout(OPEN_PATIENCE, context.volumes.open(member.volume)).await {
+        Ok(opened) => opened.context("cannot look for its volume")?.map(|volume| volume.path),
+        Err(_) => None,
+    };
     let config = setup::instance_config(context, cluster, member, volume.as_deref())?;
     let instance = Arc::new(Instance::open(config).await.context("cannot open its Postgres")?);
     context.instances.put(member.id, instance.clone());
@@ -109,6 +115,7 @@ async fn task(
         context: context.clone(),
         instance,
         volume,
+        unseen: None,
         observer: Observer::new(member.id, context.session),
         reports: reports.clone(),
         failed: None,

@@ -29,12 +29,15 @@ async fn main() -> ExitCode {
     bodies.extend(promises!(bodies, FileSystemKind::Xfs));
     bodies.extend(own!(
         a_volume_is_back_after_a_reboot_with_what_is_in_it,
-        a_creation_that_was_cut_short_anywhere_is_no_volume_and_leaves_nothing,
+        a_creation_that_was_cut_short_is_no_volume_and_leaves_nothing,
+        a_volume_comes_back_after_a_power_cut_with_what_was_synced,
+        a_file_system_that_became_read_only_is_mounted_anew_when_nothing_uses_it,
+        a_disk_with_a_file_system_is_not_made_a_pool_of,
         what_is_not_ours_is_not_looked_at,
         a_volume_with_odd_tags_is_reported_and_never_touched,
         a_device_that_is_mounted_elsewhere_is_left_there,
         damage_that_a_check_cannot_mend_by_itself_is_left_for_a_person,
-        a_pool_that_is_nearly_full_takes_no_volume_and_one_that_is_full_says_so_at_once,
+        a_pool_that_is_nearly_full_takes_no_volume_and_keeps_what_it_has,
         a_volume_that_is_too_small_is_refused,
         a_pool_that_is_not_there_is_said_so,
     ));

@@ -41,7 +41,7 @@ pub async fn a_volume_is_back_after_a_reboot_with_what_is_in_it() {
     assert_eq!(bench.driver().open(volume.id).await.expect("it is mounted"), Some(volume));
 }
 
-pub async fn a_creation_that_was_cut_short_anywhere_is_no_volume_and_leaves_nothing() {
+pub async fn a_creation_that_was_cut_short_is_no_volume_and_leaves_nothing() {
     let mut bench = bench().await;
     let new = new_volume(5);
     let volume = made(bench.driver(), &new).await;
@@ -71,6 +71,64 @@ pub async fn what_is_not_ours_is_not_looked_at() {
     run("lvm", &["lvcreate", "-y", "-V", "64M", "--thin", "-n", &format!("new-{}", new.id), "pgs-test/pool"]).await;
     run("lvm", &["lvcreate", "-y", "-V", "64M", "--thin", "-n", "other", "--addtag", "pgstead", "pgs-test/pool"]).await;
     assert_eq!(bench.driver().list().await.expect("LVM answers"), Default::default());
+    // Nor is it removed to make room for a volume.
+    let create = bench.driver().create(new.clone()).await;
+    assert!(matches!(create, Err(VolumeError::Unreadable { .. })), "{create:?}");
+    let lvm = Lvm::find().await.expect("the machine has LVM");
+    assert!(lvm.volume(&path(&format!("new-{}", new.id))).await.expect("LVM answers").is_some());
+    // One that has the name of a volume is seen all the same.
+    run("lvm", &["lvcreate", "-y", "-V", "64M", "--thin", "-n", &format!("vol-{}", new.id), "pgs-test/pool"]).await;
+    let strays = bench.driver().list().await.expect("LVM answers").strays;
+    assert!(matches!(strays[0].kind, StrayKind::Unreadable { .. }), "{strays:?}");
+}
+
+pub async fn a_disk_with_a_file_system_is_not_made_a_pool_of() {
+    let lvm = Lvm::find().await.expect("the machine has LVM");
+    run("mkfs.ext4", &["-q", "-F", "/dev/vdd"]).await;
+    let made = lvm.create_group(&"other".parse().expect("a name"), &["/dev/vdd".into()], &Default::default()).await;
+    assert!(made.is_err(), "its file system would be gone");
+    run("e2fsck", &["-n", "/dev/vdd"]).await;
+}
+
+/// Puts in a volume's place what was on its disk at this instant, as a power cut does.
+async fn cut_power(bench: &mut LvmBench, id: pgstead_types::VolumeId) {
+    let lvm = Lvm::find().await.expect("the machine has LVM");
+    let name = path(&format!("vol-{id}"));
+    let tags = lvm.volume(&name).await.expect("LVM answers").expect("it is there").tags;
+    let cut = pgstead_lvm::Snapshot { of: name.clone(), name: "cut".parse().expect("a name"), tags, read_only: false };
+    lvm.snapshot(&cut).await.expect("the pool has room");
+    reboot(bench).await;
+    lvm.remove(&name).await.expect("it is not in use");
+    lvm.rename(&path("cut"), &name.name).await.expect("it is there");
+}
+
+pub async fn a_volume_comes_back_after_a_power_cut_with_what_was_synced() {
+    for kind in [FileSystemKind::Ext4, FileSystemKind::Xfs] {
+        let mut bench = LvmBench::new(kind).await;
+        let volume = made(bench.driver(), &new_volume(1)).await;
+        for number in 0..50 {
+            let file = volume.path.join(number.to_string());
+            fs::write(&file, "x").expect("it can be written to");
+            fs::File::open(file).and_then(|file| file.sync_all()).expect("it can be synced");
+        }
+        cut_power(&mut bench, volume.id).await;
+        assert_eq!(bench.driver().open(volume.id).await.expect("its log is replayed"), Some(volume.clone()));
+        assert_eq!(fs::read_dir(&volume.path).expect("it is mounted").count(), 50);
+    }
+}
+
+pub async fn a_file_system_that_became_read_only_is_mounted_anew_when_nothing_uses_it() {
+    let bench = bench().await;
+    let volume = made(bench.driver(), &new_volume(1)).await;
+    let place = bench.config().mounts.join(volume.id.to_string());
+    run("mount", &["-o", "remount,ro", &place.to_string_lossy()]).await;
+    let user = fs::File::open(&volume.path).expect("it is mounted");
+    let opened = bench.driver().open(volume.id).await;
+    let Err(VolumeError::Unusable { why, .. }) = opened else { panic!("expected it not to be usable, got {opened:?}") };
+    assert!(why.contains("read-only"), "{why}");
+    drop(user);
+    assert_eq!(bench.driver().open(volume.id).await.expect("it is free"), Some(volume.clone()));
+    fs::write(volume.path.join("PG_VERSION"), "15").expect("it can be written to again");
 }
 
 pub async fn a_volume_with_odd_tags_is_reported_and_never_touched() {
@@ -125,7 +183,7 @@ pub async fn damage_that_a_check_cannot_mend_by_itself_is_left_for_a_person() {
     assert!(said.contains("UNEXPECTED INCONSISTENCY") || said.contains("fsck"), "{said}");
 }
 
-pub async fn a_pool_that_is_nearly_full_takes_no_volume_and_one_that_is_full_says_so_at_once() {
+pub async fn a_pool_that_is_nearly_full_takes_no_volume_and_keeps_what_it_has() {
     let mut bench = bench().await;
     let big = NewVolume { size: Some(Bytes(2 << 30)), ..new_volume(1) };
     let volume = made(bench.driver(), &big).await;
@@ -170,4 +228,6 @@ pub async fn a_pool_that_is_not_there_is_said_so() {
     assert!(matches!(error, LvmPoolError::NotAbsolute { .. }), "{error:?}");
     let error = open(&|config| config.mounts = bench.config().mounts.clone()).await;
     assert!(matches!(error, LvmPoolError::InUse { .. }), "{error:?}");
+    let error = open(&|config| config.mounts = Path::new("/tmp").into()).await;
+    assert!(matches!(error, LvmPoolError::OthersWrite { .. }), "{error:?}");
 }
