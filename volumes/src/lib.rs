@@ -3,6 +3,7 @@
 
 pub mod dir;
 pub mod driver;
+mod entry;
 mod folder;
 pub mod lvm;
 

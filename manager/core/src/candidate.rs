@@ -13,9 +13,9 @@ pub(crate) type Promises = BTreeMap<Incarnation, PromiseAnswer>;
 
 /// The one to be chosen among `promises`. The suspected old leader is taken only when the others are not enough without it
 /// or when it is `preferred`: its log may reach further, but only with commits that nobody was told of. An asynchronous
-/// leader has told its clients of all of them, so it is ranked like the others, and all by how much of its log they have. The `unfit` are passed over where whoever
-/// is left is enough without them, so that nothing acknowledged is passed over with them; of an asynchronous cluster what
-/// that may lose is recorded. `over`: see [`crate::lease`].
+/// leader has told its clients of all of them, so it is ranked like the others, and all of them by how much of its log they
+/// have. The `unfit` are passed over where whoever is left is enough without them, so that nothing acknowledged is passed
+/// over with them; of an asynchronous cluster what that may lose is recorded. `over`: see [`crate::lease`].
 pub(crate) fn rank(
     cluster: &ClusterRecord,
     promises: &Promises,

@@ -138,7 +138,7 @@ pub(crate) fn plan(
         let text = "enough members have promised; the old leader, which acknowledged alone, may be back in a moment";
         return Plan::wait(Finding::info("promises_arriving", text).on_cluster(cluster.id)).until(until);
     }
-    if let Some((until, finding)) = lease::awaits_better(cluster, policy, &promises, chosen, since)
+    if let Some((until, finding)) = lease::awaits_better(cluster, policy, &promises, chosen, (since, observed.now))
         && observed.now < until
     {
         return Plan::wait(finding).until(until);

@@ -121,7 +121,7 @@ pub(crate) fn awaits_better(
     policy: &Policy,
     promises: &Promises,
     chosen: PromiseAnswer,
-    since: Tick,
+    (since, now): (Tick, Tick),
 ) -> Option<(Tick, Finding)> {
     let away = cluster.members.values().filter(|member| !promises.contains_key(&member.current()));
     let away: Vec<&str> = away.map(|member| member.name.as_str()).collect();
@@ -129,13 +129,14 @@ pub(crate) fn awaits_better(
         return None;
     }
     let name = cluster.members.get(&chosen.incarnation.member).map_or("?", |member| member.name.as_str());
+    let until = since + policy.astray_patience;
     let text = format!(
-        "{name} could be elected, and its log left the history before the last leader led: all that was committed since would be \
-         given up. {} may have it and gets {} s to come back; then {name} leads",
+        "{name} could be elected, but its log left the history before the last leader led: all that was committed since would be \
+         given up. Bring back {}, which may have it; in {} s {name} leads without",
         away.join(" or "),
-        policy.astray_patience.as_secs()
+        until.since(now).as_secs()
     );
-    Some((since + policy.astray_patience, Finding::error("promise_missing", text).on_cluster(cluster.id)))
+    Some((until, Finding::error("promise_missing", text).on_cluster(cluster.id)))
 }
 
 /// What the old leader was last seen to have flushed. Forgotten by a new controller.

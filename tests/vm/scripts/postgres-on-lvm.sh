@@ -3,6 +3,8 @@
 # the disks, twice: first its processes, then mounts and activation as well, as in a reboot. No row goes, and nothing is copied.
 set -euo pipefail
 export PATH=/payload:$PATH:$(echo /usr/lib/postgresql/*/bin) PGSTEAD_PROFILE=/var/lib/pgstead/secrets/admin.json
+# Everything that is started here is in it, and nothing else.
+processes=/sys/fs/cgroup/node
 
 say() { echo "postgres-on-lvm: $*"; }
 fail() {
@@ -11,21 +13,30 @@ fail() {
     tail -n 10 /var/lib/pgstead/run/*/postgres.log 2>/dev/null
     exit 1
 }
-# $1 seconds for the rest to succeed.
+# It makes a volume group of a whole disk.
+mountpoint -q /payload && [ "$(cat /proc/sys/kernel/hostname)" = vm ] ||
+    { say "this is for the virtual machine of make vm, and nowhere else"; exit 1; }
+
+# At most $1 seconds, until the command that follows succeeds.
 within() {
-    local left=$1
+    local end=$((SECONDS + $1)) left
     shift
-    until "$@" >/tmp/said 2>&1; do
-        left=$((left - 1))
-        [ "$left" -gt 0 ] || { cat /tmp/said; fail "in vain: $*"; }
-        sleep 1
+    while left=$((end - SECONDS)); [ "$left" -gt 0 ]; do
+        if timeout "$left" "$@" >/tmp/said 2>&1; then return 0; fi
+        sleep 0.2
     done
+    cat /tmp/said
+    fail "in vain: $*"
 }
 start_daemon() {
-    pgstead node run >>/var/log/pgstead.log 2>&1 &
-    daemon=$!
+    mkdir -p "$processes"
+    bash -c "echo \$\$ >$processes/cgroup.procs; exec pgstead node run" >>/var/log/pgstead.log 2>&1 &
 }
-psql() { timeout 50 pgstead psql app -- -At -c "$1"; }
+kill_everything() {
+    echo 1 >"$processes/cgroup.kill"
+    within 20 grep -qx 'populated 0' "$processes/cgroup.events"
+}
+sql() { pgstead psql app -- -At -c "$1"; }
 
 mkdir -p /etc/pgstead /var/log
 vgcreate -q nvme /dev/vdc
@@ -46,36 +57,30 @@ pgstead init
 start_daemon
 within 60 pgstead status
 say "the node runs"
-within 1 timeout 75 pgstead cluster create app --members 1
-within 20 psql "CREATE TABLE t AS SELECT generate_series(1, 1000) AS id"
+timeout 120 pgstead cluster create app --members 1 || fail "the cluster does not come to be"
+within 60 pgstead psql app -- -At -c "CREATE TABLE t AS SELECT generate_series(1, 1000) AS id"
 say "the cluster takes clients"
 findmnt -n -o SOURCE,FSTYPE,OPTIONS --target "$(ls -d /var/lib/pgstead/volumes/nvme/*/data)"
-lvs -o lv_name,lv_size,data_percent,lv_tags nvme
+lvs --noheadings -o lv_name,lv_size,data_percent nvme
 volume=$(lvs --noheadings -o lv_name nvme | grep vol-)
-life=$(pgstead member list --output json)
 
 say "every process dies"
-kill -9 "$daemon"
-pkill -9 -f 'pgstead' || true
-pkill -9 -u postgres || true
-within 20 bash -c '! pgrep -u postgres'
+kill_everything
 start_daemon
-within 60 psql "INSERT INTO t VALUES (1001)"
-[ "$(psql "SELECT count(*) FROM t")" = 1001 ] || fail "rows are missing"
+within 60 pgstead psql app -- -At -c "INSERT INTO t VALUES (1001)"
+[ "$(sql "SELECT count(*) FROM t")" = 1001 ] || fail "rows are missing"
 
 say "and the host begins anew"
-kill -9 "$daemon"
-pkill -9 -f 'pgstead' || true
-pkill -9 -u postgres || true
-within 20 bash -c '! pgrep -u postgres'
+kill_everything
 umount /var/lib/pgstead/volumes/nvme/*
 vgchange -q -an nvme
 start_daemon
-within 60 psql "INSERT INTO t VALUES (1002)"
-[ "$(psql "SELECT count(*) FROM t")" = 1002 ] || fail "rows are missing"
+within 60 pgstead psql app -- -At -c "INSERT INTO t VALUES (1002)"
+[ "$(sql "SELECT count(*) FROM t")" = 1002 ] || fail "rows are missing"
 [ "$(lvs --noheadings -o lv_name nvme | grep vol-)" = "$volume" ] || fail "it is another volume"
 say "no row is lost, on the same volume"
 
-pgstead cluster delete app --yes >/dev/null 2>&1 || pgstead cluster delete app
+timeout 60 pgstead cluster delete app --yes || fail "the cluster is not deleted"
 within 60 bash -c '[ -z "$(lvs --noheadings -o lv_name nvme | grep -v pool)" ]'
 say "nothing is left of a deleted cluster"
+kill_everything

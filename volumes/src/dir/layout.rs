@@ -1,6 +1,7 @@
 //! Names within a pool and the file of tags. Nothing else writes or reads `volume.json`.
 
 use crate::driver::{NewVolume, Owner, Volume, VolumeError, VolumeTags};
+use crate::entry::{Entry, Prefixes};
 use pgstead_types::{Bytes, VolumeId, WallTime};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
@@ -12,41 +13,19 @@ pub const DATA: &str = "data";
 /// Of the file of tags. A reader that meets another one leaves the volume alone.
 const VERSION: u32 = 1;
 
-/// What a name in a pool stands for. Names that are none of these (`lost+found`) are not ours.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Entry {
-    Volume(VolumeId),
-    Unfinished(VolumeId),
-    Trash(VolumeId),
-}
+const NAMES: Prefixes = Prefixes { volume: "", unfinished: ".new-", trash: ".trash-" };
 
-impl Entry {
-    pub fn parse(name: &str) -> Option<Self> {
-        if let Some(rest) = name.strip_prefix(".new-") {
-            return exact(rest).map(Entry::Unfinished);
-        }
-        if let Some(rest) = name.strip_prefix(".trash-") {
-            let (id, number) = rest.rsplit_once('-')?;
-            number.parse::<u32>().ok()?;
-            return exact(id).map(Entry::Trash);
-        }
-        exact(name).map(Entry::Volume)
-    }
+pub fn entry(name: &str) -> Option<Entry> {
+    NAMES.parse(name)
 }
-
-/// Only the one spelling that we write: other forms of the same UUID would be a second name for one volume.
-fn exact(text: &str) -> Option<VolumeId> {
-    text.parse::<VolumeId>().ok().filter(|id| id.to_string() == text)
-}
-
 pub fn volume_name(id: VolumeId) -> String {
-    id.to_string()
+    NAMES.volume(id)
 }
 pub fn unfinished_name(id: VolumeId) -> String {
-    format!(".new-{id}")
+    NAMES.unfinished(id)
 }
 pub fn trash_name(id: VolumeId, number: u32) -> String {
-    format!(".trash-{id}-{number}")
+    NAMES.trash(id, number)
 }
 
 /// Why a folder with a volume's name is not one.
@@ -125,16 +104,16 @@ mod tests {
     #[test]
     fn a_name_says_what_it_stands_for() {
         let id = VolumeId::from_u128(7);
-        assert_eq!(Entry::parse(&volume_name(id)), Some(Entry::Volume(id)));
-        assert_eq!(Entry::parse(&unfinished_name(id)), Some(Entry::Unfinished(id)));
-        assert_eq!(Entry::parse(&trash_name(id, 12)), Some(Entry::Trash(id)));
+        assert_eq!(entry(&volume_name(id)), Some(Entry::Volume(id)));
+        assert_eq!(entry(&unfinished_name(id)), Some(Entry::Unfinished(id)));
+        assert_eq!(entry(&trash_name(id, 12)), Some(Entry::Trash(id)));
     }
 
     #[test]
     fn a_second_spelling_of_an_id_is_not_a_volume() {
         let id = VolumeId::from_u128(0xab);
-        assert_eq!(Entry::parse(&id.simple()), None);
-        assert_eq!(Entry::parse(&id.to_string().to_uppercase()), None);
-        assert_eq!(Entry::parse("lost+found"), None);
+        assert_eq!(entry(&id.simple()), None);
+        assert_eq!(entry(&id.to_string().to_uppercase()), None);
+        assert_eq!(entry("lost+found"), None);
     }
 }

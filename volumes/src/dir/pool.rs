@@ -3,10 +3,11 @@
 
 use super::DirConfig;
 use super::delete::{self, Progress};
-use super::layout::{self, DATA, Entry, Unreadable, sync_folder, trash_name, unfinished_name, volume_name};
+use super::layout::{self, DATA, Unreadable, sync_folder, trash_name, unfinished_name, volume_name};
 use crate::driver::{
     Creation, Inventory, NewVolume, Refusal, Stray, StrayKind, Usage, Volume, VolumeError, VolumeTags,
 };
+use crate::entry::Entry;
 use crate::folder;
 use pgstead_types::{Bytes, VolumeId, WallTime};
 use rustix::fs::statvfs;
@@ -247,7 +248,7 @@ impl Pool {
         for entry in fs::read_dir(&self.path).map_err(fail())? {
             let name = entry.map_err(fail())?.file_name();
             if let Some(name) = name.to_str()
-                && let Some(entry) = Entry::parse(name)
+                && let Some(entry) = layout::entry(name)
             {
                 entries.push((name.to_string(), entry));
             }

@@ -18,6 +18,7 @@ use crate::driver::{
     Capability, Creation, Inventory, NewVolume, Owner, Refusal, Removal, Removed, Stray, StrayKind, Support, Usage,
     Volume, VolumeDriver, VolumeError, VolumeTags,
 };
+use crate::entry::Entry;
 use crate::folder;
 use async_trait::async_trait;
 use filesystem::Check;
@@ -30,7 +31,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex as SyncMutex, PoisonError};
 use std::time::Duration;
-use tags::{Entry, Unreadable};
+use tags::Unreadable;
 use tokio::sync::Mutex;
 
 /// From here on a pool takes no new volume: what is there needs the rest, to be written to and to be copied on write.
@@ -246,7 +247,7 @@ impl Inner {
             return Ok(Creation::Refused(refusal));
         }
         if let Some(left) = held.iter().find(|volume| volume.name == unfinished) {
-            if Entry::of(left) != Some(Entry::Unfinished(new.id)) {
+            if tags::entry(left) != Some(Entry::Unfinished(new.id)) {
                 let why = "it has the name of an unfinished volume and not our tag".to_string();
                 return Err(VolumeError::Unreadable { path: left.path().device(), why });
             }
@@ -316,7 +317,7 @@ impl Inner {
     async fn list(&self) -> Result<Inventory, VolumeError> {
         let mut inventory = Inventory::default();
         for held in self.lvm.volumes(&self.config.group).await? {
-            let Some(entry) = Entry::of(&held) else { continue };
+            let Some(entry) = tags::entry(&held) else { continue };
             let (id, kind) = match entry {
                 Entry::Volume(id) => match tags::read(&held, id, &self.data_folder(id)) {
                     Ok((volume, _)) => {
@@ -352,7 +353,7 @@ impl Inner {
             self.lvm.rename(&whole.path(), &to).await?;
             held = self.lvm.volumes(&self.config.group).await?;
         }
-        let trash: Vec<_> = held.iter().filter(|volume| Entry::of(volume) == Some(Entry::Trash(id))).collect();
+        let trash: Vec<_> = held.iter().filter(|volume| tags::entry(volume) == Some(Entry::Trash(id))).collect();
         for held in &trash {
             let (volume, _) = self.read(held, id)?;
             if volume.tags != *tags {
@@ -470,7 +471,7 @@ impl Inner {
 
     async fn clear_unfinished(&self) -> Result<(), VolumeError> {
         for held in self.lvm.volumes(&self.config.group).await? {
-            if let Some(Entry::Unfinished(id)) = Entry::of(&held) {
+            if let Some(Entry::Unfinished(id)) = tags::entry(&held) {
                 tracing::info!(volume = %id, group = %self.config.group, "cleared an unfinished volume");
                 self.delete(&held).await?;
             }
@@ -480,7 +481,7 @@ impl Inner {
 
     /// Of a volume that is unfinished or set aside: neither is in use, but one whose making was cut short may be mounted.
     async fn delete(&self, held: &LogicalVolume) -> Result<(), VolumeError> {
-        if let Some(Entry::Unfinished(id)) = Entry::of(held) {
+        if let Some(Entry::Unfinished(id)) = tags::entry(held) {
             self.ensure_unmounted(id, held).await?;
         }
         Ok(self.lvm.remove(&held.path()).await?)

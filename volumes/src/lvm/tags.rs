@@ -2,6 +2,7 @@
 //! inventory from these.
 
 use crate::driver::{NewVolume, Owner, Volume, VolumeTags};
+use crate::entry::{Entry, Prefixes};
 use crate::lvm::FileSystemKind;
 use pgstead_lvm::{LogicalVolume, LvName, Tag};
 use pgstead_types::{VolumeId, WallTime};
@@ -14,51 +15,27 @@ const OURS: &str = "pgstead";
 /// Of the tags. A reader that meets another one leaves the volume alone.
 const FORMAT: &str = "1";
 
-/// What a name in a group stands for. Names that are none of these are not ours, nor is what is unfinished or removed without our tag.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Entry {
-    Volume(VolumeId),
-    /// Being made; it never held data.
-    Unfinished(VolumeId),
-    Trash(VolumeId),
-}
+const NAMES: Prefixes = Prefixes { volume: "vol-", unfinished: "new-", trash: "trash-" };
 
-impl Entry {
-    pub fn of(volume: &LogicalVolume) -> Option<Self> {
-        let entry = Self::parse(volume.name.as_str())?;
-        let is_ours = volume.tags.iter().any(|tag| tag.as_str() == OURS);
-        // A volume by its name that has lost our tag is one that a person must look at.
-        (is_ours || matches!(entry, Entry::Volume(_))).then_some(entry)
-    }
-    fn parse(name: &str) -> Option<Self> {
-        if let Some(rest) = name.strip_prefix("new-") {
-            return exact(rest).map(Entry::Unfinished);
-        }
-        if let Some(rest) = name.strip_prefix("trash-") {
-            let (id, number) = rest.rsplit_once('-')?;
-            number.parse::<u32>().ok()?;
-            return exact(id).map(Entry::Trash);
-        }
-        exact(name.strip_prefix("vol-")?).map(Entry::Volume)
-    }
-}
-
-/// Only the one spelling that we write: other forms of the same UUID would be a second name for one volume.
-fn exact(text: &str) -> Option<VolumeId> {
-    text.parse::<VolumeId>().ok().filter(|id| id.to_string() == text)
+/// What is unfinished or removed and lacks our tag is not ours. A volume by its name that has lost it is one that a person must
+/// look at.
+pub fn entry(volume: &LogicalVolume) -> Option<Entry> {
+    let entry = NAMES.parse(volume.name.as_str())?;
+    let is_ours = volume.tags.iter().any(|tag| tag.as_str() == OURS);
+    (is_ours || matches!(entry, Entry::Volume(_))).then_some(entry)
 }
 
 fn name(text: String) -> LvName {
     text.parse().expect("a UUID with a prefix is a name that LVM takes")
 }
 pub fn volume_name(id: VolumeId) -> LvName {
-    name(format!("vol-{id}"))
+    name(NAMES.volume(id))
 }
 pub fn unfinished_name(id: VolumeId) -> LvName {
-    name(format!("new-{id}"))
+    name(NAMES.unfinished(id))
 }
 pub fn trash_name(id: VolumeId, number: u32) -> LvName {
-    name(format!("trash-{id}-{number}"))
+    name(NAMES.trash(id, number))
 }
 
 /// The tags of a volume that is to be made.
@@ -169,7 +146,7 @@ mod tests {
     fn what_is_written_is_read_again() {
         let tags = written(&new(), WallTime(1_795_000_000_123), FileSystemKind::Xfs);
         let held = held(volume_name(new().id), tags);
-        assert_eq!(Entry::of(&held), Some(Entry::Volume(new().id)));
+        assert_eq!(entry(&held), Some(Entry::Volume(new().id)));
         let (volume, kind) = read(&held, new().id, Path::new("/m")).unwrap();
         assert_eq!(
             (volume.id, volume.tags, volume.owner, volume.size),
@@ -198,14 +175,14 @@ mod tests {
     #[test]
     fn a_name_says_what_it_stands_for_and_only_with_our_tag() {
         let id = VolumeId::from_u128(0xab);
-        assert_eq!(Entry::parse(unfinished_name(id).as_str()), Some(Entry::Unfinished(id)));
-        assert_eq!(Entry::parse(trash_name(id, 12).as_str()), Some(Entry::Trash(id)));
-        assert_eq!(Entry::parse("root"), None);
-        assert_eq!(Entry::parse(&format!("vol-{}", id.to_string().to_uppercase())), None, "a second spelling");
-        assert_eq!(Entry::of(&held(unfinished_name(id), BTreeSet::new())), None);
-        assert_eq!(Entry::of(&held(trash_name(id, 1), BTreeSet::new())), None);
+        assert_eq!(NAMES.parse(unfinished_name(id).as_str()), Some(Entry::Unfinished(id)));
+        assert_eq!(NAMES.parse(trash_name(id, 12).as_str()), Some(Entry::Trash(id)));
+        assert_eq!(NAMES.parse("root"), None);
+        assert_eq!(NAMES.parse(&format!("vol-{}", id.to_string().to_uppercase())), None, "a second spelling");
+        assert_eq!(entry(&held(unfinished_name(id), BTreeSet::new())), None);
+        assert_eq!(entry(&held(trash_name(id, 1), BTreeSet::new())), None);
         let bare = held(volume_name(id), BTreeSet::new());
-        assert_eq!(Entry::of(&bare), Some(Entry::Volume(id)));
+        assert_eq!(entry(&bare), Some(Entry::Volume(id)));
         assert!(read(&bare, id, Path::new("/m")).is_err(), "it is seen, and never used");
     }
 }

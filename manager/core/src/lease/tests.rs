@@ -72,7 +72,11 @@ fn a_log_that_left_the_history_before_the_old_leader_led_is_chosen_last_and_only
     let mut world = without_a().silent("c", 13 * SECOND).promised("b", 2, at(1, END + 5000));
     let plan = world.decide();
     assert_eq!((chosen(&plan), plan.findings[0].code.as_str()), (None, "promise_missing"));
-    assert!(plan.findings[0].message.contains("a or c may have it"), "{}", plan.findings[0].message);
+    assert!(
+        plan.findings[0].message.contains("Bring back a or c, which may have it; in 60 s b leads"),
+        "{}",
+        plan.findings[0].message
+    );
     let patience = world.policy.astray_patience;
     assert_eq!(plan.wake_at, Some(world.observed.now + patience));
     let mut waited = world.later(patience).silent("a", 13 * SECOND).silent("c", 13 * SECOND);
