@@ -48,9 +48,13 @@ impl CancelKeys {
                 tracing::warn!(member = %member.endpoint.member, %why, "a cancel could not be sent on");
             }
             Ok(Err(SendError::Unknown(why))) => {
+                watch.on_cancel_lost();
                 tracing::warn!(member = %member.endpoint.member, %why, "a cancel was sent on, its arrival is not known");
             }
-            Err(_) => tracing::warn!(member = %member.endpoint.member, "a cancel did not get through in time"),
+            Err(_) => {
+                watch.on_cancel_lost();
+                tracing::warn!(member = %member.endpoint.member, "a cancel did not get through in time");
+            }
         }
     }
 

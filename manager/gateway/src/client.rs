@@ -18,7 +18,24 @@ const FAREWELL_DEADLINE: Duration = Duration::from_secs(1);
 /// What a client came for.
 pub enum Arrived {
     Session(TlsStream<TcpStream>, Startup),
-    Cancel(CancelKey),
+    /// With the connection that it came on: clients take its end for the sign that the cancel has had its effect.
+    Cancel(CancelKey, CancelStream),
+}
+
+/// The connection of a cancel. Nothing is said on it any more.
+#[allow(clippy::large_enum_variant, reason = "one for each cancel, and short-lived")]
+pub enum CancelStream {
+    Plain(TcpStream),
+    Encrypted(TlsStream<TcpStream>),
+}
+
+impl CancelStream {
+    pub async fn close(self) {
+        match self {
+            Self::Plain(mut stream) => close(&mut stream).await,
+            Self::Encrypted(mut stream) => close(&mut stream).await,
+        }
+    }
 }
 
 /// Why a client goes away again. It has been told where that was possible.
@@ -52,7 +69,7 @@ pub async fn receive(stream: TcpStream, tls: Option<Arc<ServerConfig>>, limit: D
             Err(why) => return Err(why.tell(&mut stream).await),
         };
         match request {
-            Request::Cancel(key) => return Ok(Arrived::Cancel(key)),
+            Request::Cancel(key) => return Ok(Arrived::Cancel(key, CancelStream::Plain(stream))),
             Request::Ssl => {
                 if tls.is_none() {
                     return Err(tell(&mut stream, no_certificate()).await);
@@ -102,7 +119,7 @@ async fn receive_encrypted(
     }
     match read_packet(&mut stream, deadline).await {
         Ok(Request::Startup(startup)) => Ok(Arrived::Session(stream, startup)),
-        Ok(Request::Cancel(key)) => Ok(Arrived::Cancel(key)),
+        Ok(Request::Cancel(key)) => Ok(Arrived::Cancel(key, CancelStream::Encrypted(stream))),
         Ok(_) => Err(tell(&mut stream, Malformed::OutOfPlace("encryption request").into()).await),
         Err(why) => Err(why.tell(&mut stream).await),
     }

@@ -3,10 +3,12 @@
 //!
 //! Withheld, whatever happened before: everything from a notice whose routine field is `SyncRepWaitForLSN`.
 //! Withheld while a cancel that this gateway forwarded may still hit: every success that may have committed something.
+//! So that such a cancel hits what it was meant for and nothing after it, what a client sends next waits for its end.
 //! Not covered: a wait cancelled by other means (`pg_cancel_backend`, a time-out in a procedure that commits) while
 //! `client_min_messages` hides the warning; those are found in the server's log.
 
 use std::sync::Mutex;
+use tokio::sync::Notify;
 
 /// The routine that Postgres names in the warning; the one field that is neither translated nor configurable.
 const ROUTINE: &[u8] = b"SyncRepWaitForLSN";
@@ -30,7 +32,11 @@ enum Transaction {
 
 /// Shared by a session's relay and by the tasks that forward its cancels.
 #[derive(Debug)]
-pub struct CommitWatch(Mutex<State>);
+pub struct CommitWatch {
+    state: Mutex<State>,
+    /// Says that a cancel began or ended. One task waits for it, the relay.
+    cancels_changed: Notify,
+}
 
 #[derive(Debug)]
 struct State {
@@ -44,8 +50,12 @@ struct State {
     ready: u64,
     /// A success since the last ReadyForQuery that its commit, still to come, may follow.
     success: bool,
+    /// An error since the last ReadyForQuery.
+    error: bool,
     /// Forwarded cancels whose delivery is not known to be over.
     cancels: u32,
+    /// Those of them of which more will be heard.
+    in_flight: u32,
     /// Requests up to this one may be hit by a cancel that has been delivered.
     suspect_until: u64,
 }
@@ -59,22 +69,25 @@ impl State {
 
 impl Default for CommitWatch {
     fn default() -> Self {
-        Self(Mutex::new(State {
+        let state = State {
             transaction: Transaction::Idle,
             sent: 1,
             unfinished: false,
             last_was_sync: false,
             ready: 0,
             success: false,
+            error: false,
             cancels: 0,
+            in_flight: 0,
             suspect_until: 0,
-        }))
+        };
+        Self { state: Mutex::new(state), cancels_changed: Notify::new() }
     }
 }
 
 impl CommitWatch {
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
-        self.0.lock().expect("no code panics while it holds this lock")
+        self.state.lock().expect("no code panics while it holds this lock")
     }
 
     /// A message of this type is about to be sent to the server.
@@ -105,7 +118,10 @@ impl CommitWatch {
     pub fn on_server_message(&self, kind: u8) {
         let mut state = self.state();
         match kind {
-            b'E' => state.success = false,
+            b'E' => {
+                state.success = false;
+                state.error = true;
+            }
             // A suspended portal or a function result outside a transaction is committed by the Sync after it.
             b's' | b'V' if state.transaction == Transaction::Idle => state.success = true,
             // COPY FROM swallows the Sync that was sent along with it; another follows the data.
@@ -130,6 +146,7 @@ impl CommitWatch {
             _ => Transaction::Failed,
         };
         state.success = false;
+        state.error = false;
         state.ready += 1;
         state.sent = state.sent.max(state.ready);
         Ok(())
@@ -141,18 +158,42 @@ impl CommitWatch {
         state.transaction == Transaction::Idle && state.ready >= state.sent && !state.unfinished
     }
 
+    /// Every request is answered and a cancel is on its way: it would hit whatever were sent now. Some clients send the
+    /// next request after an error, without waiting for the ReadyForQuery that follows it.
+    pub fn is_held(&self) -> bool {
+        let state = self.state();
+        let answered = state.ready + u64::from(state.error);
+        state.in_flight > 0 && answered >= state.sent && !state.unfinished
+    }
+
+    /// Returns when a cancel has begun or ended since the last time.
+    pub async fn cancels_changed(&self) {
+        self.cancels_changed.notified().await;
+    }
+
     /// Called before the first byte of a cancel leaves.
     pub fn on_cancel_begins(&self) {
-        self.state().cancels += 1;
+        let mut state = self.state();
+        state.cancels += 1;
+        state.in_flight += 1;
+        self.cancels_changed.notify_one();
     }
 
     /// The member has closed the cancel's connection, so the signal is sent, or the cancel certainly never left.
     pub fn on_cancel_ends(&self) {
         let mut state = self.state();
         state.cancels = state.cancels.saturating_sub(1);
+        state.in_flight = state.in_flight.saturating_sub(1);
         state.suspect_until = state.suspect_until.max(state.sent + u64::from(state.unfinished));
+        self.cancels_changed.notify_one();
     }
-    // A cancel whose fate is unknown never ends: it may arrive at any later statement.
+
+    /// Nothing will be heard of this cancel any more: it may arrive at any later statement.
+    pub fn on_cancel_lost(&self) {
+        let mut state = self.state();
+        state.in_flight = state.in_flight.saturating_sub(1);
+        self.cancels_changed.notify_one();
+    }
 }
 
 /// Whether the success with this tag may stand for a commit. Outside a transaction even a SELECT may call a function
@@ -268,6 +309,38 @@ mod tests {
         assert_eq!(watch.on_ready(b'I'), Ok(()));
         watch.on_client_message(b'Q');
         assert_eq!(watch.on_command_complete(b"UPDATE 1"), Err(Withheld::CancelInFlight));
+    }
+
+    #[test]
+    fn the_next_request_waits_for_the_end_of_a_cancel_but_not_for_one_that_is_lost() {
+        let watch = ready_session();
+        watch.on_client_message(b'Q');
+        watch.on_cancel_begins();
+        assert!(!watch.is_held(), "it is meant for what runs");
+        watch.on_server_message(b'E');
+        assert!(watch.is_held(), "nothing more is needed for the ReadyForQuery");
+        watch.on_ready(b'I').unwrap();
+        assert!(watch.is_held());
+        watch.on_cancel_ends();
+        assert!(!watch.is_held());
+        watch.on_cancel_begins();
+        watch.on_cancel_lost();
+        assert!(!watch.is_held());
+        watch.on_client_message(b'Q');
+        assert_eq!(watch.on_command_complete(b"UPDATE 1"), Err(Withheld::CancelInFlight));
+    }
+
+    #[test]
+    fn what_the_server_needs_to_go_on_is_not_held() {
+        let watch = ready_session();
+        for kind in *b"PBEH" {
+            watch.on_client_message(kind);
+        }
+        watch.on_cancel_begins();
+        watch.on_server_message(b'E');
+        assert!(!watch.is_held(), "a Sync has to come");
+        watch.on_client_message(b'S');
+        assert!(watch.is_held());
     }
 
     #[test]

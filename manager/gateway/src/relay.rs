@@ -96,12 +96,13 @@ impl Relay {
             if drain == Stopping::Now || (drain == Stopping::WhenIdle && watch.is_idle() && to_client.is_empty()) {
                 return Ended::Stopped;
             }
+            let hears_client = !member_is_deaf && !watch.is_held();
             let moves = async {
                 tokio::select! {
                     step = to_client.step(&mut member_reads, &mut client_writes, |frames, window| frames.judge(window, watch)) => {
                         Moved::ToClient(step)
                     }
-                    step = to_member.step(&mut client_reads, &mut member_writes, |frames, window| frames.judge(window, watch)), if !member_is_deaf => {
+                    step = to_member.step(&mut client_reads, &mut member_writes, |frames, window| frames.judge(window, watch)), if hears_client => {
                         Moved::ToMember(step)
                     }
                 }
@@ -117,6 +118,7 @@ impl Relay {
                     }
                     Err(_) => return Ended::Stopped,
                 },
+                () = watch.cancels_changed() => continue,
                 moved = moves => moved,
             };
             match moved {

@@ -55,7 +55,10 @@ pub async fn serve(
             let mut session = Session { shared, stream, startup, cluster, access, early: Vec::new() };
             session.run(from).await;
         }
-        Ok(Arrived::Cancel(key)) => shared.cancels.forward(key).await,
+        Ok(Arrived::Cancel(key, stream)) => {
+            shared.cancels.forward(key).await;
+            stream.close().await;
+        }
         Err(Refused::Told(why)) => tracing::info!(%from, %why, "refused a connection"),
         Err(why) => tracing::debug!(%from, %why, "a connection came to nothing"),
     }
