@@ -8,6 +8,7 @@ mod given_up;
 mod killpoint;
 mod notes;
 mod observe;
+mod pace;
 mod setup;
 mod slots;
 mod supervise;
@@ -22,6 +23,7 @@ use crate::lease::{self, Ask, Refusing};
 use crate::report::Reports;
 use execute::Executor;
 use observe::Observer;
+use pace::{Pace, RETRY_LONGEST};
 use pgstead_agent::{Action, Next, decide};
 use pgstead_replication::{GuardEvent, Instance};
 use pgstead_types::lease::RefusalAnswer;
@@ -36,18 +38,6 @@ use tokio::sync::{broadcast, mpsc, watch};
 
 /// Between two looks while something is on its way: short against a failover, long against a probe's cost.
 const BUSY_PROBE: Duration = Duration::from_millis(20);
-/// The first wait after a failed step; doubled up to the longest.
-const RETRY_FIRST: Duration = Duration::from_millis(100);
-const RETRY_LONGEST: Duration = Duration::from_secs(5);
-
-/// A step that failed, and when it may be tried again.
-struct Failed {
-    step: Step,
-    attempt: u32,
-    error: String,
-    retry_at: Tick,
-}
-
 pub struct MemberTask {
     cluster: ClusterId,
     member: MemberId,
@@ -60,7 +50,7 @@ pub struct MemberTask {
     notes: Notes,
     observer: Observer,
     reports: Reports,
-    failed: Option<Failed>,
+    pace: Pace,
     /// A reload that failed is tried again after this.
     reload_after: Option<Tick>,
     watch: troubles::Watch,
@@ -190,7 +180,7 @@ impl MemberTask {
             // What cannot be read is not lost.
             seen.data = DataSeen::Foreign { why: format!("its volume cannot be used: {why}") };
         }
-        seen.working = self.failed.as_ref().map(Failed::working);
+        seen.working = self.pace.working();
         seen.troubles = self.watch.look(&self.instance, &seen, &mut self.notes).await;
         seen.slots =
             self.slots.look(&self.context, &self.instance, cluster, &seen, self.watch.free(), &mut self.notes).await;
@@ -205,7 +195,7 @@ impl MemberTask {
             seen.findings.extend(said.map(|said| said.on_cluster(self.cluster).on_member(self.member)));
         }
         let Some(action) = action else {
-            self.failed = None;
+            self.pace.rests();
             let gone = leaves && !seen.volume_present && matches!(seen.postgres, PostgresSeen::Down { .. });
             if gone && let Err(error) = self.forget_member() {
                 tracing::warn!(%error, cluster = %cluster.spec.name, member = %self.member, "cannot remove what a member that is gone has left");
@@ -216,10 +206,7 @@ impl MemberTask {
             self.reports.put(seen);
             return false;
         };
-        if self.failed.as_ref().is_some_and(|failed| failed.step != action.step()) {
-            self.failed = None;
-        }
-        if self.failed.as_ref().is_some_and(|failed| Tick::now() < failed.retry_at) {
+        if !self.pace.may_begin(action.step(), Tick::now()) {
             self.reports.put(seen);
             return false;
         }
@@ -297,7 +284,7 @@ impl MemberTask {
 
     async fn act(&mut self, cluster: &ClusterRecord, mut seen: MemberReport, action: Action) {
         let step = action.step();
-        let attempt = self.failed.as_ref().map_or(1, |failed| failed.attempt + 1);
+        let attempt = self.pace.attempt(step);
         match step {
             Step::StartStandby => self.watch.note_start(),
             Step::Fence | Step::StopCleanly => self.watch.note_ordered_end(),
@@ -333,37 +320,24 @@ impl MemberTask {
         match result {
             Ok(()) => {
                 tracing::info!(cluster = %cluster.spec.name, member = %self.member, epoch = %cluster.epoch, action = %step, elapsed_ms = elapsed.as_millis() as u64, "done");
-                self.failed = None;
+                self.pace.succeeded(step);
             }
-            Err(error) if error.goes_on() => self.failed = None,
+            Err(error) if error.goes_on() => self.pace.succeeded(step),
             Err(error) => {
                 let error = chain(&error);
                 tracing::warn!(cluster = %cluster.spec.name, member = %self.member, epoch = %cluster.epoch, action = %step, attempt, %error, "failed");
-                let delay = RETRY_FIRST.saturating_mul(1 << attempt.min(10)).min(RETRY_LONGEST);
-                self.failed = Some(Failed { step, attempt, error, retry_at: Tick::now() + delay });
+                self.pace.failed(step, error, Tick::now());
             }
         }
         self.observer.forget_probe();
     }
 
     fn wait_time(&self, cluster: &ClusterRecord) -> Duration {
-        if let Some(failed) = &self.failed {
-            return failed.retry_at.since(Tick::now()).clamp(Duration::from_millis(1), RETRY_LONGEST);
+        if let Some(wait) = self.pace.wait(Tick::now()) {
+            return wait;
         }
         let busy = !cluster.is_confirmed() || cluster.switchover.is_some() || self.observer.is_unsettled();
         if busy { BUSY_PROBE } else { self.context.config.timing.probe() }
-    }
-}
-
-impl Failed {
-    fn working(&self) -> Working {
-        Working {
-            step: self.step,
-            elapsed_ms: 0,
-            attempt: self.attempt,
-            percent: None,
-            error: Some(self.error.clone()),
-        }
     }
 }
 

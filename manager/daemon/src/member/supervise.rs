@@ -118,7 +118,7 @@ async fn task(
         unseen: None,
         observer: Observer::new(member.id, context.session),
         reports: reports.clone(),
-        failed: None,
+        pace: super::pace::Pace::default(),
         reload_after: None,
         watch: Default::default(),
         slots,
