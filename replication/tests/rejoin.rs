@@ -5,9 +5,13 @@
 mod support;
 
 use pgstead_replication::instance::{Divergence, InstanceError, SafetyCopy};
+use pgstead_types::Bytes;
 use pgstead_types::report::DataSeen;
 use pgstead_types::{Epoch, Tick, Timeline};
 use support::*;
+
+/// What the storage below the file system can take.
+const EMPTY_POOL: Bytes = Bytes(u64::MAX);
 
 /// A leader that has written what nobody acknowledged, and the one that took over from it.
 async fn diverged(cluster: &Cluster) -> (Member, Member) {
@@ -153,9 +157,9 @@ async fn a_rewind_from_a_leader_that_has_recycled_the_common_log_is_unfinished_a
         }
     }
     let source = cluster.source(&new, &old, 2);
-    let made = old.instance.copy_aside(&|_| ()).await.unwrap();
+    let made = old.instance.copy_aside(EMPTY_POOL, &|_| ()).await.unwrap();
     assert!(matches!(made, SafetyCopy::Made { .. }), "{made:?}");
-    assert_eq!(old.instance.copy_aside(&|_| ()).await.unwrap(), SafetyCopy::AlreadyThere);
+    assert_eq!(old.instance.copy_aside(EMPTY_POOL, &|_| ()).await.unwrap(), SafetyCopy::AlreadyThere);
     let before = std::fs::read(old.instance.config().data_dir.join("global/pg_control")).unwrap();
     let error = old.instance.rewind_from(&source, divergence, &|_| ()).await.unwrap_err();
     assert!(matches!(error, InstanceError::RewindLacksWal { .. }), "{error}");

@@ -3,6 +3,7 @@
 
 use async_trait::async_trait;
 use pgstead_lvm::{LvmError, Percent, ProgramError};
+use pgstead_types::storage::PoolState;
 use pgstead_types::{Bytes, ClusterId, DeploymentId, MemberId, VolumeId, WallTime};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -51,7 +52,7 @@ pub async fn left_of(driver: &dyn VolumeDriver, id: VolumeId) -> Result<Left, Vo
     if held.volumes.iter().any(|volume| volume.id == id) || held.strays.iter().any(unreadable) {
         return Ok(Left::Whole);
     }
-    let remains = held.strays.iter().any(|stray| stray.id == id && stray.kind == StrayKind::SetAside);
+    let remains = held.strays.iter().any(|stray| stray.id == id && matches!(stray.kind, StrayKind::SetAside { .. }));
     Ok(if remains { Left::Remains } else { Left::Nothing })
 }
 
@@ -181,19 +182,22 @@ pub struct Stray {
 pub enum StrayKind {
     /// A creation was cut short; it never held data.
     Unfinished,
-    /// Removed, its data still there or partly so.
-    SetAside,
+    /// Removed, its data still there or partly so. Without tags when they are gone already, which go last.
+    SetAside { tags: Option<VolumeTags> },
     /// A volume by its name whose tags cannot be read or do not fit. A person must look.
     Unreadable { why: String },
 }
 
 /// Space in a pool.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Usage {
     pub total: Bytes,
     pub used: Bytes,
     /// Free for us; less than `total - used` where the file system reserves some for root.
     pub free: Bytes,
+    /// How full its own bookkeeping is, where that has a size of its own.
+    pub metadata_used: Option<Percent>,
+    pub state: PoolState,
 }
 
 /// What not every driver can do.

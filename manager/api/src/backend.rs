@@ -5,8 +5,10 @@ use bytes::Bytes;
 use pgstead_types::record::{ForcedLoss, Record, Refusal};
 use pgstead_types::report::MemberReport;
 use pgstead_types::spec::{ClusterSpec, SpecError};
+use pgstead_types::storage::StorageSeen;
 use pgstead_types::{
-    ClusterId, DeploymentId, Epoch, Finding, MemberId, NodeId, OperationId, Position, Secret, TokenId, WallTime,
+    ClusterId, DeploymentId, Epoch, Finding, MemberId, NodeId, OperationId, Position, Secret, TokenId, VolumeId,
+    WallTime,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -62,6 +64,8 @@ pub trait Backend: Send + Sync + 'static {
     async fn create_join_token(&self, ttl: Duration) -> Result<NewJoinToken, Rejected>;
     async fn join(&self, request: JoinRequest) -> Result<JoinAnswer, Rejected>;
     async fn remove_node(&self, node: NodeId) -> Result<(), Rejected>;
+    /// Removes a volume of that node that no member has.
+    async fn remove_volume(&self, node: NodeId, volume: VolumeId) -> Result<(), Rejected>;
 
     /// Sends a request as it is to another node's API and brings back its answer. The bearer token travels along and is
     /// checked again there. `Rejected::Unreachable` when nothing was sent, `Rejected::Unknown` when it may have been.
@@ -81,6 +85,8 @@ pub struct Observations {
     pub members: BTreeMap<MemberId, MemberSeen>,
     /// Of the controller's decisions and of the nodes themselves. Members' own are in their reports.
     pub findings: Vec<Finding>,
+    /// Of the nodes that have looked at theirs.
+    pub storage: BTreeMap<NodeId, StorageSeen>,
 }
 
 /// A node as the controller sees it.

@@ -2,9 +2,9 @@
 
 use clap::{Args, Subcommand, ValueEnum};
 use pgstead_api::parse_duration;
-use pgstead_types::OperationId;
 use pgstead_types::slots::WalBudget;
 use pgstead_types::spec::{Cascade, Durability};
+use pgstead_types::{OperationId, VolumeId};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -39,7 +39,7 @@ pub enum Commands {
     /// Show members
     #[command(subcommand)]
     Member(MemberCommands),
-    /// Show volumes
+    /// Show volumes, and remove those that no member has
     #[command(subcommand)]
     Volume(VolumeCommands),
     /// Show long work and wait for it
@@ -299,8 +299,17 @@ pub enum MemberCommands {
 
 #[derive(Subcommand, Clone, Debug)]
 pub enum VolumeCommands {
-    /// List volumes
+    /// List volumes: of members, and those that nodes have found and no member has
     List,
+    /// Remove a volume that no member has, with all its data
+    Remove {
+        /// As `pgstead volume list` shows it
+        #[arg(value_name = "VOLUME")]
+        id: VolumeId,
+        /// Do not ask to type the node's name
+        #[arg(long)]
+        yes: bool,
+    },
 }
 
 #[derive(Subcommand, Clone, Debug)]

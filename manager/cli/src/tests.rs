@@ -203,6 +203,7 @@ async fn lists_and_single_things_come_as_tables_or_as_the_apis_json() {
         ("operation list", "create cluster"),
         ("node list", "n3.example:7480"),
         ("node show n2", "region local, zone z2"),
+        ("node show n1", "nvme (lvm): fine, 300.0 GiB of 900.0 GiB used, 600.0 GiB free, metadata 13 %"),
         ("events --cluster app", "leader_confirmed"),
         ("token create --ttl 30m", "join-me"),
         ("cluster connection app", "target_session_attrs=read-write"),
@@ -218,6 +219,19 @@ async fn lists_and_single_things_come_as_tables_or_as_the_apis_json() {
     assert!(!all.run("cluster show app --output json").await.out.contains(PASSWORD));
     let begun = all.run("cluster switchover app --to app-2 --no-wait --output json").await.json();
     assert!(begun["operation"].is_string());
+}
+
+#[tokio::test]
+async fn a_volume_that_no_member_has_is_removed_by_typing_its_nodes_name() {
+    let all = deployment().await;
+    let orphan = pgstead_api::fake::orphan();
+    all.fake.state().observed.as_mut().unwrap().storage.values_mut().next().unwrap().orphans.push(orphan.clone());
+    let listed = all.run("volume list").await;
+    assert!(listed.out.contains("orphaned"), "{}", listed.out);
+    let line = format!("volume remove {}", orphan.id);
+    assert_eq!(all.run(&line).await.exit(), Exit::Usage, "nobody can be asked");
+    all.run(&format!("{line} --yes")).await.result.unwrap();
+    assert_eq!(all.run(&line).await.exit(), Exit::Refused);
 }
 
 #[tokio::test]

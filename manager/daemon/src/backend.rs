@@ -6,6 +6,7 @@ use crate::instances::Instances;
 use crate::membership;
 use crate::peers::{Lane, PeerAddress, PeerError, Peers, authority};
 use crate::pki::{self, Pair};
+use crate::storage::{RemoveError, Storage};
 use async_trait::async_trait;
 use bytes::Bytes;
 use pgstead_api::backend::{
@@ -44,6 +45,7 @@ pub struct NodeBackend {
     pub policy: Policy,
     /// The Postgres of this node's own members.
     pub instances: Instances,
+    pub storage: Storage,
 }
 
 impl NodeBackend {
@@ -260,6 +262,9 @@ impl Backend for NodeBackend {
                 observations.members.insert(report.member, MemberSeen { report: report.clone(), age_ms, reachable });
             }
             observations.findings.extend(seen.report.findings.iter().cloned());
+            if let Some(storage) = &seen.report.storage {
+                observations.storage.insert(*node, storage.clone());
+            }
         }
         observations.findings.extend(view.findings.into_values().flatten());
         let record = self.consensus.record();
@@ -396,6 +401,31 @@ impl Backend for NodeBackend {
             });
         }
         self.propose(Command::RemoveNode { at: WallTime::now(), node }).await.map(|_| ())
+    }
+
+    async fn remove_volume(&self, node: NodeId, volume: VolumeId) -> Result<(), Rejected> {
+        let none = || Rejected::NotFound { what: "orphaned volume", id: volume.to_string() };
+        if node == self.consensus.node() {
+            return match self.storage.remove(volume).await {
+                Ok(()) => Ok(()),
+                Err(RemoveError::NoOrphan(_)) => Err(none()),
+                Err(why) => Err(Rejected::Conflict { why: crate::member::chain(&why) }),
+            };
+        }
+        let record = self.consensus.record();
+        let at = record.nodes.get(&node).ok_or(Rejected::NotFound { what: "node", id: node.to_string() })?;
+        let to = PeerAddress { node, host: at.host.clone(), port: at.port };
+        let path = format!("/internal/volumes/{volume}/remove");
+        let answer = self.peers.post_json(&to, Lane::Api, &path, Vec::new(), FORWARD_TIMEOUT).await;
+        let answer = answer.map_err(|error| match error {
+            PeerError::Connect { .. } => Rejected::Unreachable { node, why: error.to_string() },
+            PeerError::Timeout(_) | PeerError::Broken(_) => Rejected::Unknown { why: error.to_string() },
+        })?;
+        match answer.status() {
+            status if status.is_success() => Ok(()),
+            http::StatusCode::NOT_FOUND => Err(none()),
+            _ => Err(Rejected::Conflict { why: String::from_utf8_lossy(answer.body()).into_owned() }),
+        }
     }
 
     async fn forward(&self, to: NodeId, request: http::Request<Bytes>) -> Result<http::Response<Bytes>, Rejected> {

@@ -17,6 +17,10 @@ impl Instances {
     pub fn remove(&self, member: MemberId) {
         self.0.lock().expect("nothing panics while it holds the instances").remove(&member);
     }
+    /// Whether the member has a task here.
+    pub fn has(&self, member: MemberId) -> bool {
+        self.get(member).is_ok()
+    }
     fn get(&self, member: MemberId) -> Result<Arc<Instance>, String> {
         let held = self.0.lock().expect("nothing panics while it holds the instances").get(&member).cloned();
         held.ok_or_else(|| "the member is not on this node".to_string())

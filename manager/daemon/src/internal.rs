@@ -6,6 +6,7 @@ use crate::instances::Instances;
 use crate::lease::Asks;
 use crate::member::LogRequest;
 use crate::server::Connection;
+use crate::storage::{RemoveError, Storage};
 use axum::extract::{Path, Query, Request, State};
 use axum::http::StatusCode;
 use axum::middleware::Next;
@@ -16,7 +17,7 @@ use pgstead_consensus::{Consensus, RaftRpc, TokioRuntime};
 use pgstead_types::lease::RefusalRequest;
 use pgstead_types::record::{Command, NodeRecord};
 use pgstead_types::report::NodeReport;
-use pgstead_types::{MemberId, Tick, WallTime};
+use pgstead_types::{MemberId, Tick, VolumeId, WallTime};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -30,6 +31,7 @@ struct Internal {
     controller: ControllerHandle,
     instances: Instances,
     asks: Asks,
+    storage: Storage,
 }
 
 pub fn router(
@@ -37,6 +39,7 @@ pub fn router(
     controller: ControllerHandle,
     instances: Instances,
     asks: Asks,
+    storage: Storage,
 ) -> Router {
     Router::new()
         .route("/internal/raft", post(raft))
@@ -45,8 +48,9 @@ pub fn router(
         .route("/internal/members/{member}/sessions", post(sessions))
         .route("/internal/refusal", post(refusal))
         .route("/internal/log", post(log))
+        .route("/internal/volumes/{volume}/remove", post(remove_volume))
         .route_layer(axum::middleware::from_fn_with_state(consensus.clone(), nodes_only))
-        .with_state(Internal { consensus, controller, instances, asks })
+        .with_state(Internal { consensus, controller, instances, asks, storage })
 }
 
 /// Refuses before a byte of the body is read: who shows no node's certificate, and nodes that were removed. A node that the
@@ -162,6 +166,15 @@ async fn sessions(State(internal): State<Internal>, Path(member): Path<MemberId>
     match internal.instances.sessions(member).await {
         Ok(seen) => Json(seen).into_response(),
         Err(why) => (StatusCode::SERVICE_UNAVAILABLE, why).into_response(),
+    }
+}
+
+/// The controller passes on that a person has a volume removed that no member has.
+async fn remove_volume(State(internal): State<Internal>, Path(volume): Path<VolumeId>) -> Response {
+    match internal.storage.remove(volume).await {
+        Ok(()) => StatusCode::NO_CONTENT.into_response(),
+        Err(why @ RemoveError::NoOrphan(_)) => (StatusCode::NOT_FOUND, why.to_string()).into_response(),
+        Err(why) => (StatusCode::CONFLICT, crate::member::chain(&why)).into_response(),
     }
 }
 

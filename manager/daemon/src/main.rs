@@ -24,6 +24,7 @@ mod recover;
 mod report;
 mod routes;
 mod server;
+mod storage;
 mod succession;
 mod tls;
 

@@ -13,6 +13,7 @@ use crate::member::{NodeContext, supervise};
 use crate::peers::Peers;
 use crate::raft_transport::RaftTransport;
 use crate::report::{Reporter, Reports};
+use crate::storage::Storage;
 use crate::succession::Ended;
 use crate::{certificates, command, internal, membership, pki, server, succession, tls};
 use anyhow::{Context, bail};
@@ -75,6 +76,15 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
     let (leases, asks) = (Leases::new(), Asks::default());
     let (revision_sender, revision) = watch::channel(0);
     tokio::spawn(publish_revision(consensus.clone(), revision_sender));
+    let storage = Storage {
+        volumes: volumes.clone(),
+        consensus: consensus.clone(),
+        instances: instances.clone(),
+        deployment: identity.deployment,
+        pool: config.first_pool().name.clone(),
+        seen: Arc::default(),
+        look: Arc::default(),
+    };
     let backend = NodeBackend {
         consensus: consensus.clone(),
         controller: controller.clone(),
@@ -82,12 +92,14 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
         revision,
         policy,
         instances: instances.clone(),
+        storage: storage.clone(),
     };
     let router = pgstead_api::router(Arc::new(backend)).merge(internal::router(
         consensus.clone(),
         controller.clone(),
         instances.clone(),
         asks.clone(),
+        storage.clone(),
     ));
     let tls = tls::server(&identity.ca_pem, &identity.pair())?;
     let serving = tokio::spawn(server::serve(listener, tls, router, ends, stop.clone()));
@@ -107,6 +119,7 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
         deployment: identity.deployment,
         consensus: consensus.clone(),
         volumes,
+        storage: storage.clone(),
         postgres,
         run_as,
         instances,
@@ -123,11 +136,13 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
         peers,
         reports,
         gateway: gateway.clone(),
+        storage: storage.clone(),
         heartbeat: config.timing.heartbeat(),
         session,
         leases,
     };
     tokio::spawn(reporter.run(stop.clone()));
+    tokio::spawn(storage.run(stop.clone()));
     let feed = GatewayFeed {
         layout,
         config: config.gateway,

@@ -5,6 +5,7 @@ use crate::gateway_process::GatewayHealth;
 use crate::granting;
 use crate::lease::{Held, Leases};
 use crate::peers::{Lane, PeerAddress, Peers};
+use crate::storage::Storage;
 use pgstead_agent::lease::renews_lease;
 use pgstead_consensus::{Consensus, TokioRuntime};
 use pgstead_types::lease::LeaseGrant;
@@ -96,6 +97,7 @@ pub struct Reporter {
     pub peers: Peers,
     pub reports: Reports,
     pub gateway: GatewayHealth,
+    pub storage: Storage,
     pub heartbeat: Duration,
     /// Random per start of the daemon.
     pub session: u64,
@@ -128,7 +130,8 @@ impl Reporter {
             sequence,
             revision: record.revision,
             members: self.reports.all(),
-            findings: self.gateway.findings(),
+            findings: self.gateway.findings().into_iter().chain(self.storage.findings()).collect(),
+            storage: self.storage.seen(),
         };
         let sent = Tick::now();
         let asks = asks_for_lease(&record, &report) && self.leases.is_due(sent, crate::lease::times(&record));

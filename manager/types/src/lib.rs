@@ -13,6 +13,7 @@ pub mod sessions;
 pub mod slots;
 pub mod spec;
 pub mod step;
+pub mod storage;
 pub mod time;
 pub mod trouble;
 pub mod window;

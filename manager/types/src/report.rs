@@ -7,6 +7,7 @@ use crate::position::{Epoch, Lsn, Position, Timeline};
 use crate::record::SyncSet;
 use crate::slots::SlotsSeen;
 use crate::step::Step;
+use crate::storage::StorageSeen;
 use crate::trouble::Trouble;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -25,6 +26,9 @@ pub struct NodeReport {
     /// Facts about the node itself, such as a gateway that does not run.
     #[serde(default)]
     pub findings: Vec<Finding>,
+    /// Its pool, by a look of some seconds ago; `None` where there was none yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub storage: Option<StorageSeen>,
 }
 
 /// One member as its own node sees it.

@@ -3,6 +3,7 @@
 use super::basebackup::CloneProgress;
 use super::{Instance, InstanceError};
 use crate::files;
+use pgstead_types::Bytes;
 use rustix::fs::{StatVfs, statvfs};
 use std::fs::{self, File, Metadata};
 use std::io;
@@ -44,8 +45,9 @@ impl Instance {
     }
 
     /// Copies the complete data of an earlier incarnation to [`Self::kept_data`], unless that is there already. Postgres must be
-    /// down. A copy that was cut short is not there, and is begun anew.
-    pub async fn copy_aside(&self, progress: CloneProgress<'_>) -> Result<SafetyCopy, InstanceError> {
+    /// down. A copy that was cut short is not there, and is begun anew. `pool_free`: what the storage below can still take, which
+    /// may be less than its file system says.
+    pub async fn copy_aside(&self, pool_free: Bytes, progress: CloneProgress<'_>) -> Result<SafetyCopy, InstanceError> {
         let config = self.config();
         let identity = self.present_data().await?;
         if identity.incarnation == config.incarnation {
@@ -75,7 +77,7 @@ impl Instance {
                 shares: shares_blocks(&from, &unfinished)?,
                 ..Copy::of(&from)?
             };
-            if let Some(no_room) = copy.no_room(&from)? {
+            if let Some(no_room) = copy.no_room(&from, pool_free)? {
                 remove_folder(&unfinished)?;
                 return Ok(no_room);
             }
@@ -158,9 +160,9 @@ impl Copy<'_> {
         Ok(Self { stopped: &NEVER, percent: &NOBODY, shares: false, bytes })
     }
 
-    fn no_room(&self, from: &Path) -> io::Result<Option<SafetyCopy>> {
+    fn no_room(&self, from: &Path, pool_free: Bytes) -> io::Result<Option<SafetyCopy>> {
         let StatVfs { f_frsize, f_bavail, f_blocks, .. } = statvfs(from)?;
-        Ok(self.no_room_in(f_bavail * f_frsize, f_blocks * f_frsize))
+        Ok(self.no_room_in((f_bavail * f_frsize).min(pool_free.0), f_blocks * f_frsize))
     }
     fn no_room_in(&self, available: u64, all: u64) -> Option<SafetyCopy> {
         let free = available.saturating_sub((all / 100 * FREE_PERCENT).min(FREE_BYTES_MAX));
@@ -259,7 +261,12 @@ mod tests {
             Some(SafetyCopy::NoRoom { needed: gib, free: gib - 8 * gib / 100 * 10 })
         );
         let huge = of(u64::MAX / 4, false);
-        assert!(matches!(huge.no_room(place.path()).unwrap(), Some(SafetyCopy::NoRoom { .. })));
+        assert!(matches!(huge.no_room(place.path(), Bytes(u64::MAX)).unwrap(), Some(SafetyCopy::NoRoom { .. })));
+        let small = of(1 << 20, false).no_room(place.path(), Bytes(1 << 20)).unwrap();
+        assert!(
+            matches!(small, Some(SafetyCopy::NoRoom { .. })),
+            "the pool has less than the file system says: {small:?}"
+        );
     }
 
     #[test]

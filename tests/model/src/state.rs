@@ -412,6 +412,7 @@ impl State {
                     sequence: 1,
                     revision: REVISION,
                     members: vec![self.members[n].report(n, CLUSTER)],
+                    storage: None,
                     findings: Vec::new(),
                 };
                 let node = NodeSeen { connection: Connection::Open, heard: now, report, ended_sessions: Vec::new() };

@@ -539,8 +539,15 @@ impl World {
             daemon.last_sent = None;
         }
         let session = daemon.session;
-        let mut report =
-            NodeReport { node: id, session, sequence: daemon.sequence, revision, members, findings: Vec::new() };
+        let mut report = NodeReport {
+            node: id,
+            session,
+            sequence: daemon.sequence,
+            revision,
+            members,
+            findings: Vec::new(),
+            storage: None,
+        };
         let news = daemon.last_sent.as_ref() != Some(&report);
         if news && leader.is_some() {
             daemon.last_sent = Some(report.clone());

@@ -9,6 +9,7 @@ use crate::driver::{
 };
 use crate::entry::Entry;
 use crate::folder;
+use pgstead_types::storage::PoolState;
 use pgstead_types::{Bytes, VolumeId, WallTime};
 use rustix::fs::statvfs;
 use std::fs::{self, DirBuilder, File, Permissions};
@@ -158,7 +159,10 @@ impl Pool {
                     Err(Unreadable(why)) => (id, StrayKind::Unreadable { why }),
                 },
                 Entry::Unfinished(id) => (id, StrayKind::Unfinished),
-                Entry::Trash(id) => (id, StrayKind::SetAside),
+                Entry::Trash(id) => {
+                    let tags = layout::read_tags(&path, id).ok().map(|volume| volume.tags);
+                    (id, StrayKind::SetAside { tags })
+                }
             };
             inventory.strays.push(Stray { id, path, kind });
         }
@@ -205,10 +209,19 @@ impl Pool {
     pub fn usage(&self) -> Result<Usage, VolumeError> {
         let found = statvfs(&self.path).map_err(|errno| VolumeError::io("measure", &self.path)(errno.into()))?;
         let bytes = |blocks: u64| Bytes(blocks.saturating_mul(found.f_frsize));
+        let (free, least) = (bytes(found.f_bavail), self.free_min);
+        let said = || format!("{free} are free, expected at least {least}");
+        let state = match free {
+            free if free >= least => PoolState::Fine,
+            free if free.0 >= least.0 / 4 => PoolState::NearlyFull { why: said() },
+            _ => PoolState::Full { why: said() },
+        };
         Ok(Usage {
             total: bytes(found.f_blocks),
             used: bytes(found.f_blocks.saturating_sub(found.f_bfree)),
-            free: bytes(found.f_bavail),
+            free,
+            metadata_used: None,
+            state,
         })
     }
 

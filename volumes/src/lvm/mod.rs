@@ -23,6 +23,7 @@ use crate::folder;
 use async_trait::async_trait;
 use filesystem::Check;
 use pgstead_lvm::{GroupName, Health, Kind, LogicalVolume, LvName, LvPath, Lvm, LvmError, NewThinVolume, Percent};
+use pgstead_types::storage::PoolState;
 use pgstead_types::{Bytes, Tick, VolumeId, WallTime};
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, Permissions};
@@ -36,6 +37,8 @@ use tokio::sync::Mutex;
 
 /// From here on a pool takes no new volume: what is there needs the rest, to be written to and to be copied on write.
 const ADMISSION_LIMIT: Percent = Percent::whole(80);
+/// From here on what is there is in danger: a pool that is full fails writes of everything on it.
+const FULL_LIMIT: Percent = Percent::whole(95);
 const DATA: &str = "data";
 /// udev reads a device when whoever wrote to it closes it.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
@@ -193,7 +196,13 @@ impl VolumeDriver for LvmDriver {
     async fn usage(&self) -> Result<Usage, VolumeError> {
         let pool = self.inner.pool().await?;
         let used = pool.data_used.of(pool.size);
-        Ok(Usage { total: pool.size, used, free: Bytes(pool.size.0.saturating_sub(used.0)) })
+        Ok(Usage {
+            total: pool.size,
+            used,
+            free: Bytes(pool.size.0.saturating_sub(used.0)),
+            metadata_used: Some(pool.metadata_used),
+            state: pool.state(),
+        })
     }
 }
 
@@ -226,6 +235,25 @@ struct Pool {
     data_used: Percent,
     metadata_used: Percent,
     health: Health,
+}
+
+impl Pool {
+    fn state(&self) -> PoolState {
+        if self.health != Health::Fine && self.health != Health::OutOfData {
+            return PoolState::Unwell { why: self.health.to_string() };
+        }
+        let (what, used) = match self.metadata_used > self.data_used {
+            true => ("metadata", self.metadata_used),
+            false => ("data", self.data_used),
+        };
+        match used {
+            used if used < ADMISSION_LIMIT => PoolState::Fine,
+            used if used < FULL_LIMIT => PoolState::NearlyFull {
+                why: format!("its {what} is {used} full, expected less than {ADMISSION_LIMIT}"),
+            },
+            used => PoolState::Full { why: format!("its {what} is {used} full, expected less than {FULL_LIMIT}") },
+        }
+    }
 }
 
 impl Inner {
@@ -327,7 +355,10 @@ impl Inner {
                     Err(Unreadable(why)) => (id, StrayKind::Unreadable { why }),
                 },
                 Entry::Unfinished(id) => (id, StrayKind::Unfinished),
-                Entry::Trash(id) => (id, StrayKind::SetAside),
+                Entry::Trash(id) => {
+                    let tags = tags::read(&held, id, &self.data_folder(id)).ok().map(|(volume, _)| volume.tags);
+                    (id, StrayKind::SetAside { tags })
+                }
             };
             inventory.strays.push(Stray { id, path: held.path().device(), kind });
         }

@@ -112,7 +112,10 @@ pub async fn a_soft_removal_keeps_the_data_and_leaves_the_inventory(bench: &mut 
     let inventory = bench.driver().list().await.unwrap();
     assert_eq!(inventory.volumes, []);
     assert_eq!(inventory.strays.len(), 1);
-    assert_eq!((inventory.strays[0].id, &inventory.strays[0].kind), (volume.id, &StrayKind::SetAside));
+    assert_eq!(
+        (inventory.strays[0].id, &inventory.strays[0].kind),
+        (volume.id, &StrayKind::SetAside { tags: Some(volume.tags) })
+    );
 }
 
 pub async fn a_hard_removal_leaves_nothing_and_may_be_repeated(bench: &mut dyn Bench) {

@@ -25,7 +25,7 @@ use http::{Method, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http1::SendRequest;
 use pgstead_types::spec::ClusterSpec;
-use pgstead_types::{OperationId, Secret, Tick};
+use pgstead_types::{OperationId, Secret, Tick, VolumeId};
 use rustls::ClientConfig;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -200,6 +200,11 @@ impl Client {
     }
     pub async fn volumes(&self) -> Result<Vec<VolumeView>, ClientError> {
         self.all("/v1/volumes").await
+    }
+    /// One that no member has, with all its data.
+    pub async fn remove_volume(&self, volume: VolumeId) -> Result<(), ClientError> {
+        let path = format!("/v1/volumes/{volume}");
+        self.answer(Ask { method: Method::DELETE, ..Ask::get(&path) }).await.map(|_| ())
     }
     pub async fn operations(&self) -> Result<Vec<OperationView>, ClientError> {
         self.all("/v1/operations").await

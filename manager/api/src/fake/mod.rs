@@ -23,6 +23,7 @@ use pgstead_types::report::{
 };
 use pgstead_types::slots::{SlotKind, SlotSeen, SlotsSeen};
 use pgstead_types::spec::ClusterSpec;
+use pgstead_types::storage::{Orphan, OrphanState, PoolSeen, PoolState, StorageSeen};
 use pgstead_types::{
     ClusterId, DeploymentId, Epoch, Finding, Incarnation, Lsn, MemberId, NodeId, OperationId, Position, Secret,
     Timeline, TokenId, VolumeId, WallTime,
@@ -257,6 +258,15 @@ impl Backend for Fake {
     async fn remove_node(&self, node: NodeId) -> Result<(), Rejected> {
         Ok(self.apply(&Command::RemoveNode { at: WallTime(0), node })?)
     }
+    async fn remove_volume(&self, node: NodeId, volume: VolumeId) -> Result<(), Rejected> {
+        let mut state = self.state();
+        let held = state.observed.as_mut().and_then(|observed| observed.storage.get_mut(&node));
+        let orphans = &mut held.ok_or(Rejected::NotFound { what: "node", id: node.to_string() })?.orphans;
+        let before = orphans.len();
+        orphans.retain(|orphan| orphan.id != volume);
+        let gone = orphans.len() < before;
+        gone.then_some(()).ok_or(Rejected::NotFound { what: "orphaned volume", id: volume.to_string() })
+    }
     async fn forward(&self, to: NodeId, request: http::Request<Bytes>) -> Result<http::Response<Bytes>, Rejected> {
         let peer = {
             let mut state = self.state();
@@ -479,5 +489,32 @@ pub fn observations(record: &Record) -> Observations {
             .map(|report| (report.member, MemberSeen { report, age_ms: 120, reachable: true }))
             .collect(),
         findings: vec![],
+        storage: BTreeMap::from([(node(1), StorageSeen { pool: pool(), orphans: Vec::new() })]),
     }
+}
+
+fn pool() -> PoolSeen {
+    let gib = |n: u64| pgstead_types::Bytes(n << 30);
+    PoolSeen {
+        name: "nvme".into(),
+        driver: "lvm".into(),
+        total: gib(900),
+        used: gib(300),
+        free: gib(600),
+        metadata_used: Some(1240),
+        state: PoolState::Fine,
+    }
+}
+
+/// A volume on node 1 of a cluster and a member that the record does not know.
+pub fn orphan() -> Orphan {
+    let id = VolumeId::from_u128(900);
+    let state = OrphanState::Whole {
+        deployment: DeploymentId::from_u128(1),
+        cluster: ClusterId::from_u128(901),
+        member: MemberId::from_u128(902),
+        created: WallTime(1_700_000_000_000),
+        size: Some(pgstead_types::Bytes(20 << 30)),
+    };
+    Orphan { id, state, path: format!("/var/lib/pgstead/volumes/{id}/data") }
 }

@@ -186,6 +186,34 @@ async fn lists_come_in_pieces() {
 }
 
 #[tokio::test]
+async fn a_volume_that_no_member_has_is_listed_and_removed_and_a_members_is_not() {
+    let fake = Fake::new(1);
+    let orphan = crate::fake::orphan();
+    fake.state()
+        .observed
+        .as_mut()
+        .unwrap()
+        .storage
+        .get_mut(&crate::fake::node(1))
+        .unwrap()
+        .orphans
+        .push(orphan.clone());
+    let api = router(&fake);
+    let all = get(&api, "/v1/volumes").await.json();
+    let (count, last) = (all["items"].as_array().unwrap().len(), &all["items"][3]);
+    assert_eq!((count, &last["state"], &last["node"]["name"]), (4, &"orphaned".into(), &"n1".into()));
+    let remove =
+        async |id: &str| send(&api, request("DELETE", &format!("/v1/volumes/{id}")).body(Body::empty()).unwrap()).await;
+    let held = remove(all["items"][0]["id"].as_str().unwrap()).await;
+    assert_eq!((held.status, held.problem().as_str()), (StatusCode::CONFLICT, "conflict"));
+    assert!(held.detail().contains("goes with its member"), "{}", held.detail());
+    assert_eq!(remove(&orphan.id.to_string()).await.status, StatusCode::NO_CONTENT);
+    for unknown in [orphan.id.to_string().as_str(), "app-1"] {
+        assert_eq!(remove(unknown).await.status, StatusCode::NOT_FOUND);
+    }
+}
+
+#[tokio::test]
 async fn a_node_with_members_cannot_be_removed() {
     let api = router(&Fake::new(1));
     let held = send(&api, request("DELETE", "/v1/nodes/n2").body(Body::empty()).unwrap()).await;

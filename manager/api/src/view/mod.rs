@@ -21,9 +21,9 @@ pub use finding::FindingView;
 pub use leaders::{FailoverCheckView, FailoverMemberView, ForcedView, ScheduledView, SwitchoverCheckView};
 pub use log::{EventView, EventsView, OperationStateView, OperationView};
 pub use member::{Access, DataState, MemberObserved, MemberState, MemberView, Role, WorkingView};
-pub use node::{NodeObserved, NodeView};
+pub use node::{NodeObserved, NodeView, PoolStateView, PoolView};
 pub use slots::{SlotView, SlotsView};
-pub use volume::VolumeView;
+pub use volume::{VolumeState, VolumeView};
 pub use world::World;
 
 use pgstead_types::{ClusterId, MemberId, NodeId, OperationId, TokenId};

@@ -4,6 +4,7 @@ use super::world::{cluster_ref, member_ref};
 use super::{ClusterRef, FindingView, MemberRef, World, finding};
 use pgstead_types::NodeId;
 use pgstead_types::record::NodeRecord;
+use pgstead_types::storage::{PoolSeen, PoolState};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -42,6 +43,59 @@ pub struct NodeObserved {
     pub reachable: bool,
     /// Time since its last report; `null` when there was none since this controller began.
     pub silent_ms: Option<u64>,
+    /// `null` when the node has not said yet.
+    pub pool: Option<PoolView>,
+}
+
+/// How full a node's pool is, by a look of some seconds ago.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PoolView {
+    pub name: String,
+    /// `dir` or `lvm`.
+    pub driver: String,
+    /// Sizes are in bytes.
+    pub total: u64,
+    pub used: u64,
+    /// Free for volumes; less than the difference where a file system reserves some for root.
+    pub free: u64,
+    /// How full the pool's own bookkeeping is, in percent, where it has a size of its own.
+    pub metadata_used_percent: Option<u8>,
+    pub state: PoolStateView,
+    /// What was found and what was expected, where the state is not `fine`.
+    pub why: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum PoolStateView {
+    Fine,
+    /// It takes no new volume.
+    NearlyFull,
+    /// Soon nothing on it can be written.
+    Full,
+    /// Its storage has a fault.
+    Unwell,
+}
+
+impl PoolView {
+    fn new(seen: &PoolSeen) -> Self {
+        let (state, why) = match &seen.state {
+            PoolState::Fine => (PoolStateView::Fine, None),
+            PoolState::NearlyFull { why } => (PoolStateView::NearlyFull, Some(why)),
+            PoolState::Full { why } => (PoolStateView::Full, Some(why)),
+            PoolState::Unwell { why } => (PoolStateView::Unwell, Some(why)),
+        };
+        Self {
+            name: seen.name.clone(),
+            driver: seen.driver.clone(),
+            total: seen.total.0,
+            used: seen.used.0,
+            free: seen.free.0,
+            metadata_used_percent: seen.metadata_used.and_then(|used| u8::try_from(used.div_ceil(100)).ok()),
+            state,
+            why: why.cloned(),
+        }
+    }
 }
 
 impl NodeView {
@@ -62,8 +116,12 @@ impl NodeView {
                 .map(|(cluster, member)| NodeMember { cluster: cluster_ref(cluster), member: member_ref(member) })
                 .collect(),
             observed: world.observed.map(|observed| match observed.nodes.get(&node.id) {
-                Some(seen) => NodeObserved { reachable: seen.reachable, silent_ms: seen.silent_ms },
-                None => NodeObserved { reachable: false, silent_ms: None },
+                Some(seen) => NodeObserved {
+                    reachable: seen.reachable,
+                    silent_ms: seen.silent_ms,
+                    pool: observed.storage.get(&node.id).map(|storage| PoolView::new(&storage.pool)),
+                },
+                None => NodeObserved { reachable: false, silent_ms: None, pool: None },
             }),
             findings: finding::of_node(world, node.id),
         }

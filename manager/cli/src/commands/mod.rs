@@ -6,8 +6,9 @@ mod leaders;
 pub mod node;
 mod operation;
 mod psql;
+mod volume;
 
-use crate::args::{Commands, MemberCommands, TokenCommands, VolumeCommands};
+use crate::args::{Commands, MemberCommands, TokenCommands};
 use crate::exit::Failure;
 use crate::render;
 use crate::screen::Screen;
@@ -31,9 +32,7 @@ pub async fn run(command: &Commands, client: &Client, screen: &mut Screen<'_>) -
             };
             screen.show(&members, |members, width| render::members(members, width))
         }
-        Commands::Volume(VolumeCommands::List) => {
-            screen.show(&client.volumes().await?, |volumes, width| render::volumes(volumes, width))
-        }
+        Commands::Volume(command) => volume::run(command, client, screen).await,
         Commands::Operation(command) => operation::run(command, client, screen).await,
         Commands::Events(args) => events::run(args, client, screen).await,
         Commands::Psql(args) => psql::run(args, client).await,

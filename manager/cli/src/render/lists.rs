@@ -1,7 +1,7 @@
 //! Nodes, volumes, tokens, and the overview.
 
-use super::{age, clusters, findings, or_dash, pairs, table};
-use pgstead_api::view::{ClusterSummary, FindingView, NodeView, TokenView, VolumeView};
+use super::{age, clusters, findings, or_dash, pairs, size, table, words};
+use pgstead_api::view::{ClusterSummary, FindingView, NodeView, PoolView, TokenView, VolumeState, VolumeView};
 use serde::Serialize;
 
 /// The overview: all nodes and all clusters.
@@ -69,7 +69,7 @@ pub fn node(view: &NodeView, width: u16) -> String {
         ("address", format!("{}:{}", view.host, view.port)),
         ("place", format!("region {}, zone {}", view.region, view.zone)),
         ("postgres", majors.join(", ")),
-        ("pools", view.pools.join(", ")),
+        ("pool", pool(view)),
         ("raft", if view.controller { "leads the group" } else { "follows" }.to_string()),
         ("members", or_dash((!held.is_empty()).then(|| held.join(", ")))),
         ("joined", view.joined_at.clone()),
@@ -81,22 +81,34 @@ pub fn node(view: &NodeView, width: u16) -> String {
     text
 }
 
+fn pool(node: &NodeView) -> String {
+    let Some(PoolView { name, driver, total, used, free, metadata_used_percent, state, .. }) =
+        node.observed.as_ref().and_then(|seen| seen.pool.as_ref())
+    else {
+        return node.pools.join(", ");
+    };
+    let of = |bytes: &u64| size(Some(*bytes));
+    let metadata = metadata_used_percent.map_or_else(String::new, |used| format!(", metadata {used} %"));
+    format!("{name} ({driver}): {}, {} of {} used, {} free{metadata}", words(state), of(used), of(total), of(free))
+}
+
 pub fn volumes(all: &[VolumeView], width: u16) -> String {
     if all.is_empty() {
         return "no volumes".to_string();
     }
     let row = |one: &VolumeView| {
-        let present = match one.present {
-            None => "?",
-            Some(true) => "present",
-            Some(false) => "not there",
+        let state = match (one.state, one.present) {
+            (VolumeState::InUse, None) => "?".to_string(),
+            (VolumeState::InUse, Some(true)) => "present".to_string(),
+            (VolumeState::InUse, Some(false)) => "not there".to_string(),
+            (other, _) => words(&other),
         };
         vec![
             one.id.to_string(),
             one.node.name.clone(),
-            one.cluster.name.clone(),
-            one.member.name.clone(),
-            present.to_string(),
+            or_dash(one.cluster.as_ref().map(|cluster| cluster.name.clone())),
+            or_dash(one.member.as_ref().map(|member| member.name.clone())),
+            state,
         ]
     };
     table(&["volume", "node", "cluster", "member", "state"], all.iter().map(row).collect(), width)

@@ -139,6 +139,7 @@ impl World {
             sequence: 1,
             revision: 1,
             members: vec![report],
+            storage: None,
             findings: vec![],
         };
         let now = self.observed.now;

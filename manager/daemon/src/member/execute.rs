@@ -265,7 +265,8 @@ impl Executor<'_> {
         let progress = |percent: u8| self.reports.progress(self.member, percent);
         // A rewind works on the data itself; until the member streams again, what it was is kept.
         let (cluster, member) = (&self.cluster.spec.name, self.member);
-        match self.instance.copy_aside(&progress).await? {
+        let pool = self.context.volumes.usage().await?;
+        match self.instance.copy_aside(pool.free, &progress).await? {
             SafetyCopy::Made { bytes, shared } => {
                 tracing::info!(%cluster, %member, bytes, shared, "a safety copy is made before the rewind");
             }

@@ -182,8 +182,10 @@ impl MemberTask {
         }
         seen.working = self.pace.working();
         seen.troubles = self.watch.look(&self.instance, &seen, &mut self.notes).await;
-        seen.slots =
-            self.slots.look(&self.context, &self.instance, cluster, &seen, self.watch.free(), &mut self.notes).await;
+        // A volume may say that it has room which its pool does not.
+        let in_pool = self.context.storage.seen().map(|seen| seen.pool.free);
+        let free = self.watch.free().map(|free| in_pool.map_or(free, |in_pool| free.min(in_pool)));
+        seen.slots = self.slots.look(&self.context, &self.instance, cluster, &seen, free, &mut self.notes).await;
         seen.refusing = self.refusing();
         let Next { action, findings } = decide(cluster, self.member, &seen);
         seen.findings.extend(findings);
@@ -342,7 +344,7 @@ impl MemberTask {
 }
 
 /// An error with its causes, for one line of a log or a report.
-fn chain(error: &dyn std::error::Error) -> String {
+pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

@@ -10,6 +10,7 @@ use crate::instances::Instances;
 use crate::lease::{Asks, Keeper, Leases, Refusing};
 use crate::peers::Peers;
 use crate::report::Reports;
+use crate::storage::Storage;
 use anyhow::Context as _;
 use pgstead_consensus::{Consensus, TokioRuntime};
 use pgstead_replication::{Instance, RunAs};
@@ -36,6 +37,8 @@ pub struct NodeContext {
     pub deployment: DeploymentId,
     pub consensus: Consensus<TokioRuntime>,
     pub volumes: Arc<dyn VolumeDriver>,
+    /// What is known of their pool.
+    pub storage: Storage,
     /// Folders of programs by major version.
     pub postgres: BTreeMap<u16, PathBuf>,
     /// `None` for the daemon's own user.

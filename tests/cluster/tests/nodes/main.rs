@@ -14,6 +14,7 @@ mod leases;
 mod logical;
 mod members;
 mod operator;
+mod orphans;
 mod planned;
 mod slots;
 mod support;

@@ -4,6 +4,7 @@ use super::contract::{Bench, made, new_volume, tags};
 use super::lvm_bench::{LvmBench, group};
 use pgstead_lvm::{LvPath, Lvm, Run};
 use pgstead_types::Bytes;
+use pgstead_types::storage::PoolState;
 use pgstead_volumes::{Creation, FileSystemKind, LvmDriver, LvmPoolError, NewVolume, Refusal, StrayKind, VolumeError};
 use std::fs;
 use std::path::Path;
@@ -193,6 +194,7 @@ pub async fn a_pool_that_is_nearly_full_takes_no_volume_and_keeps_what_it_has() 
     assert!(matches!(answer, Creation::Refused(Refusal::PoolNearlyFull { .. })), "{answer:?}");
     let usage = bench.driver().usage().await.expect("LVM answers");
     assert!(usage.used.0 > usage.total.0 / 5 * 4, "{usage:?}");
+    assert!(matches!(usage.state, PoolState::NearlyFull { .. }), "{usage:?}");
     // What is there already needs no room.
     let again = bench.driver().create(big).await.expect("LVM answers");
     assert!(matches!(again, Creation::AlreadyThere(_)), "{again:?}");

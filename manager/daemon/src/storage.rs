@@ -1,0 +1,303 @@
+//! This node's pool, looked at every now and then: how full it is, and what lies there that no member has. A volume is made
+//! and removed by its member's own task; here is only what such tasks cannot know of.
+
+use crate::instances::Instances;
+use pgstead_consensus::{Consensus, TokioRuntime};
+use pgstead_types::record::Record;
+use pgstead_types::storage::{ORPHANS_MAX, Orphan, OrphanState, PoolSeen, PoolState, StorageSeen};
+use pgstead_types::{DeploymentId, Finding, NodeId, VolumeId};
+use pgstead_volumes::{Inventory, Removal, Removed, StrayKind, VolumeDriver, VolumeError, VolumeTags};
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::sync::{Notify, watch};
+
+/// A look costs one or two calls of LVM's programs, and a pool fills within minutes at the fastest.
+const LOOK: Duration = Duration::from_secs(10);
+/// What was found for the first time may be about to have a member, or about to go.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
+
+/// Cheap to clone; all clones are the same.
+#[derive(Clone)]
+pub struct Storage {
+    pub volumes: Arc<dyn VolumeDriver>,
+    pub consensus: Consensus<TokioRuntime>,
+    pub instances: Instances,
+    pub deployment: DeploymentId,
+    pub pool: String,
+    pub seen: Arc<Mutex<Seen>>,
+    pub look: Arc<Notify>,
+}
+
+/// What the last look found.
+#[derive(Clone, Debug, Default)]
+pub struct Seen {
+    storage: Option<StorageSeen>,
+    /// Why the last look came to nothing.
+    failed: Option<String>,
+}
+
+/// Why a volume is not removed.
+#[derive(Debug, thiserror::Error)]
+pub enum RemoveError {
+    #[error("there is no volume {0} on this node that no member has")]
+    NoOrphan(VolumeId),
+    #[error(
+        "volume {id} cannot be read ({why}), so nobody can say whose it is; look at it on the host, and remove it there"
+    )]
+    Unreadable { id: VolumeId, why: String },
+    #[error("{0}")]
+    Refused(String),
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
+}
+
+impl Storage {
+    pub fn seen(&self) -> Option<StorageSeen> {
+        self.held().storage.clone()
+    }
+
+    pub fn findings(&self) -> Vec<Finding> {
+        let seen = self.held().clone();
+        let found = seen.storage.iter().flat_map(findings);
+        let failed = seen.failed.map(|why| {
+            Finding::error(
+                "pool_unreadable",
+                format!("the pool {} cannot be looked at, so nobody knows how full it is: {why}", self.pool),
+            )
+        });
+        found.chain(failed).map(|finding| finding.on_node(self.consensus.node())).collect()
+    }
+
+    /// Looks until `stop`.
+    pub async fn run(self, mut stop: watch::Receiver<bool>) {
+        let mut candidates = BTreeSet::new();
+        loop {
+            let found = match self.look_once(&mut candidates).await {
+                Ok(storage) => {
+                    let mut seen = self.held();
+                    *seen = Seen { storage: Some(storage), failed: None };
+                    true
+                }
+                Err(error) => {
+                    let why = crate::member::chain(&error);
+                    tracing::warn!(pool = %self.pool, %why, "cannot look at the pool");
+                    self.held().failed = Some(why);
+                    false
+                }
+            };
+            let told = self.held().storage.as_ref().map_or(0, |seen| seen.orphans.len());
+            let wait = if found && candidates.len() > told { LOOK_AGAIN } else { LOOK };
+            tokio::select! {
+                () = crate::server::stopped(&mut stop) => return,
+                () = self.look.notified() => {}
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
+    }
+
+    /// Tells of orphans that `candidates` has from the look before, and puts those of this one there.
+    async fn look_once(&self, candidates: &mut BTreeSet<(VolumeId, String)>) -> Result<StorageSeen, VolumeError> {
+        let usage = self.volumes.usage().await?;
+        let inventory = self.volumes.list().await?;
+        // The record after the inventory: whatever was made by its order is in it.
+        let record = self.consensus.record();
+        let knows = record.deployment.is_some() && self.consensus.leadership().leader.is_some();
+        let mut orphans = if knows { orphans(&record, self.consensus.node(), &inventory) } else { Vec::new() };
+        let found: BTreeSet<_> = orphans.iter().map(|orphan| (orphan.id, orphan.path.clone())).collect();
+        orphans.retain(|orphan| candidates.contains(&(orphan.id, orphan.path.clone())));
+        *candidates = found;
+        let mut kept = Vec::new();
+        for orphan in orphans {
+            match self.clear(&orphan, &inventory).await {
+                Ok(true) => {
+                    tracing::info!(volume = %orphan.id, "removed what was left of a volume that no member has");
+                    candidates.remove(&(orphan.id, orphan.path));
+                }
+                Ok(false) => kept.push(orphan),
+                Err(error) => {
+                    let why = crate::member::chain(&error);
+                    tracing::warn!(volume = %orphan.id, %why, "cannot remove what is left of a volume that no member has");
+                    kept.push(orphan);
+                }
+            }
+        }
+        kept.truncate(ORPHANS_MAX);
+        let pool = PoolSeen {
+            name: self.pool.clone(),
+            driver: self.volumes.name().to_string(),
+            total: usage.total,
+            used: usage.used,
+            free: usage.free,
+            metadata_used: usage.metadata_used.and_then(|used| u16::try_from(used.hundredths()).ok()),
+            state: usage.state,
+        };
+        Ok(StorageSeen { pool, orphans: kept })
+    }
+
+    /// Removes what holds nothing, or what was being removed already. Whether it did.
+    async fn clear(&self, orphan: &Orphan, inventory: &Inventory) -> Result<bool, VolumeError> {
+        let tags = match &orphan.state {
+            OrphanState::Whole { deployment, cluster, member, .. } => {
+                let in_use = *deployment != self.deployment || self.instances.has(*member);
+                // Made by the order of an old record, a moment before the new one came: nothing was ever written to it.
+                if in_use || !is_empty(Path::new(&orphan.path)) {
+                    return Ok(false);
+                }
+                VolumeTags { deployment: *deployment, cluster: *cluster, member: *member }
+            }
+            OrphanState::SetAside { .. } => {
+                let stray = inventory.strays.iter().find(|stray| stray.path.to_str() == Some(&orphan.path));
+                match stray.map(|stray| &stray.kind) {
+                    Some(StrayKind::SetAside { tags: Some(tags) }) if tags.deployment == self.deployment => *tags,
+                    _ => return Ok(false),
+                }
+            }
+            OrphanState::Unreadable { .. } => return Ok(false),
+        };
+        Ok(matches!(self.volumes.remove(orphan.id, &tags, Removal::Hard).await?, Removed::Deleted | Removed::NotThere))
+    }
+
+    /// Removes a volume that no member has, because a person says so: out of the inventory at once, its data by and by.
+    pub async fn remove(&self, id: VolumeId) -> Result<(), RemoveError> {
+        let inventory = self.volumes.list().await?;
+        let all = orphans(&self.consensus.record(), self.consensus.node(), &inventory);
+        let orphan = all.into_iter().find(|orphan| orphan.id == id).ok_or(RemoveError::NoOrphan(id))?;
+        let tags = match orphan.state {
+            OrphanState::Whole { deployment, cluster, member, .. } => VolumeTags { deployment, cluster, member },
+            OrphanState::SetAside { .. } => {
+                self.look.notify_one();
+                return Ok(());
+            }
+            OrphanState::Unreadable { why } => return Err(RemoveError::Unreadable { id, why }),
+        };
+        if self.instances.has(tags.member) {
+            return Err(RemoveError::Refused(format!(
+                "volume {id} is still in use on this node; try again in a moment"
+            )));
+        }
+        match self.volumes.remove(id, &tags, Removal::Soft).await? {
+            Removed::Refused(refusal) => Err(RemoveError::Refused(refusal.to_string())),
+            Removed::NotThere => Err(RemoveError::NoOrphan(id)),
+            Removed::SetAside | Removed::Deleted => {
+                tracing::info!(volume = %id, %tags, "a person has removed a volume that no member has");
+                self.look.notify_one();
+                Ok(())
+            }
+        }
+    }
+
+    fn held(&self) -> std::sync::MutexGuard<'_, Seen> {
+        self.seen.lock().expect("nothing panics while it holds what was seen")
+    }
+}
+
+fn is_empty(folder: &Path) -> bool {
+    std::fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none())
+}
+
+/// What no member of the record has on this node.
+fn orphans(record: &Record, node: NodeId, inventory: &Inventory) -> Vec<Orphan> {
+    let held: BTreeSet<VolumeId> = record.held_on(node).map(|(_, member)| member.volume).collect();
+    let whole = inventory.volumes.iter().map(|volume| {
+        let VolumeTags { deployment, cluster, member } = volume.tags;
+        let state = OrphanState::Whole { deployment, cluster, member, created: volume.created, size: volume.size };
+        Orphan { id: volume.id, state, path: volume.path.display().to_string() }
+    });
+    let strays = inventory.strays.iter().filter_map(|stray| {
+        let state = match &stray.kind {
+            // Being made, or cleared when the pool is opened next: it never held data.
+            StrayKind::Unfinished => return None,
+            StrayKind::SetAside { tags } => OrphanState::SetAside { member: tags.map(|tags| tags.member) },
+            StrayKind::Unreadable { why } => OrphanState::Unreadable { why: why.clone() },
+        };
+        Some(Orphan { id: stray.id, state, path: stray.path.display().to_string() })
+    });
+    let mut all: Vec<Orphan> = whole.chain(strays).filter(|orphan| !held.contains(&orphan.id)).collect();
+    all.sort_by(|a, b| (a.id, &a.path).cmp(&(b.id, &b.path)));
+    all
+}
+
+fn findings(seen: &StorageSeen) -> Vec<Finding> {
+    let PoolSeen { name, state, .. } = &seen.pool;
+    let pool = match state {
+        PoolState::Fine => None,
+        PoolState::NearlyFull { why } => Some(Finding::warning(
+            "pool_nearly_full",
+            format!("the pool {name} takes no new volume: {why}; add disks to it, or remove what is not needed"),
+        )),
+        PoolState::Full { why } => Some(Finding::error(
+            "pool_full",
+            format!("the pool {name} is about to fail the writes of everything on it: {why}; make room now"),
+        )),
+        PoolState::Unwell { why } => {
+            Some(Finding::error("pool_unwell", format!("the pool {name} is not well: {why}; look at its disks")))
+        }
+    };
+    let orphans = seen.orphans.iter().filter_map(|orphan| match &orphan.state {
+        OrphanState::Whole { cluster, member, .. } => Some(Finding::warning(
+            "orphaned_volume",
+            format!(
+                "volume {} at {} was of member {member} of cluster {cluster}, whom the record does not have here; it is kept \
+                 until a person removes it: pgstead volume remove {}",
+                orphan.id, orphan.path, orphan.id
+            ),
+        )),
+        OrphanState::Unreadable { why } => Some(Finding::warning(
+            "unreadable_volume",
+            format!("volume {} at {} cannot be read as one ({why}) and no member has it; look at it there", orphan.id, orphan.path),
+        )),
+        OrphanState::SetAside { .. } => None,
+    });
+    pool.into_iter().chain(orphans).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pgstead_types::{Bytes, ClusterId, MemberId, WallTime};
+    use pgstead_volumes::{Owner, Stray, Volume};
+
+    fn inventory() -> Inventory {
+        let tags = VolumeTags {
+            deployment: DeploymentId::from_u128(1),
+            cluster: ClusterId::from_u128(2),
+            member: MemberId::from_u128(3),
+        };
+        let volume = Volume {
+            id: VolumeId::from_u128(30),
+            tags,
+            size: None,
+            owner: Owner { uid: 1, gid: 1 },
+            created: WallTime(0),
+            path: "/p/30/data".into(),
+        };
+        let stray = |id, kind| Stray { id: VolumeId::from_u128(id), path: format!("/p/{id}").into(), kind };
+        let strays = vec![
+            stray(20, StrayKind::Unfinished),
+            stray(10, StrayKind::SetAside { tags: Some(tags) }),
+            stray(11, StrayKind::Unreadable { why: "no tags".into() }),
+        ];
+        Inventory { volumes: vec![volume], strays }
+    }
+
+    #[test]
+    fn all_that_the_record_does_not_have_is_told_of_but_what_is_being_made() {
+        let all = orphans(&Record::default(), NodeId::from_u128(1), &inventory());
+        let ids: Vec<VolumeId> = all.iter().map(|orphan| orphan.id).collect();
+        assert_eq!(ids, [10, 11, 30].map(VolumeId::from_u128));
+        let pool = PoolSeen {
+            name: "p".into(),
+            driver: "lvm".into(),
+            total: Bytes(100),
+            used: Bytes(96),
+            free: Bytes(4),
+            metadata_used: Some(1200),
+            state: PoolState::Full { why: "its data is 96.00 % full".into() },
+        };
+        let codes: Vec<String> =
+            findings(&StorageSeen { pool, orphans: all }).into_iter().map(|finding| finding.code).collect();
+        assert_eq!(codes, ["pool_full", "unreadable_volume", "orphaned_volume"]);
+    }
+}
