@@ -32,6 +32,10 @@ pub trait VolumeDriver: Send + Sync + fmt::Debug {
     /// Dropping the future stops a long deletion soon; the next call goes on where it stopped.
     async fn remove(&self, id: VolumeId, tags: &VolumeTags, how: Removal) -> Result<Removed, VolumeError>;
 
+    /// Makes a volume in use hold as much, its file system included; one that holds as much already is left as it is. A growth
+    /// that is cut short is finished when the volume is opened next.
+    async fn extend(&self, id: VolumeId, to: Bytes) -> Result<Extension, VolumeError>;
+
     /// The pool as a whole, now.
     async fn usage(&self) -> Result<Usage, VolumeError>;
 }
@@ -108,7 +112,19 @@ pub enum Creation {
     Refused(Refusal),
 }
 
-/// Why a volume is not made or removed. The text is for a person.
+/// The answer to a request for more room.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Extension {
+    /// It holds so much, which may be a little more than asked for.
+    Holds(Bytes),
+    NotThere,
+    Refused(Refusal),
+    Unsupported {
+        why: &'static str,
+    },
+}
+
+/// Why a volume is not made, grown or removed. The text is for a person.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum Refusal {
     #[error("volume {id} belongs to {found}, not to {asked}; it is left alone")]
@@ -123,6 +139,11 @@ pub enum Refusal {
          or choose another pool", pool.display()
     )]
     PoolNearlyFull { pool: PathBuf, used: Percent, limit: Percent },
+    #[error(
+        "a volume of {asked} is larger than its pool {}, which has {size}; expected no more than that, or a pool with more disks",
+        pool.display()
+    )]
+    LargerThanPool { pool: PathBuf, size: Bytes, asked: Bytes },
     #[error("a volume of {size} is too small for {file_system}; expected at least {least}")]
     TooSmall { size: Bytes, least: Bytes, file_system: &'static str },
     #[error("the pool {} is not well: {why}; it takes no new volume", pool.display())]

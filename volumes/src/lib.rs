@@ -9,7 +9,7 @@ pub mod lvm;
 
 pub use dir::{DirConfig, DirDriver, PoolError};
 pub use driver::{
-    Capability, Creation, Inventory, Left, NewVolume, Owner, Refusal, Removal, Removed, Stray, StrayKind, Support,
-    Usage, Volume, VolumeDriver, VolumeError, VolumeTags, left_of,
+    Capability, Creation, Extension, Inventory, Left, NewVolume, Owner, Refusal, Removal, Removed, Stray, StrayKind,
+    Support, Usage, Volume, VolumeDriver, VolumeError, VolumeTags, left_of,
 };
 pub use lvm::{FileSystemKind, LvmConfig, LvmDriver, LvmPoolError};

@@ -2,6 +2,7 @@
 
 use clap::{Args, Subcommand, ValueEnum};
 use pgstead_api::parse_duration;
+use pgstead_types::size::VolumeSize;
 use pgstead_types::slots::WalBudget;
 use pgstead_types::spec::{Cascade, Durability};
 use pgstead_types::{OperationId, VolumeId};
@@ -76,10 +77,10 @@ pub enum ClusterCommands {
         #[command(flatten)]
         wait: WaitArgs,
     },
-    /// Change how many members there are, how many standbys a commit needs, what happens without them, and how much log a slot
-    /// may keep, while the cluster runs
+    /// Change how many members there are, how many standbys a commit needs, what happens without them, how much log a slot may
+    /// keep, and how large volumes are, while the cluster runs
     #[command(after_help = "Examples:\n  pgstead cluster update app --members 5 --sync-replicas 2\n  \
-        pgstead cluster update app --durability available\n  pgstead cluster update app --slot-wal-budget 20GB")]
+        pgstead cluster update app --durability available\n  pgstead cluster update app --slot-wal-budget 20GB\n  pgstead cluster update app --volume-size 400GB --volume-limit 1TB")]
     Update(UpdateArgs),
     /// Restart every member, standbys first, one at a time
     Restart {
@@ -190,6 +191,12 @@ pub struct CreateArgs {
     /// on those made with failover => true, before that those made before the last start of the standbys
     #[arg(long)]
     pub logical_replication: bool,
+    /// How large members' volumes are made, such as 200GB; of pools of driver lvm [default: what the pool says]
+    #[arg(long, value_name = "SIZE")]
+    pub volume_size: Option<VolumeSize>,
+    /// Let a volume of which less than 20 % is free grow by itself, by a quarter at a time, up to this size
+    #[arg(long, value_name = "SIZE")]
+    pub volume_limit: Option<VolumeSize>,
     /// A spec in TOML or JSON; the other options win over it
     #[arg(long, value_name = "FILE")]
     pub file: Option<PathBuf>,
@@ -199,7 +206,8 @@ pub struct CreateArgs {
 
 #[derive(Args, Clone, Debug)]
 #[command(group = clap::ArgGroup::new("what").required(true).multiple(true)
-    .args(["members", "sync_replicas", "durability", "slot_wal_budget", "cascade", "logical_replication"]))]
+    .args(["members", "sync_replicas", "durability", "slot_wal_budget", "cascade", "logical_replication", "volume_size",
+        "volume_limit"]))]
 pub struct UpdateArgs {
     /// Name or id
     #[arg(value_name = "CLUSTER")]
@@ -224,6 +232,12 @@ pub struct UpdateArgs {
     /// A role for consumers of logical slots, who can make some after the next `cluster restart`; false locks them out
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub logical_replication: Option<bool>,
+    /// How much every member's volume is to hold, such as 200GB: they grow while Postgres runs, and never get smaller
+    #[arg(long, value_name = "SIZE")]
+    pub volume_size: Option<VolumeSize>,
+    /// Let a volume of which less than 20 % is free grow by itself, by a quarter at a time, up to this size
+    #[arg(long, value_name = "SIZE")]
+    pub volume_limit: Option<VolumeSize>,
     #[command(flatten)]
     pub wait: WaitArgs,
 }

@@ -29,6 +29,8 @@ pub fn read(args: &CreateArgs) -> Result<ClusterSpec, Failure> {
     if let Some(budget) = args.slot_wal_budget {
         spec.slot_wal_budget = budget;
     }
+    spec.volume_size = args.volume_size.or(spec.volume_size);
+    spec.volume_limit = args.volume_limit.or(spec.volume_limit);
     spec.logical_replication |= args.logical_replication;
     spec.settings.extend(args.set.iter().cloned());
     // The API checks again; here it needs no server.

@@ -27,6 +27,14 @@ pub(crate) fn are_as_asked(cluster: &ClusterRecord, primary: &PrimarySeen) -> bo
         })
 }
 
+/// Nobody's volume was last seen to hold less than was asked for. Where volumes have no size, nothing was asked for.
+pub(crate) fn volumes_are_as_asked(cluster: &ClusterRecord, observed: &Observed) -> bool {
+    let Some(asked) = cluster.spec.volume_size else { return true };
+    let seen = observed.nodes.values().flat_map(|node| &node.report.members);
+    let of_it = seen.filter(|report| report.cluster == cluster.id && cluster.members.contains_key(&report.member));
+    of_it.filter_map(|report| report.volume_size).all(|size| size >= asked.0)
+}
+
 /// A member that is well, and for how long that has been seen.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct SeenWell {

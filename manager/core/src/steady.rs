@@ -97,6 +97,7 @@ pub(crate) fn plan(
     if let (Some(operation), Some(config)) = (cluster.updating, cluster.config())
         && config.target.is_none()
         && members::are_as_asked(cluster, primary)
+        && members::volumes_are_as_asked(cluster, observed)
         && config.sync_set.needed == cluster.spec.needed()
         && config.asynchronous == cluster.spec.is_asynchronous()
         && (cluster.spec.cascade != Cascade::None || cluster.upstreams.is_empty())

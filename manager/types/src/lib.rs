@@ -10,6 +10,7 @@ pub mod report;
 pub mod routes;
 pub mod secret;
 pub mod sessions;
+pub mod size;
 pub mod slots;
 pub mod spec;
 pub mod step;

@@ -3,7 +3,7 @@
 
 use crate::finding::Finding;
 use crate::ids::{ClusterId, Incarnation, MemberId, NodeId, OperationId};
-use crate::position::{Epoch, Lsn, Position, Timeline};
+use crate::position::{Bytes, Epoch, Lsn, Position, Timeline};
 use crate::record::SyncSet;
 use crate::slots::SlotsSeen;
 use crate::step::Step;
@@ -42,6 +42,9 @@ pub struct MemberReport {
     pub revision: u64,
     /// Whether the member's volume is on this node.
     pub volume_present: bool,
+    /// How much it may hold, where its driver says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume_size: Option<Bytes>,
     pub data: DataSeen,
     /// The epoch on the node's disk: the member streams only from the leader of this epoch or a newer one.
     pub promised: Epoch,

@@ -2,6 +2,7 @@
 
 use crate::ids::Incarnation;
 use crate::position::Bytes;
+use crate::size;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 use std::str::FromStr;
@@ -32,8 +33,6 @@ pub enum BadWalBudget {
     Size { asked: Bytes },
 }
 
-const UNITS: [(&str, u64); 3] = [("TB", 1 << 40), ("GB", 1 << 30), ("MB", 1 << 20)];
-
 impl WalBudget {
     pub fn is_default(&self) -> bool {
         *self == Self::default()
@@ -60,11 +59,7 @@ impl WalBudget {
         if text == "auto" {
             return Ok(Self::Auto);
         }
-        let split = |(unit, bytes): (&str, u64)| text.strip_suffix(unit).map(|count| (count.trim_end(), bytes));
-        let (count, unit) = UNITS.into_iter().find_map(split).ok_or_else(bad)?;
-        let digits = !count.is_empty() && count.bytes().all(|byte| byte.is_ascii_digit());
-        let count: u64 = count.parse().ok().filter(|_| digits).ok_or_else(bad)?;
-        Ok(Self::Fixed(Bytes(count.saturating_mul(unit))))
+        size::parse(text).map(Self::Fixed).ok_or_else(bad)
     }
 }
 
@@ -72,11 +67,7 @@ impl fmt::Display for WalBudget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Auto => f.write_str("auto"),
-            Self::Fixed(Bytes(bytes)) => {
-                let whole = |(_, unit): &(&str, u64)| bytes % unit == 0;
-                let (name, unit) = UNITS.into_iter().find(whole).unwrap_or(UNITS[2]);
-                write!(f, "{}{name}", bytes / unit)
-            }
+            Self::Fixed(bytes) => size::write(*bytes, f),
         }
     }
 }

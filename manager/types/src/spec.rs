@@ -1,5 +1,6 @@
 //! What a person asks for. Every field is checked here, before anything is recorded, with one sentence per mistake.
 
+use crate::size::VolumeSize;
 use crate::slots::WalBudget;
 use crate::window::{BadWindow, Window};
 use serde::{Deserialize, Serialize};
@@ -54,6 +55,8 @@ pub enum SpecError {
         "slot_wal_budget = {budget} and the setting max_slot_wal_keep_size both say how much log a slot may keep; leave one out"
     )]
     TwoWalBudgets { budget: WalBudget },
+    #[error("volume_limit = {limit} is below volume_size = {size}; expected a limit that is not")]
+    LimitBelowSize { size: VolumeSize, limit: VolumeSize },
     #[error(transparent)]
     BadWindow(#[from] BadWindow),
 }
@@ -128,6 +131,12 @@ pub struct ClusterSpec {
     /// Postgres 17 on slots that are made for it survive a failover.
     #[serde(default, skip_serializing_if = "is_not")]
     pub logical_replication: bool,
+    /// How large members' volumes are made, and grown to, such as `200GB`. Without it the pool decides. It never gets less.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume_size: Option<VolumeSize>,
+    /// Up to where a volume that has become nearly full grows by itself; without it none does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume_limit: Option<VolumeSize>,
 }
 
 /// Another member leads at once, or the same one after a restart.
@@ -204,6 +213,8 @@ impl ClusterSpec {
             maintenance_window: None,
             slot_wal_budget: WalBudget::Auto,
             logical_replication: false,
+            volume_size: None,
+            volume_limit: None,
         }
     }
 
@@ -256,6 +267,11 @@ impl ClusterSpec {
         self.window()?;
         if self.slot_wal_budget != WalBudget::Auto && self.setting("max_slot_wal_keep_size").is_some() {
             return Err(SpecError::TwoWalBudgets { budget: self.slot_wal_budget });
+        }
+        if let (Some(size), Some(limit)) = (self.volume_size, self.volume_limit)
+            && limit < size
+        {
+            return Err(SpecError::LimitBelowSize { size, limit });
         }
         if self.logical_replication && self.setting(FEEDBACK).is_some() {
             let why = "without it a leader removes rows that standbys' copies of logical slots need";
@@ -435,6 +451,16 @@ mod tests {
         // Voters of the version before read what does not ask for more.
         assert!(!serde_json::to_string(&ClusterSpec::named("app")).unwrap().contains("slot_wal_budget"));
         assert!(serde_json::from_str::<ClusterSpec>(r#"{"name":"app","slot_wal_budget":"8"}"#).is_err());
+    }
+
+    #[test]
+    fn a_volumes_limit_is_not_below_its_size() {
+        let text = r#"{"name":"app","volume_size":"200GB","volume_limit":"1TB"}"#;
+        let spec: ClusterSpec = serde_json::from_str(text).unwrap();
+        assert_eq!(spec.check(), Ok(()));
+        let less = ClusterSpec { volume_limit: "199GB".parse().ok(), ..spec };
+        assert!(matches!(less.check(), Err(SpecError::LimitBelowSize { .. })));
+        assert!(!serde_json::to_string(&ClusterSpec::named("app")).unwrap().contains("volume"));
     }
 
     #[test]

@@ -174,6 +174,7 @@ impl Member {
             member,
             revision: REVISION,
             volume_present: true,
+            volume_size: None,
             data,
             promised: self.promised,
             answer,

@@ -105,6 +105,7 @@ impl World {
             revision: (machine.daemon.as_ref().and_then(|daemon| daemon.work.as_ref()))
                 .map_or(cluster.revision, |work| work.revision.min(cluster.revision)),
             volume_present: machine.disk.volume,
+            volume_size: None,
             data: machine.data_seen(),
             promised: notes.promised,
             answer: notes.answer,

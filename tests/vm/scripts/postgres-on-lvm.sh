@@ -64,6 +64,25 @@ findmnt -n -o SOURCE,FSTYPE,OPTIONS --target "$(ls -d /var/lib/pgstead/volumes/n
 lvs --noheadings -o lv_name,lv_size,data_percent nvme
 volume=$(lvs --noheadings -o lv_name nvme | grep vol-)
 
+# In MiB, as Postgres' user sees it.
+room() { df --output=size -BM "$data" | tail -n 1 | tr -dc 0-9; }
+at_least() { [ "$(room)" -ge "$1" ] || { echo "$(room) MiB"; false; }; }
+export -f room at_least
+export data=$(ls -d /var/lib/pgstead/volumes/nvme/*/data)
+timeout 60 pgstead cluster update app --volume-size 4GB || fail "the volume does not grow"
+at_least 3700 || fail "the operation has ended, and the file system is as it was"
+! pgstead cluster update app --volume-size 2GB 2>/tmp/said || fail "it got smaller"
+grep -q "never get smaller" /tmp/said || fail "$(cat /tmp/said)"
+timeout 60 pgstead cluster update app --volume-limit 5GB || fail "there is no limit now"
+# Room is taken from the file system alone.
+fallocate -l 3300M "$data/other"
+within 60 bash -c "at_least 4700"
+rm "$data/other"
+# What the node says of it follows in a moment.
+within 20 bash -c 'pgstead volume list | grep "5.0 GiB *present"'
+within 20 bash -c 'pgstead node show db1 | grep "nvme (lvm): fine"'
+say "its volume grows when it is told to, and when it is nearly full"
+
 say "every process dies"
 kill_everything
 start_daemon

@@ -303,8 +303,10 @@ impl Lvm {
     }
 }
 
+/// In whole sectors: LVM refuses a part of one, and rounds up to whole extents what is given to it.
 fn size(bytes: Bytes) -> String {
-    format!("{}b", bytes.0)
+    const SECTOR: u64 = 512;
+    format!("{}b", bytes.0.div_ceil(SECTOR).saturating_mul(SECTOR).min(u64::MAX - SECTOR + 1))
 }
 
 fn add_tags(tags: &BTreeSet<Tag>) -> Vec<String> {
@@ -331,6 +333,14 @@ mod tests {
         assert!(VERSION_MIN < old && old < new);
         assert!("nonsense".parse::<Version>().is_err());
         assert!("LVM version: 2".parse::<Version>().is_err());
+    }
+
+    #[test]
+    fn sizes_are_whole_sectors_and_never_less_than_asked_for() {
+        for (asked, said) in [(0, "0b"), (1, "512b"), (512, "512b"), (5_368_709_096, "5368709120b")] {
+            assert_eq!(size(Bytes(asked)), said);
+        }
+        assert_eq!(size(Bytes(u64::MAX)), "18446744073709551104b");
     }
 
     #[test]

@@ -15,8 +15,8 @@ mod pool;
 pub use pool::PoolError;
 
 use crate::driver::{
-    Capability, Creation, Inventory, NewVolume, Removal, Removed, Support, Usage, Volume, VolumeDriver, VolumeError,
-    VolumeTags,
+    Capability, Creation, Extension, Inventory, NewVolume, Removal, Removed, Support, Usage, Volume, VolumeDriver,
+    VolumeError, VolumeTags,
 };
 use async_trait::async_trait;
 use pgstead_types::{Bytes, VolumeId};
@@ -30,6 +30,8 @@ pub const FREE_MIN_DEFAULT: Bytes = Bytes(1 << 30);
 
 /// Entries deleted per turn: a few milliseconds each, so that a dropped removal stops soon and others get their turn.
 const DELETE_BATCH: usize = 500;
+
+const NO_EXTEND: &str = "a directory has no size of its own; it grows with its file system";
 
 /// A directory as a pool.
 #[derive(Clone, Debug)]
@@ -79,7 +81,7 @@ impl VolumeDriver for DirDriver {
             why: match what {
                 Capability::Snapshot => "a directory cannot be copied at one point in time while it is written to",
                 Capability::Fork => "a fork is made from a snapshot, which a directory does not have",
-                Capability::Extend => "a directory has no size of its own; it grows with its file system",
+                Capability::Extend => NO_EXTEND,
                 Capability::SizeLimit => "a directory can fill the whole file system that it is on",
             },
         }
@@ -119,6 +121,10 @@ impl VolumeDriver for DirDriver {
             }
         }
         Ok(Removed::Deleted)
+    }
+
+    async fn extend(&self, _: VolumeId, _: Bytes) -> Result<Extension, VolumeError> {
+        Ok(Extension::Unsupported { why: NO_EXTEND })
     }
 
     async fn usage(&self) -> Result<Usage, VolumeError> {

@@ -105,6 +105,16 @@ pub async fn check(kind: FileSystemKind, device: &Path, check: Check) -> Result<
     Err(VolumeError::Damaged { device: device.into(), said: said.split_whitespace().collect::<Vec<_>>().join(" ") })
 }
 
+/// Has one that is mounted take all of its device; without effect where it does.
+pub async fn grow(kind: FileSystemKind, device: &Path, place: &Path) -> Result<(), VolumeError> {
+    let run = match kind {
+        FileSystemKind::Ext4 => Run::new("resize2fs").arg(device.to_string_lossy()),
+        FileSystemKind::Xfs => Run::new("xfs_growfs").arg(place.to_string_lossy()),
+    };
+    let failed = |source| VolumeError::FileSystem { doing: "enlarge the file system on", path: device.into(), source };
+    run.lasting().deadline(MAKE_DEADLINE).output().await.map(drop).map_err(failed)
+}
+
 /// Something that the kernel has mounted.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Mounted {

@@ -15,8 +15,8 @@ mod tags;
 pub use filesystem::FileSystemKind;
 
 use crate::driver::{
-    Capability, Creation, Inventory, NewVolume, Owner, Refusal, Removal, Removed, Stray, StrayKind, Support, Usage,
-    Volume, VolumeDriver, VolumeError, VolumeTags,
+    Capability, Creation, Extension, Inventory, NewVolume, Owner, Refusal, Removal, Removed, Stray, StrayKind, Support,
+    Usage, Volume, VolumeDriver, VolumeError, VolumeTags,
 };
 use crate::entry::Entry;
 use crate::folder;
@@ -25,7 +25,7 @@ use filesystem::Check;
 use pgstead_lvm::{GroupName, Health, Kind, LogicalVolume, LvName, LvPath, Lvm, LvmError, NewThinVolume, Percent};
 use pgstead_types::storage::PoolState;
 use pgstead_types::{Bytes, Tick, VolumeId, WallTime};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
@@ -167,10 +167,8 @@ impl VolumeDriver for LvmDriver {
 
     fn support(&self, what: Capability) -> Support {
         match what {
-            Capability::SizeLimit => Support::Offered,
-            Capability::Snapshot | Capability::Fork | Capability::Extend => {
-                Support::Unsupported { why: "this version does not do it yet" }
-            }
+            Capability::SizeLimit | Capability::Extend => Support::Offered,
+            Capability::Snapshot | Capability::Fork => Support::Unsupported { why: "this version does not do it yet" },
         }
     }
 
@@ -191,6 +189,11 @@ impl VolumeDriver for LvmDriver {
     async fn remove(&self, id: VolumeId, tags: &VolumeTags, how: Removal) -> Result<Removed, VolumeError> {
         let (inner, tags) = (Arc::clone(&self.inner), *tags);
         whole(async move { inner.remove(id, &tags, how).await }).await
+    }
+
+    async fn extend(&self, id: VolumeId, to: Bytes) -> Result<Extension, VolumeError> {
+        let inner = Arc::clone(&self.inner);
+        whole(async move { inner.extend(id, to).await }).await
     }
 
     async fn usage(&self) -> Result<Usage, VolumeError> {
@@ -342,6 +345,43 @@ impl Inner {
         Ok(Some(volume))
     }
 
+    async fn extend(&self, id: VolumeId, to: Bytes) -> Result<Extension, VolumeError> {
+        let turn = self.turn(id);
+        let _turn = turn.lock().await;
+        let Some(held) = self.lvm.volume(&self.path(tags::volume_name(id))).await? else {
+            return Ok(Extension::NotThere);
+        };
+        let (volume, kind) = self.read(&held, id)?;
+        self.ensure_mounted(&held, &volume, kind).await?;
+        if held.size >= to {
+            return Ok(Extension::Holds(held.size));
+        }
+        let pool = self.pool().await?;
+        if let PoolState::Unwell { why } | PoolState::Full { why } = pool.state() {
+            return Ok(Extension::Refused(Refusal::PoolUnwell { pool: self.pool_path(), why }));
+        }
+        if to > pool.size {
+            return Ok(Extension::Refused(Refusal::LargerThanPool {
+                pool: self.pool_path(),
+                size: pool.size,
+                asked: to,
+            }));
+        }
+        let path = held.path();
+        self.lvm.change_tags(&path, &[tags::growing()].into(), &BTreeSet::new()).await?;
+        self.lvm.extend(&path, to).await?;
+        self.fill_device(&held, id, kind).await?;
+        let grown = self.lvm.volume(&path).await?.map_or(to, |held| held.size);
+        tracing::info!(volume = %id, from = %held.size, to = %grown, "a volume has grown");
+        Ok(Extension::Holds(grown))
+    }
+
+    /// Has the mounted file system take all of its device, and forgets that this was to be done.
+    async fn fill_device(&self, held: &LogicalVolume, id: VolumeId, kind: FileSystemKind) -> Result<(), VolumeError> {
+        filesystem::grow(kind, &held.path().device(), &self.mount_point(id)).await?;
+        Ok(self.lvm.change_tags(&held.path(), &BTreeSet::new(), &[tags::growing()].into()).await?)
+    }
+
     async fn list(&self) -> Result<Inventory, VolumeError> {
         let mut inventory = Inventory::default();
         for held in self.lvm.volumes(&self.config.group).await? {
@@ -447,7 +487,7 @@ impl Inner {
         let number = held.device_number.ok_or_else(|| unusable(volume.id, "it was activated and has no device"))?;
         let (device, place) = (held.path().device(), self.mount_point(volume.id));
         match is_mounted(&device, number, &place)? {
-            Some(MountedAs::Writable) => return Ok(()),
+            Some(MountedAs::Writable) => return self.ensure_grown(&held, volume.id, kind).await,
             // After an error, which may be over: it is checked and mounted again as soon as nothing uses it.
             Some(MountedAs::ReadOnly) => {
                 let place = place.clone();
@@ -467,6 +507,18 @@ impl Inner {
             mount(kind, &device, &place).await?;
         }
         tracing::info!(volume = %volume.id, at = %volume.path.display(), "mounted a volume");
+        self.ensure_grown(&held, volume.id, kind).await
+    }
+
+    /// A growth may have been cut short between the device and its file system.
+    async fn ensure_grown(&self, held: &LogicalVolume, id: VolumeId, kind: FileSystemKind) -> Result<(), VolumeError> {
+        if !tags::is_growing(held) {
+            return Ok(());
+        }
+        // What is there can be used as it is.
+        if let Err(error) = self.fill_device(held, id, kind).await {
+            tracing::warn!(volume = %id, %error, "the file system of a volume cannot take all of its room; trying again at its next opening");
+        }
         Ok(())
     }
 

@@ -3,8 +3,8 @@
 
 use pgstead_types::{Bytes, ClusterId, DeploymentId, MemberId, VolumeId};
 use pgstead_volumes::{
-    Capability, Creation, Left, NewVolume, Owner, Refusal, Removal, Removed, StrayKind, Support, Volume, VolumeDriver,
-    VolumeTags, left_of,
+    Capability, Creation, Extension, Left, NewVolume, Owner, Refusal, Removal, Removed, StrayKind, Support, Volume,
+    VolumeDriver, VolumeTags, left_of,
 };
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -33,6 +33,7 @@ macro_rules! promises {
             an_id_may_be_used_again_after_its_removal,
             a_volume_that_cannot_fit_is_refused_in_one_sentence,
             usage_adds_up,
+            a_volume_in_use_grows_and_stays_grown,
             what_is_not_offered_says_why,
         }
     };
@@ -180,6 +181,35 @@ pub async fn usage_adds_up(bench: &mut dyn Bench) {
     let usage = bench.driver().usage().await.unwrap();
     assert!(usage.total.0 > 0);
     assert!(usage.used.0 + usage.free.0 <= usage.total.0, "{usage:?}");
+}
+
+pub async fn a_volume_in_use_grows_and_stays_grown(bench: &mut dyn Bench) {
+    let volume = made(bench.driver(), &new_volume(1)).await;
+    let to = volume.size.map_or(Bytes(1 << 30), |Bytes(size)| Bytes(size + (256 << 20)));
+    if let Support::Unsupported { why } = bench.driver().support(Capability::Extend) {
+        assert_eq!(bench.driver().extend(volume.id, to).await.unwrap(), Extension::Unsupported { why });
+        return;
+    }
+    let room = || rustix::fs::statvfs(&volume.path).map(|found| found.f_blocks * found.f_frsize).unwrap();
+    let before = room();
+    // As Postgres has it: open, in use.
+    let mut file = fs::File::create(volume.path.join("rows")).unwrap();
+    let extended = bench.driver().extend(volume.id, to).await.unwrap();
+    let Extension::Holds(holds) = extended else { panic!("{extended:?}") };
+    assert!(holds >= to);
+    assert!(room() >= before + (200 << 20), "{before} bytes before, {} after", room());
+    std::io::Write::write_all(&mut file, b"rows").unwrap();
+    bench.restart().await;
+    let found = bench.driver().open(volume.id).await.unwrap().unwrap();
+    assert_eq!((found.size, found.tags), (Some(holds), volume.tags));
+    assert_eq!(fs::read(volume.path.join("rows")).unwrap(), b"rows");
+    // Less, or as much, changes nothing.
+    for to in [Bytes(1), holds] {
+        assert_eq!(bench.driver().extend(volume.id, to).await.unwrap(), Extension::Holds(holds));
+    }
+    assert_eq!(bench.driver().extend(new_volume(2).id, to).await.unwrap(), Extension::NotThere);
+    let huge = bench.driver().extend(volume.id, Bytes(1 << 50)).await.unwrap();
+    assert!(matches!(&huge, Extension::Refused(why) if why.to_string().contains("expected")), "{huge:?}");
 }
 
 pub async fn what_is_not_offered_says_why(bench: &mut dyn Bench) {

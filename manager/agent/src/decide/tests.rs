@@ -124,6 +124,7 @@ pub(crate) fn seen(member: MemberId, promised: u64, postgres: PostgresSeen) -> M
         member,
         revision: 1,
         volume_present: true,
+        volume_size: None,
         data: DataSeen::Present(identity),
         promised: Epoch(promised),
         answer: None,

@@ -391,6 +391,7 @@ pub fn observations(record: &Record) -> Observations {
         cluster: APP,
         member: member(n),
         volume_present: true,
+        volume_size: None,
         data: DataSeen::Present(DataIdentity {
             incarnation: first_life(n),
             system_identifier: "7411".into(),

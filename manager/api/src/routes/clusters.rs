@@ -12,6 +12,7 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use http::header;
 use pgstead_types::record::{ClusterRecord, Refusal};
+use pgstead_types::size::VolumeSize;
 use pgstead_types::slots::WalBudget;
 use pgstead_types::spec::{Cascade, ClusterSpec, Durability};
 use serde::{Deserialize, Serialize};
@@ -110,6 +111,14 @@ pub struct SpecChange {
     /// stay, and `wal_level` with them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub logical_replication: Option<bool>,
+    /// How much every member's volume is to hold, such as `200GB`; never less than before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub volume_size: Option<VolumeSize>,
+    /// Up to where a volume that has become nearly full grows by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub volume_limit: Option<VolumeSize>,
 }
 
 impl SpecChange {
@@ -122,6 +131,8 @@ impl SpecChange {
         spec.sync_replicas = self.sync_replicas.or(before);
         spec.slot_wal_budget = self.slot_wal_budget.unwrap_or(spec.slot_wal_budget);
         spec.logical_replication = self.logical_replication.unwrap_or(spec.logical_replication);
+        spec.volume_size = self.volume_size.or(spec.volume_size);
+        spec.volume_limit = self.volume_limit.or(spec.volume_limit);
         spec
     }
 }

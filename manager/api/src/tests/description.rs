@@ -58,6 +58,8 @@ fn the_described_spec_has_the_fields_of_the_real_one() {
         slot_wal_budget,
         cascade,
         logical_replication: true,
+        volume_size: "20GB".parse().ok(),
+        volume_limit: "40GB".parse().ok(),
         ..ClusterSpec::named("app")
     };
     let real = serde_json::to_value(full).unwrap();

@@ -5,6 +5,7 @@ use super::world::{cluster_ref, member_name, member_ref};
 use super::{ClusterRef, FindingView, ForcedView, MemberRef, MemberView, ScheduledView, SlotsView, World, finding};
 use pgstead_types::record::{ClusterRecord, EpochReason, HistoryEntry, Leadership, Lifecycle, SyncSet};
 use pgstead_types::report::ClientAccess;
+use pgstead_types::size::VolumeSize;
 use pgstead_types::slots::WalBudget;
 use pgstead_types::spec::{Cascade, ClusterSpec, Durability, OnLeaderCrash};
 use pgstead_types::{ClusterId, Epoch, Lsn, OperationId, Timeline};
@@ -222,6 +223,13 @@ pub struct SpecSchema {
     /// made before the last start of the standbys.
     #[schema(required = false, default = false)]
     logical_replication: bool,
+    /// How large members' volumes are made, and grown to while the cluster runs, such as `200GB`, 512MB at least; without it the
+    /// pool decides. It never gets less. Volumes of driver `dir` have no size.
+    #[schema(required = false, value_type = Option<String>, pattern = "^[0-9]+ ?(MB|GB|TB)$")]
+    volume_size: Option<VolumeSize>,
+    /// Up to where a volume of which less than 20 % is free grows by itself, by a quarter at a time; without it none does.
+    #[schema(required = false, value_type = Option<String>, pattern = "^[0-9]+ ?(MB|GB|TB)$")]
+    volume_limit: Option<VolumeSize>,
 }
 
 impl ClusterView {

@@ -24,7 +24,7 @@ pub struct VolumeView {
     pub path: Option<String>,
     /// When it was made; only of one that no member has.
     pub created_at: Option<String>,
-    /// How much it may hold, in bytes; only of one that no member has, where it has a size.
+    /// How much it may hold, in bytes, where its driver says.
     pub size: Option<u64>,
     /// Why it cannot be read.
     pub why: Option<String>,
@@ -55,7 +55,7 @@ impl VolumeView {
             present: world.seen(member.id).map(|seen| seen.report.volume_present),
             path: None,
             created_at: None,
-            size: None,
+            size: world.seen(member.id).and_then(|seen| seen.report.volume_size).map(|Bytes(bytes)| bytes),
             why: None,
         }
     }

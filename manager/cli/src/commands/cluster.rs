@@ -8,6 +8,7 @@ use crate::{render, spec, wait};
 use pgstead_api::SpecChange;
 use pgstead_api::client::Client;
 use pgstead_api::view::{AcceptedView, ClusterView};
+use pgstead_types::size::VolumeSize;
 use pgstead_types::spec::ClusterSpec;
 
 pub async fn run(command: &ClusterCommands, client: &Client, screen: &mut Screen<'_>) -> Result<(), Failure> {
@@ -41,6 +42,8 @@ pub async fn run(command: &ClusterCommands, client: &Client, screen: &mut Screen
                 slot_wal_budget: args.slot_wal_budget,
                 cascade: args.cascade,
                 logical_replication: args.logical_replication,
+                volume_size: args.volume_size,
+                volume_limit: args.volume_limit,
             };
             let spec = change.apply_to(cluster.spec.clone());
             spec.check().map_err(|error| Failure::usage(error.to_string()))?;
@@ -57,8 +60,18 @@ pub async fn run(command: &ClusterCommands, client: &Client, screen: &mut Screen
                     Some(_) => format!(", logical_replication {}", spec.logical_replication),
                     None => String::new(),
                 };
+                let size = |name: &str, size: Option<VolumeSize>| {
+                    size.map_or_else(String::new, |size| format!(", {name} {size}"))
+                };
+                let sizes = [
+                    size("volume_size", spec.volume_size.filter(|_| args.volume_size.is_some())),
+                    size("volume_limit", spec.volume_limit.filter(|_| args.volume_limit.is_some())),
+                ]
+                .concat();
                 let (members, needed, durability) = (spec.members, spec.needed(), spec.durability);
-                format!("members {members}, sync_replicas {needed}, durability {durability}{budget}{cascade}{logical}")
+                format!(
+                    "members {members}, sync_replicas {needed}, durability {durability}{budget}{cascade}{logical}{sizes}"
+                )
             };
             writeln!(screen.err, "{}: {} -> {}", cluster.name, says(&cluster.spec), says(&spec))?;
             let accepted = client.update_cluster(&cluster.id.to_string(), &change, None).await?;

@@ -108,10 +108,11 @@ pub fn volumes(all: &[VolumeView], width: u16) -> String {
             one.node.name.clone(),
             or_dash(one.cluster.as_ref().map(|cluster| cluster.name.clone())),
             or_dash(one.member.as_ref().map(|member| member.name.clone())),
+            size(one.size),
             state,
         ]
     };
-    table(&["volume", "node", "cluster", "member", "state"], all.iter().map(row).collect(), width)
+    table(&["volume", "node", "cluster", "member", "size", "state"], all.iter().map(row).collect(), width)
 }
 
 pub fn token(view: &TokenView, _width: u16) -> String {

@@ -115,6 +115,7 @@ impl World {
             member: id,
             revision: self.record.revision,
             volume_present: true,
+            volume_size: None,
             data: DataSeen::Present(identity),
             promised: self.record.epoch,
             answer: None,

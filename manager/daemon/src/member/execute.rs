@@ -199,7 +199,7 @@ impl Executor<'_> {
         let new = NewVolume {
             id: self.record()?.volume,
             tags: self.tags(),
-            size: None,
+            size: self.cluster.spec.volume_size.map(|size| size.0),
             owner: Owner { uid: owner.uid, gid: owner.gid },
         };
         match self.context.volumes.create(new).await? {

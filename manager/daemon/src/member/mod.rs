@@ -5,6 +5,7 @@ mod execute;
 mod false_sender;
 mod fetch_log;
 mod given_up;
+mod growth;
 mod killpoint;
 mod notes;
 mod observe;
@@ -55,6 +56,7 @@ pub struct MemberTask {
     reload_after: Option<Tick>,
     watch: troubles::Watch,
     slots: slots::SlotWatch,
+    growth: growth::Growth,
     /// Leaders that ask this member to obey no election for a while.
     asks: mpsc::Receiver<Ask>,
     /// Its word to one of them.
@@ -130,7 +132,10 @@ impl MemberTask {
             && let Some(member) = cluster.held(self.member)
         {
             match self.context.volumes.open(member.volume).await {
-                Ok(volume) => (self.volume, self.unseen) = (volume.map(|volume| volume.path), None),
+                Ok(volume) => {
+                    self.growth.opened(&*self.context.volumes, volume.as_ref().and_then(|volume| volume.size));
+                    (self.volume, self.unseen) = (volume.map(|volume| volume.path), None);
+                }
                 Err(error) => {
                     self.unseen = Some(chain(&error));
                     return Err(error.into());
@@ -186,6 +191,15 @@ impl MemberTask {
         let in_pool = self.context.storage.seen().map(|seen| seen.pool.free);
         let free = self.watch.free().map(|free| in_pool.map_or(free, |in_pool| free.min(in_pool)));
         seen.slots = self.slots.look(&self.context, &self.instance, cluster, &seen, free, &mut self.notes).await;
+        seen.volume_size = self.growth.size;
+        if let Some(member) = cluster.members.get(&self.member) {
+            self.growth.look(&self.context.volumes, &cluster.spec, member.volume, free).await;
+            seen.findings.extend(
+                self.growth
+                    .finding(&cluster.spec, member, free)
+                    .map(|finding| finding.on_cluster(self.cluster).on_member(self.member).on_node(member.node)),
+            );
+        }
         seen.refusing = self.refusing();
         let Next { action, findings } = decide(cluster, self.member, &seen);
         seen.findings.extend(findings);

@@ -51,6 +51,7 @@ impl Observer {
             member: self.member,
             revision: cluster.revision,
             volume_present,
+            volume_size: None,
             data,
             promised: noted.promised,
             // An answer holds only while nothing was received since.

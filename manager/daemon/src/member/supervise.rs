@@ -1,5 +1,6 @@
 //! Starts a task for each member that the record places on this node, and what all of them share.
 
+use super::growth::Growth;
 use super::notes::Notes;
 use super::observe::Observer;
 use super::slots::SlotWatch;
@@ -104,9 +105,12 @@ async fn task(
 ) -> anyhow::Result<MemberTask> {
     // A check after a crash may take long, and goes on by itself; the member's own task looks again. Nobody else waits for it.
     let volume = match tokio::time::timeout(OPEN_PATIENCE, context.volumes.open(member.volume)).await {
-        Ok(opened) => opened.context("cannot look for its volume")?.map(|volume| volume.path),
+        Ok(opened) => opened.context("cannot look for its volume")?,
         Err(_) => None,
     };
+    let mut growth = Growth::default();
+    growth.opened(&*context.volumes, volume.as_ref().and_then(|volume| volume.size));
+    let volume = volume.map(|volume| volume.path);
     let config = setup::instance_config(context, cluster, member, volume.as_deref())?;
     let instance = Arc::new(Instance::open(config).await.context("cannot open its Postgres")?);
     context.instances.put(member.id, instance.clone());
@@ -119,6 +123,7 @@ async fn task(
         instance,
         volume,
         unseen: None,
+        growth,
         observer: Observer::new(member.id, context.session),
         reports: reports.clone(),
         pace: super::pace::Pace::default(),

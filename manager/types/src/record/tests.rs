@@ -524,3 +524,25 @@ fn logical_replication_and_the_budget_of_slots_change_while_the_cluster_runs_and
     spec.settings.insert("work_mem".into(), "8MB".into());
     assert!(change(&mut record, update(74, &spec, "five")).is_err());
 }
+
+#[test]
+fn a_volumes_size_grows_while_the_cluster_runs_and_never_gets_less() {
+    let mut record = confirmed();
+    let made = record.clusters[&APP].spec.clone();
+    let ask = |record: &mut Record, size: Option<&str>, limit: Option<&str>| {
+        let parse = |text: &str| text.parse().unwrap();
+        let spec = Box::new(crate::spec::ClusterSpec {
+            volume_size: size.map(parse),
+            volume_limit: limit.map(parse),
+            ..made.clone()
+        });
+        let operation = OperationId::from_u128(80);
+        change(record, ClusterChange::UpdateSpec { operation, spec, consumer_password: None })
+    };
+    ask(&mut record, Some("20GB"), None).unwrap();
+    ask(&mut record, Some("30GB"), Some("90GB")).unwrap();
+    let less = ask(&mut record, Some("29GB"), Some("90GB")).unwrap_err();
+    assert!(less.to_string().contains("never get smaller"), "{less}");
+    assert!(ask(&mut record, None, Some("90GB")).is_err());
+    ask(&mut record, Some("30GB"), None).unwrap();
+}

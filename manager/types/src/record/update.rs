@@ -5,6 +5,7 @@ use super::cluster::{ClusterRecord, Lifecycle};
 use super::{MemberRecord, OperationKind, Outcome, Refusal, conflict};
 use crate::ids::OperationId;
 use crate::secret::Secret;
+use crate::size::VolumeSize;
 use crate::spec::{Cascade, ClusterSpec};
 
 impl ClusterRecord {
@@ -30,11 +31,16 @@ impl ClusterRecord {
         kept.slot_wal_budget = self.spec.slot_wal_budget;
         kept.cascade = self.spec.cascade;
         kept.logical_replication = self.spec.logical_replication;
+        kept.volume_size = self.spec.volume_size;
+        kept.volume_limit = self.spec.volume_limit;
         if kept != self.spec {
             return Err(conflict(
-                "only members, sync_replicas, durability, slot_wal_budget, cascade and logical_replication of a running cluster can \
-                 change; everything else stays as it was made",
+                "only members, sync_replicas, durability, slot_wal_budget, cascade, logical_replication, volume_size and \
+                 volume_limit of a running cluster can change; everything else stays as it was made",
             ));
+        }
+        if let Some(size) = self.spec.volume_size.filter(|size| spec.volume_size.is_none_or(|asked| asked < *size)) {
+            return Err(conflict(format!("volumes never get smaller: volume_size is {size}; expected that or more")));
         }
         if *spec == self.spec {
             return Err(conflict("the cluster is asked for in that way already; nothing was changed"));
@@ -60,7 +66,11 @@ impl ClusterRecord {
                 false => String::new(),
             };
             let asked = format!("sync_replicas = {needed}, durability = {durability}, slot_wal_budget = {budget}");
-            format!("{members}{asked}{cascade}{logical}")
+            let size = |name: &str, size: Option<VolumeSize>| {
+                size.map_or_else(String::new, |size| format!(", {name} = {size}"))
+            };
+            let sizes = [size("volume_size", spec.volume_size), size("volume_limit", spec.volume_limit)].concat();
+            format!("{members}{asked}{cascade}{logical}{sizes}")
         };
         outcome.event("spec_changed", format!("asked for: {}; before: {}", text(spec), text(&self.spec)));
         if spec.logical_replication != self.spec.logical_replication {

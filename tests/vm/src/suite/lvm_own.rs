@@ -65,6 +65,28 @@ pub async fn a_creation_that_was_cut_short_is_no_volume_and_leaves_nothing() {
     assert_eq!(bench.driver().list().await.expect("LVM answers").strays, []);
 }
 
+/// The device is larger and its file system is not yet: the machine lost power between the two.
+pub async fn a_growth_that_was_cut_short_is_finished_at_the_next_opening() {
+    for kind in [FileSystemKind::Ext4, FileSystemKind::Xfs] {
+        let mut bench = LvmBench::new(kind).await;
+        let volume = made(bench.driver(), &new_volume(1)).await;
+        let room =
+            || rustix::fs::statvfs(&volume.path).map(|found| found.f_blocks * found.f_frsize).expect("it is mounted");
+        let before = room();
+        let (lvm, held) = (Lvm::find().await.expect("the machine has LVM"), path(&format!("vol-{}", volume.id)));
+        let tag = ["pgstead.growing".parse().expect("a tag")].into();
+        lvm.change_tags(&held, &tag, &Default::default()).await.expect("it is there");
+        let Bytes(size) = volume.size.expect("it has one");
+        lvm.extend(&held, Bytes(size + (256 << 20))).await.expect("there is room");
+        assert_eq!(room(), before);
+        reboot(&mut bench).await;
+        bench.driver().open(volume.id).await.expect("it is whole").expect("it is there");
+        assert!(room() >= before + (200 << 20), "{kind:?}: {before} bytes before, {} after", room());
+        let tags = lvm.volume(&held).await.expect("LVM answers").expect("it is there").tags;
+        assert!(tags.is_disjoint(&tag), "{tags:?}");
+    }
+}
+
 pub async fn what_is_not_ours_is_not_looked_at() {
     let bench = bench().await;
     let new = new_volume(1);
