@@ -12,4 +12,7 @@ pub use driver::{
     Capability, Creation, Extension, Inventory, Left, NewVolume, Owner, Refusal, Removal, Removed, Stray, StrayKind,
     Support, Usage, Volume, VolumeDriver, VolumeError, VolumeTags, left_of,
 };
-pub use lvm::{FileSystemKind, LvmConfig, LvmDriver, LvmPoolError};
+pub use lvm::{
+    DeviceSeen, FileSystemKind, LvmConfig, LvmDriver, LvmPoolError, MakePoolError, PoolBegun, PoolPlan, PoolRequest,
+    make_pool, plan_pool,
+};

@@ -13,6 +13,7 @@ mod instances;
 mod internal;
 mod leader_changes;
 mod lease;
+mod make_pool;
 mod member;
 mod membership;
 mod metrics;
@@ -54,6 +55,9 @@ enum Top {
     /// The daemon of this host, and the deployment's nodes
     #[command(subcommand)]
     Node(NodeCommand),
+    /// Make pools of this host's disks
+    #[command(subcommand)]
+    Pool(make_pool::PoolCommand),
     /// Parent of one Postgres; started by the daemon
     #[command(hide = true)]
     Guard(GuardArgs),
@@ -121,6 +125,7 @@ fn main() -> ExitCode {
         Top::Operator(command) => return pgstead_cli::run(&command, &cli.global),
         Top::Node(NodeCommand::Operator(command)) => return pgstead_cli::run_node(&command, &cli.global),
         Top::Init(args) => init(&args),
+        Top::Pool(command) => make_pool::run(command),
         Top::Node(NodeCommand::Run(args)) => run_node(&args),
         Top::Node(NodeCommand::RecoverQuorum(args)) => recover::run(&args),
         Top::Node(NodeCommand::Join { config, token }) => join(&config, token),

@@ -39,8 +39,11 @@ kill_everything() {
 sql() { pgstead psql app -- -At -c "$1"; }
 
 mkdir -p /etc/pgstead /var/log
-vgcreate -q nvme /dev/vdc
-lvcreate -q --type thin-pool --size 6G --poolmetadatasize 32M --chunksize 64k --name pool nvme 2>/dev/null
+! pgstead pool create nvme --device /dev/vdc </dev/null >/tmp/said 2>&1 || fail "it did not ask"
+grep -q "give --yes if you are sure" /tmp/said || fail "$(cat /tmp/said)"
+pgstead pool create nvme --device /dev/vdc --dry-run
+[ -z "$(vgs --noheadings)" ] || fail "a dry run has made a group"
+pgstead pool create nvme --device /dev/vdc --yes
 cat >/etc/pgstead/node.toml <<'END'
 name = "db1"
 host = "127.0.0.1"

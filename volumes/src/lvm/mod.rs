@@ -10,9 +10,11 @@
 //! kernel, and what there is of LVM: this node's own files may all be gone.
 
 mod filesystem;
+mod make;
 mod tags;
 
 pub use filesystem::FileSystemKind;
+pub use make::{DeviceSeen, MakePoolError, PoolBegun, PoolPlan, PoolRequest, make_pool, plan_pool};
 
 use crate::driver::{
     Capability, Creation, Extension, Inventory, NewVolume, Owner, Refusal, Removal, Removed, Stray, StrayKind, Support,
@@ -63,9 +65,13 @@ pub struct LvmConfig {
 pub enum LvmPoolError {
     #[error(transparent)]
     Lvm(#[from] LvmError),
-    #[error("there is no volume group {group} on this host; make the pool, or correct its name in the configuration")]
+    #[error(
+        "there is no volume group {group} on this host; make the pool (`pgstead pool create`), or correct its name in the configuration"
+    )]
     NoGroup { group: GroupName },
-    #[error("there is no thin pool {path}; make the pool, or correct its name in the configuration")]
+    #[error(
+        "there is no thin pool {path}; make the pool (`pgstead pool create`), or correct its name in the configuration"
+    )]
     NoPool { path: LvPath },
     #[error("{path} is not a thin pool; expected one")]
     NotThin { path: LvPath },

@@ -2,10 +2,13 @@
 
 use super::contract::{Bench, made, new_volume, tags};
 use super::lvm_bench::{LvmBench, group};
-use pgstead_lvm::{LvPath, Lvm, Run};
+use pgstead_lvm::{Kind, LvPath, Lvm, Run, WhenFull};
 use pgstead_types::Bytes;
 use pgstead_types::storage::PoolState;
-use pgstead_volumes::{Creation, FileSystemKind, LvmDriver, LvmPoolError, NewVolume, Refusal, StrayKind, VolumeError};
+use pgstead_volumes::{
+    Creation, FileSystemKind, LvmConfig, LvmDriver, LvmPoolError, MakePoolError, NewVolume, PoolBegun, PoolRequest,
+    Refusal, StrayKind, VolumeError, make_pool, plan_pool,
+};
 use std::fs;
 use std::path::Path;
 
@@ -111,6 +114,74 @@ pub async fn a_disk_with_a_file_system_is_not_made_a_pool_of() {
     let made = lvm.create_group(&"other".parse().expect("a name"), &["/dev/vdd".into()], &Default::default()).await;
     assert!(made.is_err(), "its file system would be gone");
     run("e2fsck", &["-n", "/dev/vdd"]).await;
+}
+
+pub async fn a_pool_is_made_of_disks_that_hold_nothing_and_goes_on_where_it_stopped() {
+    let name = |name: &str| name.parse().expect("a name");
+    let ask = |devices: &[&str], wipe| PoolRequest {
+        group: "made".parse().expect("a name"),
+        pool: "pool".parse().expect("a name"),
+        devices: devices.iter().map(Into::into).collect(),
+        wipe,
+    };
+    let disk = "/dev/vdd";
+    run("mkfs.ext4", &["-q", "-F", disk]).await;
+    // It holds something, it is in use, it is none.
+    let holds = plan_pool(ask(&[disk], false)).await;
+    assert!(matches!(&holds, Err(MakePoolError::Holds { holds, .. }) if holds == &["ext4"]), "{holds:?}");
+    fs::create_dir_all("/run/other").expect("it can be made");
+    run("mount", &[disk, "/run/other"]).await;
+    let in_use = plan_pool(ask(&[disk], true)).await;
+    assert!(matches!(in_use, Err(MakePoolError::InUse { .. })), "{in_use:?}");
+    run("umount", &["/run/other"]).await;
+    for (devices, said) in [
+        (vec![], "at least one"),
+        (vec![disk, disk], "twice"),
+        (vec!["/dev/nosuch"], "cannot be looked at"),
+        (vec!["/proc/self/exe"], "not a block device"),
+    ] {
+        let refused = plan_pool(ask(&devices, true)).await.expect_err("it cannot be").to_string();
+        assert!(refused.contains(said), "{refused}");
+    }
+    // A plan changes nothing.
+    let plan = plan_pool(ask(&[disk], true)).await.expect("it may be wiped");
+    assert_eq!((plan.state, plan.devices[0].holds.as_slice()), (PoolBegun::Nothing, ["ext4".to_string()].as_slice()));
+    run("e2fsck", &["-n", disk]).await;
+    make_pool(&plan).await.expect("nothing uses it");
+    assert_eq!(plan_pool(ask(&[disk], false)).await.expect("it is ours").state, PoolBegun::Whole);
+    make_pool(&plan_pool(ask(&[disk], false)).await.expect("it is ours")).await.expect("there is nothing to do");
+
+    // Cut short after the group.
+    run("lvm", &["lvremove", "-y", "made/pool"]).await;
+    let begun = plan_pool(ask(&[disk], false)).await.expect("it goes on");
+    assert_eq!(begun.state, PoolBegun::Group);
+    make_pool(&begun).await.expect("the group is there");
+    let lvm = Lvm::find().await.expect("the machine has LVM");
+    let made = lvm.volume(&LvPath { group: name("made"), name: "pool".parse().expect("a name") }).await;
+    let made = made.expect("LVM answers").expect("it is there");
+    assert!(matches!(made.kind, Kind::ThinPool { when_full: WhenFull::Error, .. }), "{made:?}");
+    assert!(made.size.0 >= plan.data.0, "{made:?}");
+    // Not by somebody else's name.
+    let other = PoolRequest { pool: "data".parse().expect("a name"), ..ask(&[disk], false) };
+    let taken = plan_pool(other).await;
+    assert!(matches!(taken, Err(MakePoolError::GroupTaken { .. })), "{taken:?}");
+
+    // A driver works on it.
+    let config = LvmConfig {
+        group: name("made"),
+        pool: "pool".parse().expect("a name"),
+        mounts: "/run/made".into(),
+        file_system: FileSystemKind::Ext4,
+        size_default: Some(Bytes(512 << 20)),
+    };
+    let driver = LvmDriver::open(config).await.expect("the pool is there");
+    let new = new_volume(1);
+    pgstead_volumes::VolumeDriver::create(&driver, new.clone()).await.expect("there is room");
+    pgstead_volumes::VolumeDriver::remove(&driver, new.id, &new.tags, pgstead_volumes::Removal::Hard)
+        .await
+        .expect("it is there");
+    run("lvm", &["vgremove", "-ff", "-y", "made"]).await;
+    run("wipefs", &["-a", disk]).await;
 }
 
 /// Puts in a volume's place what was on its disk at this instant, as a power cut does.
