@@ -1,10 +1,11 @@
 //! The trait that every kind of storage implements, and its words. Written so that LVM, whose volumes must be activated
 //! and mounted before use and whose every answer comes from a slow program, fits it as well as plain directories do.
 
+use crate::snapshot::{NewSnapshot, Snapshot, Snapshotted};
 use async_trait::async_trait;
 use pgstead_lvm::{LvmError, Percent, ProgramError};
 use pgstead_types::storage::PoolState;
-use pgstead_types::{Bytes, ClusterId, DeploymentId, MemberId, VolumeId, WallTime};
+use pgstead_types::{Bytes, ClusterId, DeploymentId, MemberId, SnapshotId, VolumeId, WallTime};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::PathBuf;
@@ -35,6 +36,16 @@ pub trait VolumeDriver: Send + Sync + fmt::Debug {
     /// Makes a volume in use hold as much, its file system included; one that holds as much already is left as it is. A growth
     /// that is cut short is finished when the volume is opened next.
     async fn extend(&self, id: VolumeId, to: Bytes) -> Result<Extension, VolumeError>;
+
+    /// Takes a copy of a volume in use as it is at one moment, as a power cut then would leave it. Repeated with its id, it changes
+    /// nothing.
+    async fn snapshot(&self, new: NewSnapshot) -> Result<Snapshotted, VolumeError>;
+
+    /// All of the pool, in the order in which they were taken.
+    async fn snapshots(&self) -> Result<Vec<Snapshot>, VolumeError>;
+
+    /// Deletes one; whether it was there. A hard removal of a volume deletes its own.
+    async fn remove_snapshot(&self, id: SnapshotId) -> Result<bool, VolumeError>;
 
     /// The pool as a whole, now.
     async fn usage(&self) -> Result<Usage, VolumeError>;
@@ -144,6 +155,8 @@ pub enum Refusal {
         pool.display()
     )]
     LargerThanPool { pool: PathBuf, size: Bytes, asked: Bytes },
+    #[error("volume {id} has {limit} snapshots, and expected are fewer; remove some (`pgstead snapshot list`)")]
+    TooManySnapshots { id: VolumeId, limit: usize },
     #[error("a volume of {size} is too small for {file_system}; expected at least {least}")]
     TooSmall { size: Bytes, least: Bytes, file_system: &'static str },
     #[error("the pool {} is not well: {why}; it takes no new volume", pool.display())]

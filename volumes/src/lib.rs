@@ -6,6 +6,7 @@ pub mod driver;
 mod entry;
 mod folder;
 pub mod lvm;
+mod snapshot;
 
 pub use dir::{DirConfig, DirDriver, PoolError};
 pub use driver::{
@@ -16,3 +17,4 @@ pub use lvm::{
     DeviceSeen, FileSystemKind, LvmConfig, LvmDriver, LvmPoolError, MakePoolError, PoolBegun, PoolPlan, PoolRequest,
     make_pool, plan_pool,
 };
+pub use snapshot::{NewSnapshot, SNAPSHOTS_MAX, Snapshot, Snapshotted};

@@ -5,10 +5,10 @@ use bytes::Bytes;
 use pgstead_types::record::{ForcedLoss, Record, Refusal};
 use pgstead_types::report::MemberReport;
 use pgstead_types::spec::{ClusterSpec, SpecError};
-use pgstead_types::storage::StorageSeen;
+use pgstead_types::storage::{SnapshotSeen, StorageSeen};
 use pgstead_types::{
-    ClusterId, DeploymentId, Epoch, Finding, MemberId, NodeId, OperationId, Position, Secret, TokenId, VolumeId,
-    WallTime,
+    ClusterId, DeploymentId, Epoch, Finding, MemberId, NodeId, OperationId, Position, Secret, SnapshotId, TokenId,
+    VolumeId, WallTime,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -66,6 +66,14 @@ pub trait Backend: Send + Sync + 'static {
     async fn remove_node(&self, node: NodeId) -> Result<(), Rejected>;
     /// Removes a volume of that node that no member has.
     async fn remove_volume(&self, node: NodeId, volume: VolumeId) -> Result<(), Rejected>;
+    /// Takes a snapshot of a member's volume, to be kept until then.
+    async fn take_snapshot(
+        &self,
+        cluster: ClusterId,
+        member: MemberId,
+        expires: Option<WallTime>,
+    ) -> Result<SnapshotSeen, Rejected>;
+    async fn remove_snapshot(&self, node: NodeId, snapshot: SnapshotId) -> Result<(), Rejected>;
 
     /// Sends a request as it is to another node's API and brings back its answer. The bearer token travels along and is
     /// checked again there. `Rejected::Unreachable` when nothing was sent, `Rejected::Unknown` when it may have been.

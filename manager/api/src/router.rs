@@ -25,6 +25,7 @@ pub(crate) fn controller_routes() -> OpenApiRouter<App> {
         .merge(routes::clusters::routes())
         .merge(routes::members::routes())
         .merge(routes::volumes::routes())
+        .merge(routes::snapshots::routes())
 }
 
 /// Routes that every node answers from its copy of the record.

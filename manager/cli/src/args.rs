@@ -5,7 +5,7 @@ use pgstead_api::parse_duration;
 use pgstead_types::size::VolumeSize;
 use pgstead_types::slots::WalBudget;
 use pgstead_types::spec::{Cascade, Durability};
-use pgstead_types::{OperationId, VolumeId};
+use pgstead_types::{OperationId, SnapshotId, VolumeId};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -43,6 +43,9 @@ pub enum Commands {
     /// Show volumes, and remove those that no member has
     #[command(subcommand)]
     Volume(VolumeCommands),
+    /// Take, show and remove snapshots of members' volumes
+    #[command(subcommand)]
+    Snapshot(SnapshotCommands),
     /// Show long work and wait for it
     #[command(subcommand)]
     Operation(OperationCommands),
@@ -323,6 +326,37 @@ pub enum VolumeCommands {
         /// Do not ask to type the node's name
         #[arg(long)]
         yes: bool,
+    },
+}
+
+#[derive(Subcommand, Clone, Debug)]
+pub enum SnapshotCommands {
+    /// Take a snapshot of a member's volume as it is now; it takes a moment, whatever the size
+    #[command(
+        after_help = "Examples:\n  pgstead snapshot create app --keep 12h\n  pgstead snapshot create app --member app-2"
+    )]
+    Create {
+        /// The cluster, by name or id
+        #[arg(value_name = "CLUSTER")]
+        name: String,
+        /// Of this member [default: the leader]
+        #[arg(long, value_name = "MEMBER")]
+        member: Option<String>,
+        /// Remove it by itself after that, such as 12h [default: it is kept until it is removed]
+        #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+        keep: Option<Duration>,
+    },
+    /// List snapshots
+    List {
+        /// Only this cluster's
+        #[arg(long, value_name = "CLUSTER")]
+        cluster: Option<String>,
+    },
+    /// Remove a snapshot
+    Remove {
+        /// As `pgstead snapshot list` shows it
+        #[arg(value_name = "SNAPSHOT")]
+        id: SnapshotId,
     },
 }
 

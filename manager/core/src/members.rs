@@ -4,6 +4,7 @@
 //! A member leaves in three recorded steps, and each is safe to stop after: it is marked; it leaves the sync set in place, like
 //! any that must, while enough others stream; and then, when no election asks for it and no WAL sender counts it, it is removed.
 
+use crate::Connection;
 use crate::cascade;
 use crate::decide::Plan;
 use crate::health;
@@ -30,9 +31,12 @@ pub(crate) fn are_as_asked(cluster: &ClusterRecord, primary: &PrimarySeen) -> bo
 /// Nobody's volume was last seen to hold less than was asked for. Where volumes have no size, nothing was asked for.
 pub(crate) fn volumes_are_as_asked(cluster: &ClusterRecord, observed: &Observed) -> bool {
     let Some(asked) = cluster.spec.volume_size else { return true };
-    let seen = observed.nodes.values().flat_map(|node| &node.report.members);
-    let of_it = seen.filter(|report| report.cluster == cluster.id && cluster.members.contains_key(&report.member));
-    of_it.filter_map(|report| report.volume_size).all(|size| size >= asked.0)
+    // One whose node is away grows when that is back; nobody waits for it.
+    let here = cluster.members.values().filter_map(|member| {
+        let node = observed.nodes.get(&member.node).filter(|node| node.connection == Connection::Open)?;
+        Some(node.report.members.iter().find(|report| report.member == member.id))
+    });
+    here.into_iter().all(|report| report.is_some_and(|seen| seen.volume_size.is_none_or(|size| size >= asked.0)))
 }
 
 /// A member that is well, and for how long that has been seen.

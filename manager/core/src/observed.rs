@@ -164,8 +164,9 @@ pub(crate) enum Presence {
 }
 
 impl Observed {
-    /// Takes in a report that arrived at `at`, unless a newer one is known; says whether it did.
-    pub fn hear(&mut self, report: NodeReport, at: Tick) -> bool {
+    /// Takes in a report that arrived at `at`, unless a newer one is known; says whether it did. What it does not repeat of its
+    /// storage is as it was.
+    pub fn hear(&mut self, mut report: NodeReport, at: Tick) -> bool {
         let Some(seen) = self.nodes.get_mut(&report.node) else {
             let node = report.node;
             let seen = NodeSeen { connection: Connection::Open, heard: at, report, ended_sessions: Vec::new() };
@@ -176,6 +177,7 @@ impl Observed {
             if report.sequence <= seen.report.sequence {
                 return false;
             }
+            report.storage = report.storage.or_else(|| seen.report.storage.take());
         } else if seen.ended_sessions.contains(&report.session) {
             return false;
         } else {

@@ -6,7 +6,7 @@ use crate::instances::Instances;
 use crate::membership;
 use crate::peers::{Lane, PeerAddress, PeerError, Peers, authority};
 use crate::pki::{self, Pair};
-use crate::storage::{RemoveError, Storage};
+use crate::storage::{RemoveError, SnapshotRequest, Storage};
 use async_trait::async_trait;
 use bytes::Bytes;
 use pgstead_api::backend::{
@@ -20,7 +20,8 @@ use pgstead_types::record::{
     NodeRecord, Record, Refusal, Standing,
 };
 use pgstead_types::spec::{ClusterSpec, check_name};
-use pgstead_types::{ClusterId, Finding, MemberId, NodeId, OperationId, Tick, TokenId, VolumeId, WallTime};
+use pgstead_types::storage::SnapshotSeen;
+use pgstead_types::{ClusterId, Finding, MemberId, NodeId, OperationId, SnapshotId, Tick, TokenId, VolumeId, WallTime};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -114,6 +115,23 @@ impl NodeBackend {
                 return;
             }
             tokio::time::sleep(NODES_AGAIN).await;
+        }
+    }
+
+    /// Asks another node for something of its storage; `None`: it has no such thing.
+    async fn ask_node(&self, node: NodeId, path: &str, body: Vec<u8>) -> Result<Option<Bytes>, Rejected> {
+        let record = self.consensus.record();
+        let at = record.nodes.get(&node).ok_or(Rejected::NotFound { what: "node", id: node.to_string() })?;
+        let to = PeerAddress { node, host: at.host.clone(), port: at.port };
+        let answer = self.peers.post_json(&to, Lane::Api, path, body, FORWARD_TIMEOUT).await;
+        let answer = answer.map_err(|error| match error {
+            PeerError::Connect { .. } => Rejected::Unreachable { node, why: error.to_string() },
+            PeerError::Timeout(_) | PeerError::Broken(_) => Rejected::Unknown { why: error.to_string() },
+        })?;
+        match answer.status() {
+            status if status.is_success() => Ok(Some(answer.into_body())),
+            http::StatusCode::NOT_FOUND => Ok(None),
+            _ => Err(Rejected::Conflict { why: String::from_utf8_lossy(answer.body()).into_owned() }),
         }
     }
 
@@ -412,20 +430,40 @@ impl Backend for NodeBackend {
                 Err(why) => Err(Rejected::Conflict { why: crate::member::chain(&why) }),
             };
         }
-        let record = self.consensus.record();
-        let at = record.nodes.get(&node).ok_or(Rejected::NotFound { what: "node", id: node.to_string() })?;
-        let to = PeerAddress { node, host: at.host.clone(), port: at.port };
-        let path = format!("/internal/volumes/{volume}/remove");
-        let answer = self.peers.post_json(&to, Lane::Api, &path, Vec::new(), FORWARD_TIMEOUT).await;
-        let answer = answer.map_err(|error| match error {
-            PeerError::Connect { .. } => Rejected::Unreachable { node, why: error.to_string() },
-            PeerError::Timeout(_) | PeerError::Broken(_) => Rejected::Unknown { why: error.to_string() },
-        })?;
-        match answer.status() {
-            status if status.is_success() => Ok(()),
-            http::StatusCode::NOT_FOUND => Err(none()),
-            _ => Err(Rejected::Conflict { why: String::from_utf8_lossy(answer.body()).into_owned() }),
+        let answer = self.ask_node(node, &format!("/internal/volumes/{volume}/remove"), Vec::new()).await?;
+        answer.map(drop).ok_or_else(none)
+    }
+
+    async fn take_snapshot(
+        &self,
+        cluster: ClusterId,
+        member: MemberId,
+        expires: Option<WallTime>,
+    ) -> Result<SnapshotSeen, Rejected> {
+        let held = self.cluster(cluster)?;
+        let gone = || Rejected::NotFound { what: "member", id: member.to_string() };
+        let node = held.members.get(&member).ok_or_else(gone)?.node;
+        let asked = SnapshotRequest { id: SnapshotId::from_uuid(Uuid::now_v7()), cluster, member, expires };
+        if node == self.consensus.node() {
+            let taken = self.storage.snapshot(asked).await;
+            return taken.map_err(|why| Rejected::Conflict { why: crate::member::chain(&why) });
         }
+        let body = serde_json::to_vec(&asked).map_err(internal)?;
+        let answer = self.ask_node(node, "/internal/snapshots", body).await?.ok_or_else(gone)?;
+        serde_json::from_slice(&answer).map_err(internal)
+    }
+
+    async fn remove_snapshot(&self, node: NodeId, snapshot: SnapshotId) -> Result<(), Rejected> {
+        let none = || Rejected::NotFound { what: "snapshot", id: snapshot.to_string() };
+        if node == self.consensus.node() {
+            return match self.storage.remove_snapshot(snapshot).await {
+                Ok(true) => Ok(()),
+                Ok(false) => Err(none()),
+                Err(why) => Err(Rejected::Conflict { why: crate::member::chain(&why) }),
+            };
+        }
+        let answer = self.ask_node(node, &format!("/internal/snapshots/{snapshot}/remove"), Vec::new()).await?;
+        answer.map(drop).ok_or_else(none)
     }
 
     async fn forward(&self, to: NodeId, request: http::Request<Bytes>) -> Result<http::Response<Bytes>, Rejected> {

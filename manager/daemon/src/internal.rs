@@ -6,7 +6,7 @@ use crate::instances::Instances;
 use crate::lease::Asks;
 use crate::member::LogRequest;
 use crate::server::Connection;
-use crate::storage::{RemoveError, Storage};
+use crate::storage::{RemoveError, SnapshotRequest, Storage};
 use axum::extract::{Path, Query, Request, State};
 use axum::http::StatusCode;
 use axum::middleware::Next;
@@ -17,7 +17,7 @@ use pgstead_consensus::{Consensus, RaftRpc, TokioRuntime};
 use pgstead_types::lease::RefusalRequest;
 use pgstead_types::record::{Command, NodeRecord};
 use pgstead_types::report::NodeReport;
-use pgstead_types::{MemberId, Tick, VolumeId, WallTime};
+use pgstead_types::{MemberId, SnapshotId, Tick, VolumeId, WallTime};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -49,6 +49,8 @@ pub fn router(
         .route("/internal/refusal", post(refusal))
         .route("/internal/log", post(log))
         .route("/internal/volumes/{volume}/remove", post(remove_volume))
+        .route("/internal/snapshots", post(snapshot))
+        .route("/internal/snapshots/{snapshot}/remove", post(remove_snapshot))
         .route_layer(axum::middleware::from_fn_with_state(consensus.clone(), nodes_only))
         .with_state(Internal { consensus, controller, instances, asks, storage })
 }
@@ -174,6 +176,22 @@ async fn remove_volume(State(internal): State<Internal>, Path(volume): Path<Volu
     match internal.storage.remove(volume).await {
         Ok(()) => StatusCode::NO_CONTENT.into_response(),
         Err(why @ RemoveError::NoOrphan(_)) => (StatusCode::NOT_FOUND, why.to_string()).into_response(),
+        Err(why) => (StatusCode::CONFLICT, crate::member::chain(&why)).into_response(),
+    }
+}
+
+/// The controller passes on that a person wants a snapshot of a member of this node.
+async fn snapshot(State(internal): State<Internal>, Json(asked): Json<SnapshotRequest>) -> Response {
+    match internal.storage.snapshot(asked).await {
+        Ok(snapshot) => Json(snapshot).into_response(),
+        Err(why) => (StatusCode::CONFLICT, crate::member::chain(&why)).into_response(),
+    }
+}
+
+async fn remove_snapshot(State(internal): State<Internal>, Path(snapshot): Path<SnapshotId>) -> Response {
+    match internal.storage.remove_snapshot(snapshot).await {
+        Ok(true) => StatusCode::NO_CONTENT.into_response(),
+        Ok(false) => StatusCode::NOT_FOUND.into_response(),
         Err(why) => (StatusCode::CONFLICT, crate::member::chain(&why)).into_response(),
     }
 }

@@ -84,6 +84,7 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
         pool: config.first_pool().name.clone(),
         seen: Arc::default(),
         look: Arc::default(),
+        news: Arc::default(),
     };
     let backend = NodeBackend {
         consensus: consensus.clone(),

@@ -11,7 +11,7 @@ use pgstead_consensus::{Consensus, TokioRuntime};
 use pgstead_types::lease::LeaseGrant;
 use pgstead_types::record::Record;
 use pgstead_types::report::{MemberReport, NodeReport, PostgresSeen};
-use pgstead_types::{MemberId, Tick};
+use pgstead_types::{MemberId, NodeId, Tick};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -91,6 +91,19 @@ fn timeless(report: &MemberReport) -> MemberReport {
     report
 }
 
+/// The last look at the storage that a controller was told of: it may be large, and is not told again.
+#[derive(Default)]
+struct Told {
+    controller: Option<NodeId>,
+    look: u64,
+}
+
+impl Told {
+    fn look_for(&self, controller: NodeId) -> u64 {
+        if self.controller == Some(controller) { self.look } else { 0 }
+    }
+}
+
 pub struct Reporter {
     pub consensus: Consensus<TokioRuntime>,
     pub controller: ControllerHandle,
@@ -108,22 +121,25 @@ impl Reporter {
     pub async fn run(self, mut stop: watch::Receiver<bool>) {
         let mut leadership = self.consensus.watch_leadership();
         let mut sequence = 0;
+        let mut told = Told::default();
         loop {
             sequence += 1;
-            let delivered = self.send(sequence).await;
+            let delivered = self.send(sequence, &mut told).await;
             let wait = if delivered { self.heartbeat } else { RETRY };
             tokio::select! {
                 () = crate::server::stopped(&mut stop) => return,
                 () = self.reports.changed.notified() => {}
+                () = self.storage.news.notified() => {}
                 changed = leadership.changed() => if changed.is_err() { return },
                 () = tokio::time::sleep(wait) => {}
             }
         }
     }
 
-    async fn send(&self, sequence: u64) -> bool {
+    async fn send(&self, sequence: u64, told: &mut Told) -> bool {
         let Some(leader) = self.consensus.leadership().leader else { return false };
         let record = self.consensus.record();
+        let (look, storage) = self.storage.seen_since(told.look_for(leader));
         let report = NodeReport {
             node: self.consensus.node(),
             session: self.session,
@@ -131,7 +147,7 @@ impl Reporter {
             revision: record.revision,
             members: self.reports.all(),
             findings: self.gateway.findings().into_iter().chain(self.storage.findings()).collect(),
-            storage: self.storage.seen(),
+            storage,
         };
         let sent = Tick::now();
         let asks = asks_for_lease(&record, &report) && self.leases.is_due(sent, crate::lease::times(&record));
@@ -144,6 +160,7 @@ impl Reporter {
             } else {
                 self.controller.arrived(arrived);
             }
+            *told = Told { controller: Some(leader), look };
             return true;
         }
         let Some(node) = record.nodes.get(&leader) else { return false };
@@ -171,7 +188,13 @@ impl Reporter {
             return true;
         }
         match self.peers.post_json(&to, Lane::Report, "/internal/report", body, SEND_TIMEOUT).await {
-            Ok(answer) => answer.status().is_success(),
+            Ok(answer) => {
+                let delivered = answer.status().is_success();
+                if delivered {
+                    *told = Told { controller: Some(leader), look };
+                }
+                delivered
+            }
             Err(error) => {
                 tracing::debug!(%error, "the controller could not be told");
                 false

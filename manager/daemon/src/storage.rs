@@ -4,14 +4,20 @@
 use crate::instances::Instances;
 use pgstead_consensus::{Consensus, TokioRuntime};
 use pgstead_types::record::Record;
-use pgstead_types::storage::{ORPHANS_MAX, Orphan, OrphanState, PoolSeen, PoolState, StorageSeen};
-use pgstead_types::{DeploymentId, Finding, NodeId, VolumeId};
-use pgstead_volumes::{Inventory, Removal, Removed, StrayKind, VolumeDriver, VolumeError, VolumeTags};
+use pgstead_types::storage::{
+    ORPHANS_MAX, Orphan, OrphanState, PoolSeen, PoolState, SNAPSHOTS_TOLD_MAX, SnapshotSeen, SnapshotWhy, StorageSeen,
+};
+use pgstead_types::{ClusterId, DeploymentId, Finding, MemberId, NodeId, SnapshotId, VolumeId, WallTime};
+use pgstead_volumes::{
+    Inventory, NewSnapshot, Removal, Removed, Snapshot, Snapshotted, StrayKind, VolumeDriver, VolumeError, VolumeTags,
+};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
 
 /// A look costs one or two calls of LVM's programs, and a pool fills within minutes at the fastest.
 const LOOK: Duration = Duration::from_secs(10);
@@ -28,11 +34,15 @@ pub struct Storage {
     pub pool: String,
     pub seen: Arc<Mutex<Seen>>,
     pub look: Arc<Notify>,
+    /// Something was found that was not before.
+    pub news: Arc<Notify>,
 }
 
 /// What the last look found.
 #[derive(Clone, Debug, Default)]
 pub struct Seen {
+    /// Counts the looks that found something out.
+    look: u64,
     storage: Option<StorageSeen>,
     /// Why the last look came to nothing.
     failed: Option<String>,
@@ -53,9 +63,33 @@ pub enum RemoveError {
     Volume(#[from] VolumeError),
 }
 
+/// What the controller asks a node for.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct SnapshotRequest {
+    pub id: SnapshotId,
+    pub cluster: ClusterId,
+    pub member: MemberId,
+    pub expires: Option<WallTime>,
+}
+
+/// Why there is no snapshot.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    #[error("{0}")]
+    Refused(String),
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
+}
+
 impl Storage {
     pub fn seen(&self) -> Option<StorageSeen> {
         self.held().storage.clone()
+    }
+
+    /// The number of the last look, and what it found if it is a later one than that.
+    pub fn seen_since(&self, look: u64) -> (u64, Option<StorageSeen>) {
+        let seen = self.held();
+        (seen.look, seen.storage.clone().filter(|_| seen.look > look))
     }
 
     pub fn findings(&self) -> Vec<Finding> {
@@ -73,11 +107,20 @@ impl Storage {
     /// Looks until `stop`.
     pub async fn run(self, mut stop: watch::Receiver<bool>) {
         let mut candidates = BTreeSet::new();
+        // A deletion may take hours, and what is known of the pool must not grow old meanwhile.
+        let mut clearing: Option<JoinHandle<()>> = None;
         loop {
             let found = match self.look_once(&mut candidates).await {
                 Ok(storage) => {
-                    let mut seen = self.held();
-                    *seen = Seen { storage: Some(storage), failed: None };
+                    let orphans = storage.orphans.clone();
+                    {
+                        let mut seen = self.held();
+                        *seen = Seen { look: seen.look + 1, storage: Some(storage), failed: None };
+                    }
+                    if !orphans.is_empty() && clearing.as_ref().is_none_or(JoinHandle::is_finished) {
+                        let storage = self.clone();
+                        clearing = Some(tokio::spawn(async move { storage.clear_all(orphans).await }));
+                    }
                     true
                 }
                 Err(error) => {
@@ -90,7 +133,12 @@ impl Storage {
             let told = self.held().storage.as_ref().map_or(0, |seen| seen.orphans.len());
             let wait = if found && candidates.len() > told { LOOK_AGAIN } else { LOOK };
             tokio::select! {
-                () = crate::server::stopped(&mut stop) => return,
+                () = crate::server::stopped(&mut stop) => {
+                    if let Some(clearing) = clearing {
+                        clearing.abort();
+                    }
+                    return;
+                }
                 () = self.look.notified() => {}
                 () = tokio::time::sleep(wait) => {}
             }
@@ -102,28 +150,19 @@ impl Storage {
         let usage = self.volumes.usage().await?;
         let inventory = self.volumes.list().await?;
         // The record after the inventory: whatever was made by its order is in it.
-        let record = self.consensus.record();
-        let knows = record.deployment.is_some() && self.consensus.leadership().leader.is_some();
-        let mut orphans = if knows { orphans(&record, self.consensus.node(), &inventory) } else { Vec::new() };
-        let found: BTreeSet<_> = orphans.iter().map(|orphan| (orphan.id, orphan.path.clone())).collect();
-        orphans.retain(|orphan| candidates.contains(&(orphan.id, orphan.path.clone())));
-        *candidates = found;
-        let mut kept = Vec::new();
-        for orphan in orphans {
-            match self.clear(&orphan, &inventory).await {
-                Ok(true) => {
-                    tracing::info!(volume = %orphan.id, "removed what was left of a volume that no member has");
-                    candidates.remove(&(orphan.id, orphan.path));
-                }
-                Ok(false) => kept.push(orphan),
-                Err(error) => {
-                    let why = crate::member::chain(&error);
-                    tracing::warn!(volume = %orphan.id, %why, "cannot remove what is left of a volume that no member has");
-                    kept.push(orphan);
-                }
+        let mut orphans = match self.known() {
+            Some(record) => {
+                let mut orphans = orphans(&record, self.consensus.node(), &inventory);
+                let found: BTreeSet<_> = orphans.iter().map(|orphan| (orphan.id, orphan.path.clone())).collect();
+                orphans.retain(|orphan| candidates.contains(&(orphan.id, orphan.path.clone())));
+                *candidates = found;
+                orphans
             }
-        }
-        kept.truncate(ORPHANS_MAX);
+            // Nobody can say more than was known.
+            None => self.held().storage.as_ref().map(|seen| seen.orphans.clone()).unwrap_or_default(),
+        };
+        orphans.truncate(ORPHANS_MAX);
+        let snapshots = self.kept_snapshots().await?;
         let pool = PoolSeen {
             name: self.pool.clone(),
             driver: self.volumes.name().to_string(),
@@ -133,11 +172,100 @@ impl Storage {
             metadata_used: usage.metadata_used.and_then(|used| u16::try_from(used.hundredths()).ok()),
             state: usage.state,
         };
-        Ok(StorageSeen { pool, orphans: kept })
+        Ok(StorageSeen { pool, orphans, snapshots })
+    }
+
+    /// The record, while it can be taken for the present one.
+    fn known(&self) -> Option<Arc<Record>> {
+        let record = self.consensus.record();
+        (record.deployment.is_some() && self.consensus.leadership().leader.is_some()).then_some(record)
+    }
+
+    async fn clear_all(&self, orphans: Vec<Orphan>) {
+        let mut cleared = false;
+        for orphan in orphans {
+            match self.clear(&orphan).await {
+                Ok(true) => {
+                    tracing::info!(volume = %orphan.id, "removed what was left of a volume that no member has");
+                    cleared = true;
+                }
+                Ok(false) => {}
+                Err(error) => {
+                    let why = crate::member::chain(&error);
+                    tracing::warn!(volume = %orphan.id, %why, "cannot remove what is left of a volume that no member has");
+                }
+            }
+        }
+        if cleared {
+            self.look.notify_one();
+        }
+    }
+
+    /// The newest that are there, after those that may go have gone.
+    async fn kept_snapshots(&self) -> Result<Vec<SnapshotSeen>, VolumeError> {
+        let (now, mut kept) = (WallTime::now(), Vec::new());
+        for snapshot in self.volumes.snapshots().await? {
+            if snapshot.expires.is_some_and(|expires| expires <= now) {
+                match self.volumes.remove_snapshot(snapshot.id).await {
+                    Ok(_) => {
+                        tracing::info!(snapshot = %snapshot.id, volume = %snapshot.of, "removed a snapshot whose time is over");
+                        continue;
+                    }
+                    Err(error) => {
+                        let why = crate::member::chain(&error);
+                        tracing::warn!(snapshot = %snapshot.id, %why, "cannot remove a snapshot whose time is over");
+                    }
+                }
+            }
+            kept.push(told(snapshot));
+        }
+        kept.drain(..kept.len().saturating_sub(SNAPSHOTS_TOLD_MAX));
+        Ok(kept)
+    }
+
+    /// Takes a snapshot of a member's volume. Repeated with its id, it says what there is.
+    pub async fn snapshot(&self, asked: SnapshotRequest) -> Result<SnapshotSeen, SnapshotError> {
+        let record = self.consensus.record();
+        let held = record.clusters.get(&asked.cluster).and_then(|cluster| cluster.members.get(&asked.member));
+        let member = held.filter(|member| member.node == self.consensus.node());
+        let member = member.ok_or_else(|| SnapshotError::Refused("the member is not on this node".into()))?;
+        let new = NewSnapshot { id: asked.id, of: member.volume, why: SnapshotWhy::Asked, expires: asked.expires };
+        match self.volumes.snapshot(new).await? {
+            Snapshotted::Made(snapshot) => {
+                tracing::info!(snapshot = %snapshot.id, volume = %snapshot.of, "took a snapshot");
+                let snapshot = told(snapshot);
+                self.change_seen(|seen| seen.snapshots.push(snapshot.clone()));
+                Ok(snapshot)
+            }
+            Snapshotted::AlreadyThere(snapshot) => Ok(told(snapshot)),
+            Snapshotted::NotThere => Err(SnapshotError::Refused("the member has no volume yet".into())),
+            Snapshotted::Refused(why) => Err(SnapshotError::Refused(why.to_string())),
+            Snapshotted::Unsupported { why } => Err(SnapshotError::Refused(format!(
+                "the pool {} of driver {} takes no snapshots: {why}",
+                self.pool,
+                self.volumes.name()
+            ))),
+        }
+    }
+
+    /// Deletes one of this node, because a person says so; whether it was there.
+    pub async fn remove_snapshot(&self, id: SnapshotId) -> Result<bool, VolumeError> {
+        let gone = self.volumes.remove_snapshot(id).await?;
+        if gone {
+            tracing::info!(snapshot = %id, "a person has removed a snapshot");
+        }
+        self.change_seen(|seen| seen.snapshots.retain(|snapshot| snapshot.id != id));
+        Ok(gone)
     }
 
     /// Removes what holds nothing, or what was being removed already. Whether it did.
-    async fn clear(&self, orphan: &Orphan, inventory: &Inventory) -> Result<bool, VolumeError> {
+    async fn clear(&self, orphan: &Orphan) -> Result<bool, VolumeError> {
+        // Looked at again: what came before this one may have taken hours.
+        let inventory = self.volumes.list().await?;
+        let Some(record) = self.known() else { return Ok(false) };
+        if !orphans(&record, self.consensus.node(), &inventory).contains(orphan) {
+            return Ok(false);
+        }
         let tags = match &orphan.state {
             OrphanState::Whole { deployment, cluster, member, .. } => {
                 let in_use = *deployment != self.deployment || self.instances.has(*member);
@@ -148,9 +276,18 @@ impl Storage {
                 VolumeTags { deployment: *deployment, cluster: *cluster, member: *member }
             }
             OrphanState::SetAside { .. } => {
-                let stray = inventory.strays.iter().find(|stray| stray.path.to_str() == Some(&orphan.path));
-                match stray.map(|stray| &stray.kind) {
-                    Some(StrayKind::SetAside { tags: Some(tags) }) if tags.deployment == self.deployment => *tags,
+                // A removal takes whatever has the id: somebody may have put the volume back.
+                if inventory.volumes.iter().any(|volume| volume.id == orphan.id) {
+                    return Ok(false);
+                }
+                match set_aside_tags(&inventory, orphan) {
+                    Some(Some(tags)) if tags.deployment == self.deployment => tags,
+                    // They go last: there is no data any more.
+                    Some(None) => VolumeTags {
+                        deployment: self.deployment,
+                        cluster: ClusterId::default(),
+                        member: MemberId::default(),
+                    },
                     _ => return Ok(false),
                 }
             }
@@ -167,8 +304,16 @@ impl Storage {
         let tags = match orphan.state {
             OrphanState::Whole { deployment, cluster, member, .. } => VolumeTags { deployment, cluster, member },
             OrphanState::SetAside { .. } => {
+                let ours = set_aside_tags(&inventory, &orphan)
+                    .is_some_and(|tags| tags.is_none_or(|tags| tags.deployment == self.deployment));
                 self.look.notify_one();
-                return Ok(());
+                return match ours {
+                    true => Ok(()),
+                    false => Err(RemoveError::Refused(format!(
+                        "volume {id} was set aside by another deployment; look at {} on the host, and remove it there",
+                        orphan.path
+                    ))),
+                };
             }
             OrphanState::Unreadable { why } => return Err(RemoveError::Unreadable { id, why }),
         };
@@ -182,14 +327,40 @@ impl Storage {
             Removed::NotThere => Err(RemoveError::NoOrphan(id)),
             Removed::SetAside | Removed::Deleted => {
                 tracing::info!(volume = %id, %tags, "a person has removed a volume that no member has");
+                self.change_seen(|seen| seen.orphans.retain(|orphan| orphan.id != id));
                 self.look.notify_one();
                 Ok(())
             }
         }
     }
 
+    /// Whoever has changed something sees it at once, and the next look sees it again.
+    fn change_seen(&self, change: impl FnOnce(&mut StorageSeen)) {
+        let mut seen = self.held();
+        if let Some(storage) = &mut seen.storage {
+            change(storage);
+            seen.look += 1;
+        }
+        drop(seen);
+        self.news.notify_one();
+    }
+
     fn held(&self) -> std::sync::MutexGuard<'_, Seen> {
         self.seen.lock().expect("nothing panics while it holds what was seen")
+    }
+}
+
+fn told(snapshot: Snapshot) -> SnapshotSeen {
+    let Snapshot { id, of, tags, why, created, expires, size } = snapshot;
+    SnapshotSeen { id, volume: of, cluster: tags.cluster, member: tags.member, why, created, expires, size }
+}
+
+/// Those of what is set aside there: `None` where nothing is, and none inside where they are gone.
+fn set_aside_tags(inventory: &Inventory, orphan: &Orphan) -> Option<Option<VolumeTags>> {
+    let stray = inventory.strays.iter().find(|stray| stray.path.to_str() == Some(&orphan.path))?;
+    match &stray.kind {
+        StrayKind::SetAside { tags } => Some(*tags),
+        StrayKind::Unfinished | StrayKind::Unreadable { .. } => None,
     }
 }
 
@@ -256,7 +427,7 @@ fn findings(seen: &StorageSeen) -> Vec<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use pgstead_types::{Bytes, ClusterId, MemberId, WallTime};
+    use pgstead_types::Bytes;
     use pgstead_volumes::{Owner, Stray, Volume};
 
     fn inventory() -> Inventory {
@@ -296,8 +467,10 @@ mod tests {
             metadata_used: Some(1200),
             state: PoolState::Full { why: "its data is 96.00 % full".into() },
         };
-        let codes: Vec<String> =
-            findings(&StorageSeen { pool, orphans: all }).into_iter().map(|finding| finding.code).collect();
+        let codes: Vec<String> = findings(&StorageSeen { pool, orphans: all, snapshots: Vec::new() })
+            .into_iter()
+            .map(|finding| finding.code)
+            .collect();
         assert_eq!(codes, ["pool_full", "unreadable_volume", "orphaned_volume"]);
     }
 }

@@ -96,7 +96,8 @@ impl Relay {
             if drain == Stopping::Now || (drain == Stopping::WhenIdle && watch.is_idle() && to_client.is_empty()) {
                 return Ended::Stopped;
             }
-            let hears_client = !member_is_deaf && !watch.is_held();
+            // What was taken from the client already goes on its way: the answer to it may be what is waited for.
+            let hears_client = !member_is_deaf && (to_member.has_to_write() || !watch.is_held());
             let moves = async {
                 tokio::select! {
                     step = to_client.step(&mut member_reads, &mut client_writes, |frames, window| frames.judge(window, watch)) => {
@@ -160,6 +161,10 @@ enum StepError {
 impl<Frames> Direction<Frames> {
     fn is_empty(&self) -> bool {
         self.window.judged().is_empty() && self.window.unjudged().is_empty()
+    }
+
+    fn has_to_write(&self) -> bool {
+        self.unflushed || !self.window.judged().is_empty()
     }
 
     /// One read, write or flush. Safe to drop at its await: each is recorded in the same poll that completes it.

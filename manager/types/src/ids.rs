@@ -81,6 +81,10 @@ id!(
     VolumeId, "volume"
 );
 id!(
+    /// A volume as it was at one moment.
+    SnapshotId, "snapshot"
+);
+id!(
     /// A long piece of work that can be waited for.
     OperationId, "operation"
 );

@@ -20,7 +20,9 @@ pub mod trouble;
 pub mod window;
 
 pub use finding::{Finding, Severity};
-pub use ids::{ClusterId, DeploymentId, Incarnation, MemberId, NodeId, OperationId, RecoveryId, TokenId, VolumeId};
+pub use ids::{
+    ClusterId, DeploymentId, Incarnation, MemberId, NodeId, OperationId, RecoveryId, SnapshotId, TokenId, VolumeId,
+};
 pub use position::{Bytes, Epoch, Lsn, Position, Timeline};
 pub use secret::Secret;
 pub use step::Step;

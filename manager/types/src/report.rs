@@ -26,7 +26,7 @@ pub struct NodeReport {
     /// Facts about the node itself, such as a gateway that does not run.
     #[serde(default)]
     pub findings: Vec<Finding>,
-    /// Its pool, by a look of some seconds ago; `None` where there was none yet.
+    /// Its pool, by a look of some seconds ago; `None` where there was none yet, or none since the last report.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub storage: Option<StorageSeen>,
 }

@@ -131,7 +131,7 @@ pub struct ClusterSpec {
     /// Postgres 17 on slots that are made for it survive a failover.
     #[serde(default, skip_serializing_if = "is_not")]
     pub logical_replication: bool,
-    /// How large members' volumes are made, and grown to, such as `200GB`. Without it the pool decides. It never gets less.
+    /// How large members' volumes are made, and grown to, such as `200GB`. Without it the pool decides. None gets smaller.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub volume_size: Option<VolumeSize>,
     /// Up to where a volume that has become nearly full grows by itself; without it none does.

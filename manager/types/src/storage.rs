@@ -1,12 +1,17 @@
 //! What a node says of its storage: how full it is, and what lies there that the record knows nothing of.
 
-use crate::ids::{ClusterId, DeploymentId, MemberId, VolumeId};
+use crate::ids::{ClusterId, DeploymentId, MemberId, SnapshotId, VolumeId};
 use crate::position::Bytes;
 use crate::time::WallTime;
 use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::str::FromStr;
 
 /// So many orphans are told of; a node with more has them told as those go.
 pub const ORPHANS_MAX: usize = 100;
+
+/// So many snapshots are told of, the newest.
+pub const SNAPSHOTS_TOLD_MAX: usize = 1000;
 
 /// A node's pool at one look, some seconds ago.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -15,6 +20,53 @@ pub struct StorageSeen {
     /// In the order of their ids, at most [`ORPHANS_MAX`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub orphans: Vec<Orphan>,
+    /// In the order in which they were taken, at most [`SNAPSHOTS_TOLD_MAX`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub snapshots: Vec<SnapshotSeen>,
+}
+
+/// A snapshot on a node.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct SnapshotSeen {
+    pub id: SnapshotId,
+    pub volume: VolumeId,
+    pub cluster: ClusterId,
+    pub member: MemberId,
+    pub why: SnapshotWhy,
+    pub created: WallTime,
+    /// When it goes by itself; `None`: it is kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires: Option<WallTime>,
+    /// How much the volume could hold then.
+    pub size: Bytes,
+}
+
+/// What a snapshot was taken for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SnapshotWhy {
+    /// A person asked for it.
+    Asked,
+}
+
+impl SnapshotWhy {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Asked => "asked",
+        }
+    }
+}
+impl fmt::Display for SnapshotWhy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+impl FromStr for SnapshotWhy {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let found = [Self::Asked].into_iter().find(|why| why.as_str() == text);
+        found.ok_or_else(|| format!("{text:?} is no reason for a snapshot"))
+    }
 }
 
 /// How full a pool is.

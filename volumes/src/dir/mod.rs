@@ -18,8 +18,9 @@ use crate::driver::{
     Capability, Creation, Extension, Inventory, NewVolume, Removal, Removed, Support, Usage, Volume, VolumeDriver,
     VolumeError, VolumeTags,
 };
+use crate::snapshot::{NewSnapshot, Snapshot, Snapshotted};
 use async_trait::async_trait;
-use pgstead_types::{Bytes, VolumeId};
+use pgstead_types::{Bytes, SnapshotId, VolumeId};
 use pool::{Pool, Taken};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -31,6 +32,7 @@ pub const FREE_MIN_DEFAULT: Bytes = Bytes(1 << 30);
 /// Entries deleted per turn: a few milliseconds each, so that a dropped removal stops soon and others get their turn.
 const DELETE_BATCH: usize = 500;
 
+const NO_SNAPSHOT: &str = "a directory cannot be copied at one point in time while it is written to";
 const NO_EXTEND: &str = "a directory has no size of its own; it grows with its file system";
 
 /// A directory as a pool.
@@ -79,7 +81,7 @@ impl VolumeDriver for DirDriver {
     fn support(&self, what: Capability) -> Support {
         Support::Unsupported {
             why: match what {
-                Capability::Snapshot => "a directory cannot be copied at one point in time while it is written to",
+                Capability::Snapshot => NO_SNAPSHOT,
                 Capability::Fork => "a fork is made from a snapshot, which a directory does not have",
                 Capability::Extend => NO_EXTEND,
                 Capability::SizeLimit => "a directory can fill the whole file system that it is on",
@@ -125,6 +127,18 @@ impl VolumeDriver for DirDriver {
 
     async fn extend(&self, _: VolumeId, _: Bytes) -> Result<Extension, VolumeError> {
         Ok(Extension::Unsupported { why: NO_EXTEND })
+    }
+
+    async fn snapshot(&self, _: NewSnapshot) -> Result<Snapshotted, VolumeError> {
+        Ok(Snapshotted::Unsupported { why: NO_SNAPSHOT })
+    }
+
+    async fn snapshots(&self) -> Result<Vec<Snapshot>, VolumeError> {
+        Ok(Vec::new())
+    }
+
+    async fn remove_snapshot(&self, _: SnapshotId) -> Result<bool, VolumeError> {
+        Ok(false)
     }
 
     async fn usage(&self) -> Result<Usage, VolumeError> {

@@ -11,6 +11,7 @@
 
 mod filesystem;
 mod make;
+mod snapshots;
 mod tags;
 
 pub use filesystem::FileSystemKind;
@@ -22,11 +23,12 @@ use crate::driver::{
 };
 use crate::entry::Entry;
 use crate::folder;
+use crate::snapshot::{NewSnapshot, Snapshot, Snapshotted};
 use async_trait::async_trait;
 use filesystem::Check;
 use pgstead_lvm::{GroupName, Health, Kind, LogicalVolume, LvName, LvPath, Lvm, LvmError, NewThinVolume, Percent};
 use pgstead_types::storage::PoolState;
-use pgstead_types::{Bytes, Tick, VolumeId, WallTime};
+use pgstead_types::{Bytes, SnapshotId, Tick, VolumeId, WallTime};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io;
@@ -173,8 +175,8 @@ impl VolumeDriver for LvmDriver {
 
     fn support(&self, what: Capability) -> Support {
         match what {
-            Capability::SizeLimit | Capability::Extend => Support::Offered,
-            Capability::Snapshot | Capability::Fork => Support::Unsupported { why: "this version does not do it yet" },
+            Capability::SizeLimit | Capability::Extend | Capability::Snapshot => Support::Offered,
+            Capability::Fork => Support::Unsupported { why: "this version does not do it yet" },
         }
     }
 
@@ -200,6 +202,20 @@ impl VolumeDriver for LvmDriver {
     async fn extend(&self, id: VolumeId, to: Bytes) -> Result<Extension, VolumeError> {
         let inner = Arc::clone(&self.inner);
         whole(async move { inner.extend(id, to).await }).await
+    }
+
+    async fn snapshot(&self, new: NewSnapshot) -> Result<Snapshotted, VolumeError> {
+        let inner = Arc::clone(&self.inner);
+        whole(async move { inner.snapshot(&new).await }).await
+    }
+
+    async fn snapshots(&self) -> Result<Vec<Snapshot>, VolumeError> {
+        self.inner.snapshots().await
+    }
+
+    async fn remove_snapshot(&self, id: SnapshotId) -> Result<bool, VolumeError> {
+        let inner = Arc::clone(&self.inner);
+        whole(async move { inner.remove_snapshot(id).await }).await
     }
 
     async fn usage(&self) -> Result<Usage, VolumeError> {
@@ -360,6 +376,10 @@ impl Inner {
         let (volume, kind) = self.read(&held, id)?;
         self.ensure_mounted(&held, &volume, kind).await?;
         if held.size >= to {
+            // An earlier growth may have come as far as the device alone.
+            if tags::is_growing(&held) {
+                self.fill_device(&held, id, kind).await?;
+            }
             return Ok(Extension::Holds(held.size));
         }
         let pool = self.pool().await?;
@@ -441,6 +461,7 @@ impl Inner {
             _ if trash.is_empty() => Ok(Removed::NotThere),
             Removal::Soft => Ok(Removed::SetAside),
             Removal::Hard => {
+                self.remove_snapshots_of(id).await?;
                 for held in trash {
                     self.delete(held).await?;
                 }

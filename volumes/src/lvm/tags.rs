@@ -4,8 +4,9 @@
 use crate::driver::{NewVolume, Owner, Volume, VolumeTags};
 use crate::entry::{Entry, Prefixes};
 use crate::lvm::FileSystemKind;
+use crate::snapshot::{NewSnapshot, Snapshot};
 use pgstead_lvm::{LogicalVolume, LvName, Tag};
-use pgstead_types::{VolumeId, WallTime};
+use pgstead_types::{SnapshotId, VolumeId, WallTime};
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::str::FromStr;
@@ -36,6 +37,62 @@ pub fn unfinished_name(id: VolumeId) -> LvName {
 }
 pub fn trash_name(id: VolumeId, number: u32) -> LvName {
     name(NAMES.trash(id, number))
+}
+
+const SNAPSHOT: &str = "snap-";
+
+pub fn snapshot_name(id: SnapshotId) -> LvName {
+    name(format!("{SNAPSHOT}{id}"))
+}
+
+/// A snapshot of ours, and what it is of where its tags say so.
+pub fn snapshot_entry(held: &LogicalVolume) -> Option<(SnapshotId, Option<VolumeId>)> {
+    let rest = held.name.as_str().strip_prefix(SNAPSHOT)?;
+    let id = rest.parse::<SnapshotId>().ok().filter(|id| id.to_string() == rest)?;
+    held.tags.iter().any(|tag| tag.as_str() == OURS).then(|| (id, parsed(held, "volume").ok()))
+}
+
+/// The tags of a snapshot that is to be taken.
+pub fn written_snapshot(
+    new: &NewSnapshot,
+    of: &Volume,
+    created: WallTime,
+    file_system: FileSystemKind,
+) -> BTreeSet<Tag> {
+    let like = NewVolume { id: of.id, tags: of.tags, size: of.size, owner: of.owner };
+    let mut tags = written(&like, created, file_system);
+    let texts = [
+        Some(format!("pgstead.snapshot={}", new.id)),
+        Some(format!("pgstead.why={}", new.why)),
+        new.expires.map(|at| format!("pgstead.expires_unix_ms={}", at.0)),
+    ];
+    tags.extend(
+        texts.into_iter().flatten().map(|text| text.parse().expect("ids and numbers make tags that LVM takes")),
+    );
+    tags
+}
+
+/// Reads what the tags of a snapshot say; the name was read before.
+pub fn read_snapshot(held: &LogicalVolume, id: SnapshotId) -> Result<Snapshot, Unreadable> {
+    let of: VolumeId = parsed(held, "volume")?;
+    let named: SnapshotId = parsed(held, "snapshot")?;
+    if named != id {
+        return Err(Unreadable(format!("its tags are those of snapshot {named}")));
+    }
+    let (volume, _) = read(held, of, Path::new(""))?;
+    let expires = match value(held, "expires_unix_ms") {
+        Err(_) if !held.tags.iter().any(|tag| tag.as_str().starts_with("pgstead.expires")) => None,
+        _ => Some(WallTime(parsed(held, "expires_unix_ms")?)),
+    };
+    Ok(Snapshot {
+        id,
+        of,
+        tags: volume.tags,
+        why: parsed(held, "why")?,
+        created: volume.created,
+        expires,
+        size: held.size,
+    })
 }
 
 /// The tags of a volume that is to be made.

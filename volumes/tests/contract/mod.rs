@@ -1,10 +1,11 @@
 //! What every driver must keep. Each function is one promise of the trait; whoever tests a driver runs them all, by the names
 //! that `promises!` gives, against the real thing.
 
-use pgstead_types::{Bytes, ClusterId, DeploymentId, MemberId, VolumeId};
+use pgstead_types::storage::SnapshotWhy;
+use pgstead_types::{Bytes, ClusterId, DeploymentId, MemberId, SnapshotId, VolumeId, WallTime};
 use pgstead_volumes::{
-    Capability, Creation, Extension, Left, NewVolume, Owner, Refusal, Removal, Removed, StrayKind, Support, Volume,
-    VolumeDriver, VolumeTags, left_of,
+    Capability, Creation, Extension, Left, NewSnapshot, NewVolume, Owner, Refusal, Removal, Removed, Snapshotted,
+    StrayKind, Support, Volume, VolumeDriver, VolumeTags, left_of,
 };
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -34,6 +35,7 @@ macro_rules! promises {
             a_volume_that_cannot_fit_is_refused_in_one_sentence,
             usage_adds_up,
             a_volume_in_use_grows_and_stays_grown,
+            a_snapshot_keeps_what_was_and_goes_with_its_volume,
             what_is_not_offered_says_why,
         }
     };
@@ -210,6 +212,42 @@ pub async fn a_volume_in_use_grows_and_stays_grown(bench: &mut dyn Bench) {
     assert_eq!(bench.driver().extend(new_volume(2).id, to).await.unwrap(), Extension::NotThere);
     let huge = bench.driver().extend(volume.id, Bytes(1 << 50)).await.unwrap();
     assert!(matches!(&huge, Extension::Refused(why) if why.to_string().contains("expected")), "{huge:?}");
+}
+
+pub async fn a_snapshot_keeps_what_was_and_goes_with_its_volume(bench: &mut dyn Bench) {
+    let volume = made(bench.driver(), &new_volume(1)).await;
+    fs::write(volume.path.join("rows"), "before").unwrap();
+    let expires = Some(WallTime(4_000_000_000_000));
+    let new = NewSnapshot { id: SnapshotId::from_u128(7), of: volume.id, why: SnapshotWhy::Asked, expires };
+    if let Support::Unsupported { why } = bench.driver().support(Capability::Snapshot) {
+        assert_eq!(bench.driver().snapshot(new).await.unwrap(), Snapshotted::Unsupported { why });
+        assert_eq!(bench.driver().snapshots().await.unwrap(), []);
+        return;
+    }
+    let answer = bench.driver().snapshot(new.clone()).await.unwrap();
+    let Snapshotted::Made(snapshot) = answer else { panic!("{answer:?}") };
+    assert_eq!((snapshot.of, snapshot.tags, snapshot.expires), (volume.id, volume.tags, expires));
+    fs::write(volume.path.join("rows"), "after").unwrap();
+    bench.restart().await;
+    assert_eq!(bench.driver().snapshots().await.unwrap(), std::slice::from_ref(&snapshot));
+    assert_eq!(bench.driver().snapshot(new.clone()).await.unwrap(), Snapshotted::AlreadyThere(snapshot.clone()));
+    // It is no volume, and nothing left over.
+    assert_eq!(bench.driver().list().await.unwrap().volumes.len(), 1);
+    assert_eq!(bench.driver().list().await.unwrap().strays, []);
+    let none = NewSnapshot { of: VolumeId::from_u128(2), id: SnapshotId::from_u128(8), ..new.clone() };
+    assert_eq!(bench.driver().snapshot(none).await.unwrap(), Snapshotted::NotThere);
+    let second = NewSnapshot { id: SnapshotId::from_u128(9), expires: None, ..new };
+    assert!(matches!(bench.driver().snapshot(second.clone()).await.unwrap(), Snapshotted::Made(_)));
+    assert!(bench.driver().remove_snapshot(snapshot.id).await.unwrap());
+    assert!(!bench.driver().remove_snapshot(snapshot.id).await.unwrap());
+    let left = bench.driver().snapshots().await.unwrap();
+    assert_eq!((left.len(), left[0].id, left[0].expires, left[0].why), (1, second.id, None, second.why));
+    assert_eq!(fs::read_to_string(volume.path.join("rows")).unwrap(), "after");
+    // What is set aside still has its own.
+    bench.driver().remove(volume.id, &volume.tags, Removal::Soft).await.unwrap();
+    assert_eq!(bench.driver().snapshots().await.unwrap().len(), 1);
+    bench.driver().remove(volume.id, &volume.tags, Removal::Hard).await.unwrap();
+    assert_eq!(bench.driver().snapshots().await.unwrap(), []);
 }
 
 pub async fn what_is_not_offered_says_why(bench: &mut dyn Bench) {

@@ -15,17 +15,18 @@ use crate::percent::encode;
 use crate::problem::{Code, Problem};
 use crate::routes::clusters::SpecChange;
 use crate::routes::leaders::{FailoverBody, SwitchoverBody};
+use crate::routes::snapshots::TakeSnapshot;
 use crate::routes::tokens::NewToken;
 use crate::view::{
     AcceptedView, ClusterSummary, ClusterView, ConnectionView, EventsView, FailoverCheckView, MemberView, NodeView,
-    OperationView, SwitchoverCheckView, TokenView, VolumeView,
+    OperationView, SnapshotView, SwitchoverCheckView, TokenView, VolumeView,
 };
 use bytes::Bytes;
 use http::{Method, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http1::SendRequest;
 use pgstead_types::spec::ClusterSpec;
-use pgstead_types::{OperationId, Secret, Tick, VolumeId};
+use pgstead_types::{OperationId, Secret, SnapshotId, Tick, VolumeId};
 use rustls::ClientConfig;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -204,6 +205,16 @@ impl Client {
     /// One that no member has, with all its data.
     pub async fn remove_volume(&self, volume: VolumeId) -> Result<(), ClientError> {
         let path = format!("/v1/volumes/{volume}");
+        self.answer(Ask { method: Method::DELETE, ..Ask::get(&path) }).await.map(|_| ())
+    }
+    pub async fn snapshots(&self) -> Result<Vec<SnapshotView>, ClientError> {
+        self.all("/v1/snapshots").await
+    }
+    pub async fn take_snapshot(&self, cluster: &str, what: &TakeSnapshot) -> Result<SnapshotView, ClientError> {
+        self.post(&format!("/v1/clusters/{}/snapshots", encode(cluster)), what, None).await
+    }
+    pub async fn remove_snapshot(&self, snapshot: SnapshotId) -> Result<(), ClientError> {
+        let path = format!("/v1/snapshots/{snapshot}");
         self.answer(Ask { method: Method::DELETE, ..Ask::get(&path) }).await.map(|_| ())
     }
     pub async fn operations(&self) -> Result<Vec<OperationView>, ClientError> {

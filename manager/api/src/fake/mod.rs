@@ -23,10 +23,10 @@ use pgstead_types::report::{
 };
 use pgstead_types::slots::{SlotKind, SlotSeen, SlotsSeen};
 use pgstead_types::spec::ClusterSpec;
-use pgstead_types::storage::{Orphan, OrphanState, PoolSeen, PoolState, StorageSeen};
+use pgstead_types::storage::{Orphan, OrphanState, PoolSeen, PoolState, SnapshotSeen, SnapshotWhy, StorageSeen};
 use pgstead_types::{
     ClusterId, DeploymentId, Epoch, Finding, Incarnation, Lsn, MemberId, NodeId, OperationId, Position, Secret,
-    Timeline, TokenId, VolumeId, WallTime,
+    SnapshotId, Timeline, TokenId, VolumeId, WallTime,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -267,6 +267,39 @@ impl Backend for Fake {
         let gone = orphans.len() < before;
         gone.then_some(()).ok_or(Rejected::NotFound { what: "orphaned volume", id: volume.to_string() })
     }
+    async fn take_snapshot(
+        &self,
+        cluster: ClusterId,
+        member: MemberId,
+        expires: Option<WallTime>,
+    ) -> Result<SnapshotSeen, Rejected> {
+        let held = self.record().clusters[&cluster].members[&member].clone();
+        let mut state = self.state();
+        let storage = state.observed.as_mut().and_then(|observed| observed.storage.get_mut(&held.node));
+        let why = "the pool default of driver dir takes no snapshots".to_string();
+        let snapshots = &mut storage.ok_or(Rejected::Conflict { why })?.snapshots;
+        let seen = SnapshotSeen {
+            id: SnapshotId::from_u128(950 + snapshots.len() as u128),
+            volume: held.volume,
+            cluster,
+            member,
+            why: SnapshotWhy::Asked,
+            created: WallTime(1_700_000_000_000),
+            expires,
+            size: pgstead_types::Bytes(20 << 30),
+        };
+        snapshots.push(seen.clone());
+        Ok(seen)
+    }
+    async fn remove_snapshot(&self, node: NodeId, snapshot: SnapshotId) -> Result<(), Rejected> {
+        let mut state = self.state();
+        let storage = state.observed.as_mut().and_then(|observed| observed.storage.get_mut(&node));
+        storage
+            .ok_or(Rejected::NotFound { what: "node", id: node.to_string() })?
+            .snapshots
+            .retain(|held| held.id != snapshot);
+        Ok(())
+    }
     async fn forward(&self, to: NodeId, request: http::Request<Bytes>) -> Result<http::Response<Bytes>, Rejected> {
         let peer = {
             let mut state = self.state();
@@ -490,7 +523,7 @@ pub fn observations(record: &Record) -> Observations {
             .map(|report| (report.member, MemberSeen { report, age_ms: 120, reachable: true }))
             .collect(),
         findings: vec![],
-        storage: BTreeMap::from([(node(1), StorageSeen { pool: pool(), orphans: Vec::new() })]),
+        storage: BTreeMap::from([(node(1), StorageSeen { pool: pool(), orphans: Vec::new(), snapshots: Vec::new() })]),
     }
 }
 

@@ -111,7 +111,7 @@ pub struct SpecChange {
     /// stay, and `wal_level` with them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub logical_replication: Option<bool>,
-    /// How much every member's volume is to hold, such as `200GB`; never less than before.
+    /// How much every member's volume is to hold, such as `200GB`; what is larger already stays as it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub volume_size: Option<VolumeSize>,

@@ -9,6 +9,7 @@ pub mod leaders;
 pub mod members;
 pub mod nodes;
 pub mod operations;
+pub mod snapshots;
 pub mod tokens;
 pub mod volumes;
 

@@ -214,6 +214,33 @@ async fn a_volume_that_no_member_has_is_listed_and_removed_and_a_members_is_not(
 }
 
 #[tokio::test]
+async fn a_snapshot_is_of_the_leader_or_of_who_is_named_and_is_removed_by_its_id() {
+    let api = router(&Fake::new(1));
+    let taken = post(&api, "/v1/clusters/app/snapshots", r#"{"keep":"12h"}"#).await;
+    assert_eq!(taken.status, StatusCode::CREATED);
+    let taken = taken.json();
+    assert_eq!((&taken["member"]["name"], &taken["node"]["name"]), (&"app-1".into(), &"n1".into()));
+    assert!(taken["expires_at"].is_string());
+    let kept = send(&api, request("POST", "/v1/clusters/app/snapshots").body(Body::empty()).unwrap()).await.json();
+    assert!(kept["expires_at"].is_null());
+    assert_eq!(get(&api, "/v1/snapshots").await.json()["items"].as_array().unwrap().len(), 2);
+    let other = post(&api, "/v1/clusters/app/snapshots", r#"{"member":"app-2"}"#).await;
+    assert_eq!((other.problem().as_str(), other.detail().contains("takes no snapshots")), ("conflict", true));
+    for (path, body, problem) in [
+        ("/v1/clusters/nosuch/snapshots", "{}", "not_found"),
+        ("/v1/clusters/app/snapshots", r#"{"keep":"soon"}"#, "invalid"),
+        ("/v1/clusters/app/snapshots", r#"{"keep":"0s"}"#, "invalid"),
+    ] {
+        assert_eq!(post(&api, path, body).await.problem(), problem, "{path} {body}");
+    }
+    let id = taken["id"].as_str().unwrap();
+    for status in [StatusCode::NO_CONTENT, StatusCode::NOT_FOUND] {
+        let path = format!("/v1/snapshots/{id}");
+        assert_eq!(send(&api, request("DELETE", &path).body(Body::empty()).unwrap()).await.status, status);
+    }
+}
+
+#[tokio::test]
 async fn a_node_with_members_cannot_be_removed() {
     let api = router(&Fake::new(1));
     let held = send(&api, request("DELETE", "/v1/nodes/n2").body(Body::empty()).unwrap()).await;

@@ -224,7 +224,7 @@ pub struct SpecSchema {
     #[schema(required = false, default = false)]
     logical_replication: bool,
     /// How large members' volumes are made, and grown to while the cluster runs, such as `200GB`, 512MB at least; without it the
-    /// pool decides. It never gets less. Volumes of driver `dir` have no size.
+    /// pool decides. A volume never gets smaller. Those of driver `dir` have no size.
     #[schema(required = false, value_type = Option<String>, pattern = "^[0-9]+ ?(MB|GB|TB)$")]
     volume_size: Option<VolumeSize>,
     /// Up to where a volume of which less than 20 % is free grows by itself, by a quarter at a time; without it none does.

@@ -10,6 +10,7 @@ mod log;
 mod member;
 mod node;
 mod slots;
+mod snapshot;
 mod volume;
 mod world;
 
@@ -23,6 +24,7 @@ pub use log::{EventView, EventsView, OperationStateView, OperationView};
 pub use member::{Access, DataState, MemberObserved, MemberState, MemberView, Role, WorkingView};
 pub use node::{NodeObserved, NodeView, PoolStateView, PoolView};
 pub use slots::{SlotView, SlotsView};
+pub use snapshot::SnapshotView;
 pub use volume::{VolumeState, VolumeView};
 pub use world::World;
 

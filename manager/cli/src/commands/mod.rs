@@ -6,6 +6,7 @@ mod leaders;
 pub mod node;
 mod operation;
 mod psql;
+mod snapshot;
 mod volume;
 
 use crate::args::{Commands, MemberCommands, TokenCommands};
@@ -32,6 +33,7 @@ pub async fn run(command: &Commands, client: &Client, screen: &mut Screen<'_>) -
             };
             screen.show(&members, |members, width| render::members(members, width))
         }
+        Commands::Snapshot(command) => snapshot::run(command, client, screen).await,
         Commands::Volume(command) => volume::run(command, client, screen).await,
         Commands::Operation(command) => operation::run(command, client, screen).await,
         Commands::Events(args) => events::run(args, client, screen).await,

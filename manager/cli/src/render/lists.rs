@@ -1,7 +1,9 @@
 //! Nodes, volumes, tokens, and the overview.
 
 use super::{age, clusters, findings, or_dash, pairs, size, table, words};
-use pgstead_api::view::{ClusterSummary, FindingView, NodeView, PoolView, TokenView, VolumeState, VolumeView};
+use pgstead_api::view::{
+    ClusterSummary, FindingView, NodeView, PoolView, SnapshotView, TokenView, VolumeState, VolumeView,
+};
 use serde::Serialize;
 
 /// The overview: all nodes and all clusters.
@@ -79,6 +81,23 @@ pub fn node(view: &NodeView, width: u16) -> String {
         text.push_str(&format!("\n\nFINDINGS\n{}", findings(&view.findings, width)));
     }
     text
+}
+
+pub fn snapshots(all: &[SnapshotView], width: u16) -> String {
+    if all.is_empty() {
+        return "no snapshots".to_string();
+    }
+    let row = |one: &SnapshotView| {
+        vec![
+            one.id.to_string(),
+            one.cluster.name.clone(),
+            one.member.name.clone(),
+            one.node.name.clone(),
+            one.created_at.clone(),
+            one.expires_at.clone().unwrap_or_else(|| "kept".to_string()),
+        ]
+    };
+    table(&["snapshot", "cluster", "member", "node", "taken", "goes"], all.iter().map(row).collect(), width)
 }
 
 fn pool(node: &NodeView) -> String {

@@ -8,7 +8,7 @@ mod slots;
 
 pub use cluster::{cluster, clusters, connection, describe_steps, members};
 pub use leaders::{failover_check, switchover_check};
-pub use lists::{Status, node, nodes, status, token, volumes};
+pub use lists::{Status, node, nodes, snapshots, status, token, volumes};
 pub use log::{event, events, operation, operations};
 
 use comfy_table::{ColumnConstraint, ContentArrangement, Table, presets};

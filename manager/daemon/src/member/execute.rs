@@ -265,8 +265,9 @@ impl Executor<'_> {
         let progress = |percent: u8| self.reports.progress(self.member, percent);
         // A rewind works on the data itself; until the member streams again, what it was is kept.
         let (cluster, member) = (&self.cluster.spec.name, self.member);
-        let pool = self.context.volumes.usage().await?;
-        match self.instance.copy_aside(pool.free, &progress).await? {
+        // A pool that cannot be looked at has no room for a copy; the rewind needs none.
+        let free = self.context.volumes.usage().await.map_or(Bytes(0), |pool| pool.free);
+        match self.instance.copy_aside(free, &progress).await? {
             SafetyCopy::Made { bytes, shared } => {
                 tracing::info!(%cluster, %member, bytes, shared, "a safety copy is made before the rewind");
             }

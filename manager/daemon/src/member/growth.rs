@@ -1,14 +1,17 @@
-//! Has a member's volume grow to what the cluster's spec asks for, and by itself when it has become nearly full. Beside the
-//! member's steps: nothing waits for it.
+//! Has a member's volume grow to what the cluster's spec asks for, and by itself when it has become nearly full. A task of its own
+//! for each member: a copy that fills the volume goes on meanwhile, and nothing of the member waits for it.
 
-use super::{RETRY_LONGEST, chain};
+use super::chain;
+use crate::server::stopped;
+use pgstead_consensus::{Consensus, TokioRuntime};
 use pgstead_types::record::MemberRecord;
 use pgstead_types::spec::ClusterSpec;
-use pgstead_types::{Bytes, Finding, Tick, VolumeId};
-use pgstead_volumes::{Capability, Extension, Support, VolumeDriver, VolumeError};
-use std::sync::Arc;
+use pgstead_types::{Bytes, ClusterId, Finding, MemberId, Tick, VolumeId};
+use pgstead_volumes::{Capability, Extension, Support, VolumeDriver};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
-use tokio::task::JoinHandle;
+use tokio::sync::watch;
 
 /// A volume with less room than this share of it grows, where it may.
 const FREE_PERCENT: u64 = 20;
@@ -16,74 +19,42 @@ const FREE_PERCENT: u64 = 20;
 const STEP_PERCENT: u64 = 25;
 /// Less than an extent or two is not worth a change of LVM's metadata.
 const STEP_MIN: Bytes = Bytes(64 << 20);
+/// Between two looks at the room: a copy that comes at 1 GB/s takes longer to fill a fifth of a small volume.
+const LOOK: Duration = Duration::from_secs(2);
 /// Between two tries of what was refused or failed. Somebody may have made room.
-const RETRY_REFUSED: Duration = Duration::from_secs(30);
+const RETRY: Duration = Duration::from_secs(30);
 
-/// What is known of one member's volume and its growth.
-#[derive(Default)]
-pub struct Growth {
+/// What is known of one member's volume and its growth. Cheap to clone; all clones are the same.
+#[derive(Clone, Default)]
+pub struct Growth(Arc<Mutex<Seen>>);
+
+#[derive(Clone, Default)]
+struct Seen {
+    path: Option<PathBuf>,
     /// How much it may hold; `None` while that is not known, or where a volume has no size.
-    pub size: Option<Bytes>,
-    running: Option<JoinHandle<Result<Extension, VolumeError>>>,
-    again: Option<Tick>,
+    size: Option<Bytes>,
+    /// Room on it, measured since it had this size.
+    free: Option<Bytes>,
     failed: Option<String>,
 }
 
 impl Growth {
     /// The volume was opened.
-    pub fn opened(&mut self, driver: &dyn VolumeDriver, size: Option<Bytes>) {
-        self.size = size.filter(|_| driver.support(Capability::SizeLimit) == Support::Offered);
+    pub fn opened(&self, driver: &dyn VolumeDriver, path: Option<&Path>, size: Option<Bytes>) {
+        let mut seen = self.seen();
+        seen.path = path.map(Path::to_path_buf);
+        seen.size = size.filter(|_| driver.support(Capability::SizeLimit) == Support::Offered);
     }
 
-    /// Looks whether the volume has to grow, and begins it. `free`: room on it, as of the last write to it.
-    pub async fn look(
-        &mut self,
-        driver: &Arc<dyn VolumeDriver>,
-        spec: &ClusterSpec,
-        volume: VolumeId,
-        free: Option<Bytes>,
-    ) {
-        if let Some(running) = self.running.take_if(|running| running.is_finished()) {
-            self.ended(running.await);
-        }
-        let (Some(size), None) = (self.size, &self.running) else { return };
-        let Some(to) = wanted(spec, size, free) else {
-            self.failed = None;
-            return;
-        };
-        if self.again.is_some_and(|again| Tick::now() < again) || driver.support(Capability::Extend) != Support::Offered
-        {
-            return;
-        }
-        tracing::info!(%volume, from = %size, %to, "a volume grows");
-        let driver = Arc::clone(driver);
-        self.running = Some(tokio::spawn(async move { driver.extend(volume, to).await }));
-    }
-
-    fn ended(&mut self, ended: Result<Result<Extension, VolumeError>, tokio::task::JoinError>) {
-        let (failed, pause) = match ended {
-            // The next look knows how much room that has made.
-            Ok(Ok(Extension::Holds(size))) => {
-                self.size = Some(size);
-                (None, RETRY_LONGEST)
-            }
-            Ok(Ok(Extension::NotThere)) => (Some("it is not there".to_string()), RETRY_REFUSED),
-            Ok(Ok(Extension::Refused(why))) => (Some(why.to_string()), RETRY_REFUSED),
-            Ok(Ok(Extension::Unsupported { why })) => (Some(why.to_string()), RETRY_REFUSED),
-            Ok(Err(error)) => (Some(chain(&error)), RETRY_REFUSED),
-            Err(error) => (Some(chain(&error)), RETRY_REFUSED),
-        };
-        if let Some(why) = &failed {
-            tracing::warn!(why, "a volume does not grow");
-        }
-        self.failed = failed;
-        self.again = Some(Tick::now() + pause);
+    pub fn size(&self) -> Option<Bytes> {
+        self.seen().size
     }
 
     /// Why it has not grown, and how full it is where it may grow no more.
-    pub fn finding(&self, spec: &ClusterSpec, member: &MemberRecord, free: Option<Bytes>) -> Option<Finding> {
-        let (name, size) = (&member.name, self.size?);
-        if let Some(why) = &self.failed {
+    pub fn finding(&self, spec: &ClusterSpec, member: &MemberRecord) -> Option<Finding> {
+        let seen = self.seen().clone();
+        let (name, size) = (&member.name, seen.size?);
+        if let Some(why) = &seen.failed {
             return Some(Finding::error(
                 "volume_not_grown",
                 format!(
@@ -91,9 +62,8 @@ impl Growth {
                 ),
             ));
         }
-        let at_limit = wanted(&ClusterSpec { volume_limit: None, ..spec.clone() }, size, free).is_none()
-            && spec.volume_limit.is_none_or(|limit| limit.0 <= size);
-        let free = free.filter(|free| at_limit && is_low(size, *free))?;
+        let may_grow = wanted(spec, size, seen.free).is_some();
+        let free = seen.free.filter(|free| !may_grow && is_low(size, *free))?;
         let how = match spec.volume_limit {
             Some(limit) => format!("it may grow no more (volume_limit = {limit})"),
             None => "it does not grow by itself (there is no volume_limit)".to_string(),
@@ -105,6 +75,98 @@ impl Growth {
             ),
         ))
     }
+
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.0.lock().expect("nothing panics while it holds what was seen")
+    }
+}
+
+/// The task of one member.
+pub struct Grower {
+    pub cluster: ClusterId,
+    pub member: MemberId,
+    pub consensus: Consensus<TokioRuntime>,
+    pub volumes: Arc<dyn VolumeDriver>,
+    pub growth: Growth,
+}
+
+impl Grower {
+    /// Runs until the cluster has the member no more, or `stop`.
+    pub async fn run(self, mut stop: watch::Receiver<bool>) {
+        if self.volumes.support(Capability::Extend) != Support::Offered {
+            return;
+        }
+        let mut record = self.consensus.watch_record();
+        // A growth that the last daemon's end cut short is finished whether or not more is asked for.
+        let (mut checked, mut not_before) = (false, Tick::now());
+        loop {
+            let now = record.get();
+            let Some(cluster) = now.clusters.get(&self.cluster) else { return };
+            let Some(member) = cluster.members.get(&self.member) else { return };
+            if Tick::now() >= not_before {
+                let grown = self.look(&cluster.spec, member.volume, &mut checked).await;
+                not_before = Tick::now() + if grown { Duration::ZERO } else { RETRY };
+            }
+            let revision = cluster.revision;
+            let id = self.cluster;
+            tokio::select! {
+                () = stopped(&mut stop) => return,
+                changed = record.wait_until(|next| next.clusters.get(&id).is_none_or(|c| c.revision != revision)) => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    // What was refused may have been asked for otherwise.
+                    not_before = Tick::now();
+                }
+                () = tokio::time::sleep(LOOK) => {}
+            }
+        }
+    }
+
+    /// Measures, and grows the volume where that is due. Whether there is nothing left to try again.
+    async fn look(&self, spec: &ClusterSpec, volume: VolumeId, checked: &mut bool) -> bool {
+        let (path, size) = {
+            let seen = self.growth.seen();
+            let (Some(path), Some(size)) = (seen.path.clone(), seen.size) else { return true };
+            (path, size)
+        };
+        let free = measured(path).await;
+        self.growth.seen().free = free;
+        let to = match wanted(spec, size, free) {
+            Some(to) => to,
+            None if *checked => {
+                self.growth.seen().failed = None;
+                return true;
+            }
+            None => size,
+        };
+        if to > size {
+            tracing::info!(%volume, from = %size, %to, "a volume grows");
+        }
+        let failed = match self.volumes.extend(volume, to).await {
+            Ok(Extension::Holds(size)) => {
+                *checked = true;
+                let mut seen = self.growth.seen();
+                // How much room that has made is measured anew before it grows again.
+                (seen.size, seen.free, seen.failed) = (Some(size), None, None);
+                return true;
+            }
+            Ok(Extension::NotThere) => "it is not there".to_string(),
+            Ok(Extension::Refused(why)) => why.to_string(),
+            Ok(Extension::Unsupported { why }) => why.to_string(),
+            Err(error) => chain(&error),
+        };
+        tracing::warn!(%volume, why = failed, "a volume does not grow");
+        self.growth.seen().failed = Some(failed);
+        false
+    }
+}
+
+/// Room for Postgres. `None` where that cannot be said, also because the file system does not answer.
+async fn measured(path: PathBuf) -> Option<Bytes> {
+    let statvfs = tokio::task::spawn_blocking(move || rustix::fs::statvfs(&path));
+    let found = tokio::time::timeout(LOOK, statvfs).await.ok()?.ok()?.ok()?;
+    Some(Bytes(found.f_bavail.saturating_mul(found.f_frsize)))
 }
 
 fn is_low(size: Bytes, free: Bytes) -> bool {
@@ -166,15 +228,17 @@ mod tests {
             restarts: 0,
             standing: Default::default(),
         };
-        let growth = Growth { size: Some(Bytes(100 * GIB)), ..Growth::default() };
+        let growth = Growth::default();
+        growth.seen().size = Some(Bytes(100 * GIB));
         let code = |growth: &Growth, spec: &ClusterSpec, free: u64| {
-            growth.finding(spec, &member, Some(Bytes(free * GIB))).map(|finding| finding.code)
+            growth.seen().free = Some(Bytes(free * GIB));
+            growth.finding(spec, &member).map(|finding| finding.code)
         };
         assert_eq!(code(&growth, &spec(None, None), 50), None);
         assert_eq!(code(&growth, &spec(None, None), 5).as_deref(), Some("volume_nearly_full"));
         assert_eq!(code(&growth, &spec(None, Some("200GB")), 5), None, "it grows in a moment");
         assert_eq!(code(&growth, &spec(None, Some("100GB")), 5).as_deref(), Some("volume_nearly_full"));
-        let failed = Growth { failed: Some("the pool is full".into()), ..growth };
-        assert_eq!(code(&failed, &spec(None, Some("200GB")), 5).as_deref(), Some("volume_not_grown"));
+        growth.seen().failed = Some("the pool is full".into());
+        assert_eq!(code(&growth, &spec(None, Some("200GB")), 5).as_deref(), Some("volume_not_grown"));
     }
 }

@@ -31,7 +31,7 @@ use pgstead_types::lease::RefusalAnswer;
 use pgstead_types::record::{ClusterRecord, Lifecycle};
 use pgstead_types::report::{DataSeen, MemberReport, PostgresSeen, RefusalSeen, Working};
 use pgstead_types::{ClusterId, MemberId, Step, Tick};
-use pgstead_volumes::Left;
+use pgstead_volumes::{Left, VolumeError};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -131,9 +131,15 @@ impl MemberTask {
         if self.volume.as_ref().is_none_or(|path| !path.is_dir())
             && let Some(member) = cluster.held(self.member)
         {
-            match self.context.volumes.open(member.volume).await {
+            let opening = tokio::time::timeout(supervise::OPEN_PATIENCE, self.context.volumes.open(member.volume));
+            let opened = opening.await.unwrap_or_else(|_| {
+                let why = "its pool does not answer, or is busy with it".to_string();
+                Err(VolumeError::Unusable { id: member.volume, why })
+            });
+            match opened {
                 Ok(volume) => {
-                    self.growth.opened(&*self.context.volumes, volume.as_ref().and_then(|volume| volume.size));
+                    let (path, size) = volume.as_ref().map(|volume| (&*volume.path, volume.size)).unzip();
+                    self.growth.opened(&*self.context.volumes, path, size.flatten());
                     (self.volume, self.unseen) = (volume.map(|volume| volume.path), None);
                 }
                 Err(error) => {
@@ -191,12 +197,11 @@ impl MemberTask {
         let in_pool = self.context.storage.seen().map(|seen| seen.pool.free);
         let free = self.watch.free().map(|free| in_pool.map_or(free, |in_pool| free.min(in_pool)));
         seen.slots = self.slots.look(&self.context, &self.instance, cluster, &seen, free, &mut self.notes).await;
-        seen.volume_size = self.growth.size;
+        seen.volume_size = self.growth.size();
         if let Some(member) = cluster.members.get(&self.member) {
-            self.growth.look(&self.context.volumes, &cluster.spec, member.volume, free).await;
             seen.findings.extend(
                 self.growth
-                    .finding(&cluster.spec, member, free)
+                    .finding(&cluster.spec, member)
                     .map(|finding| finding.on_cluster(self.cluster).on_member(self.member).on_node(member.node)),
             );
         }

@@ -8,10 +8,11 @@ use std::time::Duration;
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 pub const RETRY_LONGEST: Duration = Duration::from_secs(5);
 
-/// The step that failed last, until it is no longer what comes next.
+/// The step that failed last, until it is no longer what comes next; and the removal of what it has left, where that failed too.
 #[derive(Debug, Default)]
 pub struct Pace {
     failed: Option<Failed>,
+    discard: Option<Failed>,
 }
 
 #[derive(Debug)]
@@ -25,10 +26,13 @@ struct Failed {
 impl Pace {
     /// Whether this step may begin now.
     pub fn may_begin(&mut self, step: Step, now: Tick) -> bool {
+        if step == Step::DiscardPartial {
+            // It makes room for the one that failed, which is still to come.
+            return self.discard.as_ref().is_none_or(|failed| now >= failed.retry_at);
+        }
+        self.discard = None;
         match &self.failed {
             Some(failed) if failed.step == step => now >= failed.retry_at,
-            // It makes room for the one that failed, which is still to come.
-            Some(_) if step == Step::DiscardPartial => true,
             Some(_) | None => {
                 self.failed = None;
                 true
@@ -38,11 +42,13 @@ impl Pace {
 
     /// 1 for the first.
     pub fn attempt(&self, step: Step) -> u32 {
-        self.failed.as_ref().filter(|failed| failed.step == step).map_or(1, |failed| failed.attempt + 1)
+        let failed = if step == Step::DiscardPartial { &self.discard } else { &self.failed };
+        failed.as_ref().filter(|failed| failed.step == step).map_or(1, |failed| failed.attempt + 1)
     }
 
     pub fn succeeded(&mut self, step: Step) {
-        if step != Step::DiscardPartial || self.failed.as_ref().is_some_and(|failed| failed.step == step) {
+        self.discard = None;
+        if step != Step::DiscardPartial {
             self.failed = None;
         }
     }
@@ -50,27 +56,36 @@ impl Pace {
     pub fn failed(&mut self, step: Step, error: String, now: Tick) {
         let attempt = self.attempt(step);
         let delay = RETRY_FIRST.saturating_mul(1 << attempt.min(10)).min(RETRY_LONGEST);
-        self.failed = Some(Failed { step, attempt, error, retry_at: now + delay });
+        let failed = Some(Failed { step, attempt, error, retry_at: now + delay });
+        match step {
+            Step::DiscardPartial => self.discard = failed,
+            _ => self.failed = failed,
+        }
     }
 
     /// Nothing is to be done.
     pub fn rests(&mut self) {
-        self.failed = None;
+        *self = Self::default();
     }
 
-    /// How long until the step that waits may begin; `None` when none waits.
+    /// How long until what waits may begin; `None` when nothing waits.
     pub fn wait(&self, now: Tick) -> Option<Duration> {
-        self.failed.as_ref().map(|failed| failed.retry_at.since(now).clamp(Duration::from_millis(1), RETRY_LONGEST))
+        self.last().map(|failed| failed.retry_at.since(now).clamp(Duration::from_millis(1), RETRY_LONGEST))
     }
 
     pub fn working(&self) -> Option<Working> {
-        self.failed.as_ref().map(|failed| Working {
+        self.last().map(|failed| Working {
             step: failed.step,
             elapsed_ms: 0,
             attempt: failed.attempt,
             percent: None,
             error: Some(failed.error.clone()),
         })
+    }
+
+    /// What stands in the way now.
+    fn last(&self) -> Option<&Failed> {
+        self.discard.as_ref().or(self.failed.as_ref())
     }
 }
 
@@ -119,12 +134,15 @@ mod tests {
     }
 
     #[test]
-    fn a_removal_that_fails_waits_as_well() {
+    fn a_removal_that_fails_waits_as_well_and_the_step_after_it_is_not_forgotten() {
         let (mut pace, now) = (Pace::default(), Tick::now());
         pace.failed(Step::Clone, "refused".into(), now);
         pace.failed(Step::DiscardPartial, "read-only".into(), now);
         assert!(!pace.may_begin(Step::DiscardPartial, now));
+        assert_eq!((pace.attempt(Step::DiscardPartial), pace.attempt(Step::Clone)), (2, 2));
         pace.succeeded(Step::DiscardPartial);
+        assert!(!pace.may_begin(Step::Clone, now));
+        pace.succeeded(Step::Clone);
         assert_eq!(pace.wait(now), None);
     }
 }

@@ -1,6 +1,6 @@
 //! Starts a task for each member that the record places on this node, and what all of them share.
 
-use super::growth::Growth;
+use super::growth::{Grower, Growth};
 use super::notes::Notes;
 use super::observe::Observer;
 use super::slots::SlotWatch;
@@ -29,7 +29,7 @@ use tokio::task::JoinHandle;
 const RETRY: Duration = Duration::from_secs(2);
 
 /// A volume gets so long to be there before its member's task begins without it.
-const OPEN_PATIENCE: Duration = Duration::from_secs(3);
+pub const OPEN_PATIENCE: Duration = Duration::from_secs(3);
 
 /// What every member's task needs of its node.
 pub struct NodeContext {
@@ -79,6 +79,14 @@ pub async fn supervise(context: Arc<NodeContext>, reports: Reports, mut stop: wa
                         leases: context.leases.clone(),
                     };
                     tokio::spawn(keeper.run(stop.clone()));
+                    let grower = Grower {
+                        cluster: cluster.id,
+                        member: member.id,
+                        consensus: context.consensus.clone(),
+                        volumes: context.volumes.clone(),
+                        growth: task.growth.clone(),
+                    };
+                    tokio::spawn(grower.run(stop.clone()));
                     tasks.insert(member.id, tokio::spawn(task.run(stop.clone())));
                 }
                 Err(error) => {
@@ -108,8 +116,9 @@ async fn task(
         Ok(opened) => opened.context("cannot look for its volume")?,
         Err(_) => None,
     };
-    let mut growth = Growth::default();
-    growth.opened(&*context.volumes, volume.as_ref().and_then(|volume| volume.size));
+    let growth = Growth::default();
+    let (path, size) = volume.as_ref().map(|volume| (&*volume.path, volume.size)).unzip();
+    growth.opened(&*context.volumes, path, size.flatten());
     let volume = volume.map(|volume| volume.path);
     let config = setup::instance_config(context, cluster, member, volume.as_deref())?;
     let instance = Arc::new(Instance::open(config).await.context("cannot open its Postgres")?);

@@ -39,9 +39,6 @@ impl ClusterRecord {
                  volume_limit of a running cluster can change; everything else stays as it was made",
             ));
         }
-        if let Some(size) = self.spec.volume_size.filter(|size| spec.volume_size.is_none_or(|asked| asked < *size)) {
-            return Err(conflict(format!("volumes never get smaller: volume_size is {size}; expected that or more")));
-        }
         if *spec == self.spec {
             return Err(conflict("the cluster is asked for in that way already; nothing was changed"));
         }

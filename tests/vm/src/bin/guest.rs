@@ -34,6 +34,7 @@ async fn main() -> ExitCode {
         a_file_system_that_became_read_only_is_mounted_anew_when_nothing_uses_it,
         a_disk_with_a_file_system_is_not_made_a_pool_of,
         a_pool_is_made_of_disks_that_hold_nothing_and_goes_on_where_it_stopped,
+        a_snapshot_has_what_was_written_before_it_though_nobody_synced_it,
         a_growth_that_was_cut_short_is_finished_at_the_next_opening,
         what_is_not_ours_is_not_looked_at,
         a_volume_with_odd_tags_is_reported_and_never_touched,

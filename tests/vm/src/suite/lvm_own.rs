@@ -3,11 +3,11 @@
 use super::contract::{Bench, made, new_volume, tags};
 use super::lvm_bench::{LvmBench, group};
 use pgstead_lvm::{Kind, LvPath, Lvm, Run, WhenFull};
-use pgstead_types::Bytes;
-use pgstead_types::storage::PoolState;
+use pgstead_types::storage::{PoolState, SnapshotWhy};
+use pgstead_types::{Bytes, SnapshotId};
 use pgstead_volumes::{
-    Creation, FileSystemKind, LvmConfig, LvmDriver, LvmPoolError, MakePoolError, NewVolume, PoolBegun, PoolRequest,
-    Refusal, StrayKind, VolumeError, make_pool, plan_pool,
+    Creation, FileSystemKind, LvmConfig, LvmDriver, LvmPoolError, MakePoolError, NewSnapshot, NewVolume, PoolBegun,
+    PoolRequest, Refusal, Snapshotted, StrayKind, VolumeError, make_pool, plan_pool,
 };
 use std::fs;
 use std::path::Path;
@@ -88,6 +88,26 @@ pub async fn a_growth_that_was_cut_short_is_finished_at_the_next_opening() {
         let tags = lvm.volume(&held).await.expect("LVM answers").expect("it is there").tags;
         assert!(tags.is_disjoint(&tag), "{tags:?}");
     }
+}
+
+pub async fn a_snapshot_has_what_was_written_before_it_though_nobody_synced_it() {
+    let bench = bench().await;
+    let volume = made(bench.driver(), &new_volume(1)).await;
+    fs::write(volume.path.join("rows"), "before").expect("it can be written to");
+    let new = NewSnapshot { id: SnapshotId::from_u128(1), of: volume.id, why: SnapshotWhy::Asked, expires: None };
+    let taken = bench.driver().snapshot(new.clone()).await.expect("the pool has room");
+    assert!(matches!(taken, Snapshotted::Made(_)), "{taken:?}");
+    fs::write(volume.path.join("rows"), "after").expect("it can be written to");
+    let (lvm, held) = (Lvm::find().await.expect("the machine has LVM"), path(&format!("snap-{}", new.id)));
+    lvm.activate(&held).await.expect("it is there");
+    fs::create_dir_all("/run/look").expect("it can be made");
+    run("mount", &["-o", "ro,noload", &held.device().to_string_lossy(), "/run/look"]).await;
+    let rows = fs::read_to_string("/run/look/data/rows").expect("it was there");
+    // Somebody looks at it: it is not taken away.
+    bench.driver().remove_snapshot(new.id).await.expect_err("it is mounted");
+    run("umount", &["/run/look"]).await;
+    assert_eq!(rows, "before");
+    assert!(bench.driver().remove_snapshot(new.id).await.expect("nothing uses it"));
 }
 
 pub async fn what_is_not_ours_is_not_looked_at() {

@@ -1,0 +1,96 @@
+//! Snapshots of volumes: thin, so that one takes a moment and no room, whatever the size; what is written to the volume later does.
+
+use super::{Inner, Pool, blocking, filesystem, tags, unusable};
+use crate::driver::{Refusal, VolumeError};
+use crate::snapshot::{NewSnapshot, SNAPSHOTS_MAX, Snapshot, Snapshotted};
+use pgstead_types::storage::PoolState;
+use pgstead_types::{SnapshotId, VolumeId, WallTime};
+use tags::Unreadable;
+
+impl Inner {
+    pub async fn snapshot(&self, new: &NewSnapshot) -> Result<Snapshotted, VolumeError> {
+        let turn = self.turn(new.of);
+        let _turn = turn.lock().await;
+        let held = self.lvm.volumes(&self.config.group).await?;
+        let name = tags::snapshot_name(new.id);
+        if let Some(there) = held.iter().find(|volume| volume.name == name) {
+            let found = self.read_snapshot(there, new.id)?;
+            return match found.of == new.of {
+                true => Ok(Snapshotted::AlreadyThere(found)),
+                false => Err(unusable(new.of, format!("snapshot {} is of volume {}", new.id, found.of))),
+            };
+        }
+        let of = tags::volume_name(new.of);
+        let Some(origin) = held.iter().find(|volume| volume.name == of) else { return Ok(Snapshotted::NotThere) };
+        let (volume, kind) = self.read(origin, new.of)?;
+        let of_it = held.iter().filter_map(tags::snapshot_entry).filter(|(_, of)| *of == Some(new.of)).count();
+        if of_it >= SNAPSHOTS_MAX {
+            return Ok(Snapshotted::Refused(Refusal::TooManySnapshots { id: new.of, limit: SNAPSHOTS_MAX }));
+        }
+        let pool = self.pool().await?;
+        if let Some(refusal) = self.refuses_snapshot(&pool) {
+            return Ok(Snapshotted::Refused(refusal));
+        }
+        let snapshot = pgstead_lvm::Snapshot {
+            of: origin.path(),
+            name: name.clone(),
+            tags: tags::written_snapshot(new, &volume, WallTime::now(), kind),
+            read_only: true,
+        };
+        self.lvm.snapshot(&snapshot).await?;
+        let made = self.lvm.volume(&self.path(name)).await?;
+        let made =
+            made.ok_or_else(|| unusable(new.of, "LVM does not list the snapshot though it was made just now"))?;
+        Ok(Snapshotted::Made(self.read_snapshot(&made, new.id)?))
+    }
+
+    /// Every write after it copies what it keeps.
+    fn refuses_snapshot(&self, pool: &Pool) -> Option<Refusal> {
+        match pool.state() {
+            PoolState::Fine => None,
+            PoolState::NearlyFull { why } | PoolState::Full { why } | PoolState::Unwell { why } => {
+                Some(Refusal::PoolUnwell { pool: self.pool_path(), why })
+            }
+        }
+    }
+
+    /// In the order in which they were taken. What cannot be read is left out, and left alone.
+    pub async fn snapshots(&self) -> Result<Vec<Snapshot>, VolumeError> {
+        let held = self.lvm.volumes(&self.config.group).await?;
+        let read = |held| tags::snapshot_entry(held).and_then(|(id, _)| self.read_snapshot(held, id).ok());
+        let mut all: Vec<Snapshot> = held.iter().filter_map(read).collect();
+        all.sort_by_key(|snapshot| (snapshot.created, snapshot.id));
+        Ok(all)
+    }
+
+    /// Whether it was there.
+    pub async fn remove_snapshot(&self, id: SnapshotId) -> Result<bool, VolumeError> {
+        let Some(held) = self.lvm.volume(&self.path(tags::snapshot_name(id))).await? else { return Ok(false) };
+        // Its tags are read for this alone: what has our name and not our tags is not ours to remove.
+        self.read_snapshot(&held, id)?;
+        let mounted = held.device_number;
+        let in_use =
+            blocking(move || Ok(filesystem::mounts()?.into_iter().any(|mount| Some(mount.device_number) == mounted)));
+        if in_use.await? {
+            let path = held.path().device();
+            return Err(VolumeError::Unreadable { path, why: "it is mounted, which nothing of ours does".to_string() });
+        }
+        self.lvm.remove(&held.path()).await?;
+        Ok(true)
+    }
+
+    /// Those of a volume that is deleted itself.
+    pub async fn remove_snapshots_of(&self, id: VolumeId) -> Result<(), VolumeError> {
+        for snapshot in self.snapshots().await? {
+            if snapshot.of == id {
+                self.remove_snapshot(snapshot.id).await?;
+            }
+        }
+        Ok(())
+    }
+
+    fn read_snapshot(&self, held: &pgstead_lvm::LogicalVolume, id: SnapshotId) -> Result<Snapshot, VolumeError> {
+        tags::read_snapshot(held, id)
+            .map_err(|Unreadable(why)| VolumeError::Unreadable { path: held.path().device(), why })
+    }
+}

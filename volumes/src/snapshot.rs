@@ -1,0 +1,45 @@
+//! Snapshots: read-only copies of volumes as they were at one moment.
+
+use crate::driver::{Refusal, VolumeTags};
+use pgstead_types::storage::SnapshotWhy;
+use pgstead_types::{Bytes, SnapshotId, VolumeId, WallTime};
+
+/// More of one volume than this make every write to it dearer, and nobody finds the right one.
+pub const SNAPSHOTS_MAX: usize = 100;
+
+/// A snapshot as asked for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NewSnapshot {
+    pub id: SnapshotId,
+    pub of: VolumeId,
+    pub why: SnapshotWhy,
+    /// When it may go; `None`: when a person says so.
+    pub expires: Option<WallTime>,
+}
+
+/// A snapshot that is there. What it was taken of may be gone.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Snapshot {
+    pub id: SnapshotId,
+    pub of: VolumeId,
+    /// Of the volume, then.
+    pub tags: VolumeTags,
+    pub why: SnapshotWhy,
+    pub created: WallTime,
+    pub expires: Option<WallTime>,
+    pub size: Bytes,
+}
+
+/// The answer to a request for a snapshot.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Snapshotted {
+    Made(Snapshot),
+    /// An earlier call made it, of the same volume.
+    AlreadyThere(Snapshot),
+    /// There is no such volume.
+    NotThere,
+    Refused(Refusal),
+    Unsupported {
+        why: &'static str,
+    },
+}
