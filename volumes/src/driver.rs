@@ -47,6 +47,9 @@ pub trait VolumeDriver: Send + Sync + fmt::Debug {
     /// Deletes one; whether it was there. A hard removal of a volume deletes its own.
     async fn remove_snapshot(&self, id: SnapshotId) -> Result<bool, VolumeError>;
 
+    /// Gives a pool that is getting full more room, where there is some to give; says what it did.
+    async fn relieve(&self) -> Result<Option<String>, VolumeError>;
+
     /// The pool as a whole, now.
     async fn usage(&self) -> Result<Usage, VolumeError>;
 }

@@ -147,6 +147,14 @@ impl Storage {
 
     /// Tells of orphans that `candidates` has from the look before, and puts those of this one there.
     async fn look_once(&self, candidates: &mut BTreeSet<(VolumeId, String)>) -> Result<StorageSeen, VolumeError> {
+        match self.volumes.relieve().await {
+            Ok(None) => {}
+            Ok(Some(now)) => tracing::info!(pool = %self.pool, %now, "the pool has more room"),
+            Err(error) => {
+                let why = crate::member::chain(&error);
+                tracing::warn!(pool = %self.pool, %why, "the pool is getting full, and cannot be given more room");
+            }
+        }
         let usage = self.volumes.usage().await?;
         let inventory = self.volumes.list().await?;
         // The record after the inventory: whatever was made by its order is in it.

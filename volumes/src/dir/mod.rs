@@ -141,6 +141,10 @@ impl VolumeDriver for DirDriver {
         Ok(false)
     }
 
+    async fn relieve(&self) -> Result<Option<String>, VolumeError> {
+        Ok(None)
+    }
+
     async fn usage(&self) -> Result<Usage, VolumeError> {
         self.on_pool(Pool::usage).await
     }

@@ -15,7 +15,7 @@ const CHUNK: Bytes = Bytes(64 << 10);
 const DEVICE_MIN: Bytes = Bytes(1 << 30);
 /// lvmthin(7): no less than 2 MiB and no more than 16 GiB are of use.
 const METADATA_MIN: Bytes = Bytes(16 << 20);
-const METADATA_MAX: Bytes = Bytes(16 << 30);
+pub(super) const METADATA_MAX: Bytes = Bytes(16 << 30);
 /// Of the group, for the pool's data. What is left takes the pool's growth, and the second copy of its metadata that a repair needs.
 const DATA_PERCENT: u64 = 90;
 

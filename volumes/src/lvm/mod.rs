@@ -11,6 +11,7 @@
 
 mod filesystem;
 mod make;
+mod relief;
 mod snapshots;
 mod tags;
 
@@ -26,6 +27,7 @@ use crate::folder;
 use crate::snapshot::{NewSnapshot, Snapshot, Snapshotted};
 use async_trait::async_trait;
 use filesystem::Check;
+use make::METADATA_MAX;
 use pgstead_lvm::{GroupName, Health, Kind, LogicalVolume, LvName, LvPath, Lvm, LvmError, NewThinVolume, Percent};
 use pgstead_types::storage::PoolState;
 use pgstead_types::{Bytes, SnapshotId, Tick, VolumeId, WallTime};
@@ -218,6 +220,11 @@ impl VolumeDriver for LvmDriver {
         whole(async move { inner.remove_snapshot(id).await }).await
     }
 
+    async fn relieve(&self) -> Result<Option<String>, VolumeError> {
+        let inner = Arc::clone(&self.inner);
+        whole(async move { inner.relieve().await }).await
+    }
+
     async fn usage(&self) -> Result<Usage, VolumeError> {
         let pool = self.inner.pool().await?;
         let used = pool.data_used.of(pool.size);
@@ -259,6 +266,7 @@ struct Pool {
     size: Bytes,
     data_used: Percent,
     metadata_used: Percent,
+    metadata_size: Bytes,
     health: Health,
 }
 
@@ -474,7 +482,7 @@ impl Inner {
         let path = self.path(self.config.pool.clone());
         let unreadable = |why: &str| VolumeError::Unreadable { path: self.pool_path(), why: why.to_string() };
         let held = self.lvm.volume(&path).await?.ok_or_else(|| unreadable("it is not there"))?;
-        let Kind::ThinPool { data_used, metadata_used, .. } = held.kind else {
+        let Kind::ThinPool { data_used, metadata_used, metadata_size, .. } = held.kind else {
             return Err(unreadable("it is not a thin pool"));
         };
         // They are known while the pool is active, which it is as soon as one of its volumes is.
@@ -490,7 +498,7 @@ impl Inner {
                 }
             }
         };
-        Ok(Pool { size: held.size, data_used, metadata_used, health: held.health })
+        Ok(Pool { size: held.size, data_used, metadata_used, metadata_size, health: held.health })
     }
 
     async fn ensure_mounted(

@@ -98,6 +98,30 @@ async fn an_idle_session_ends_when_asked_and_a_busy_one_when_done() {
 }
 
 #[tokio::test]
+async fn what_comes_after_an_error_waits_for_the_end_of_a_cancel_and_the_sync_of_the_error_does_not() {
+    let mut world = start();
+    world.member.write_all(READY).await.unwrap();
+    expect(&mut world.client, READY).await;
+    let (parse, sync, query) = (b"P\0\0\0\x08\0\0\0\0", b"S\0\0\0\x04", b"Q\0\0\0\x06x\0");
+    world.client.write_all(parse).await.unwrap();
+    expect(&mut world.member, parse).await;
+    world.watch.on_cancel_begins();
+    let error = b"E\0\0\0\x0bCXX000\0";
+    world.member.write_all(error).await.unwrap();
+    expect(&mut world.client, error).await;
+    world.client.write_all(sync).await.unwrap();
+    expect(&mut world.member, sync).await;
+    world.member.write_all(READY).await.unwrap();
+    expect(&mut world.client, READY).await;
+    world.client.write_all(query).await.unwrap();
+    let mut seen = [0; 1];
+    let early = tokio::time::timeout(Duration::from_millis(50), world.member.read(&mut seen)).await;
+    assert!(early.is_err(), "{seen:?}");
+    world.watch.on_cancel_ends();
+    expect(&mut world.member, query).await;
+}
+
+#[tokio::test]
 async fn a_commit_under_a_cancel_never_arrives() {
     let mut world = start();
     world.member.write_all(READY).await.unwrap();

@@ -308,6 +308,14 @@ pub async fn a_pool_that_is_nearly_full_takes_no_volume_and_keeps_what_it_has() 
     let usage = bench.driver().usage().await.expect("LVM answers");
     assert!(usage.used.0 > usage.total.0 / 5 * 4, "{usage:?}");
     assert!(matches!(usage.state, PoolState::NearlyFull { .. }), "{usage:?}");
+    // As long as the group has room, so has the pool.
+    let total = usage.total;
+    assert!(bench.driver().relieve().await.expect("the group has room").is_some());
+    let usage = bench.driver().usage().await.expect("LVM answers");
+    assert!(usage.total > total && usage.state == PoolState::Fine, "{usage:?}");
+    assert_eq!(bench.driver().relieve().await.expect("LVM answers"), None, "{usage:?}");
+    let lvm = Lvm::find().await.expect("the machine has LVM");
+    assert!(lvm.volume(&path("pool")).await.expect("LVM answers").expect("it is there").size > total);
     // What is there already needs no room.
     let again = bench.driver().create(big).await.expect("LVM answers");
     assert!(matches!(again, Creation::AlreadyThere(_)), "{again:?}");
