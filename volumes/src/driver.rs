@@ -158,8 +158,8 @@ pub enum Refusal {
         pool.display()
     )]
     LargerThanPool { pool: PathBuf, size: Bytes, asked: Bytes },
-    #[error("volume {id} has {limit} snapshots, and expected are fewer; remove some (`pgstead snapshot list`)")]
-    TooManySnapshots { id: VolumeId, limit: usize },
+    #[error("{whose} has {limit} snapshots, and takes no more; remove some (`pgstead snapshot list`)")]
+    TooManySnapshots { whose: String, limit: usize },
     #[error("a volume of {size} is too small for {file_system}; expected at least {least}")]
     TooSmall { size: Bytes, least: Bytes, file_system: &'static str },
     #[error("the pool {} is not well: {why}; it takes no new volume", pool.display())]

@@ -7,6 +7,9 @@ use pgstead_types::{Bytes, SnapshotId, VolumeId, WallTime};
 /// More of one volume than this make every write to it dearer, and nobody finds the right one.
 pub const SNAPSHOTS_MAX: usize = 100;
 
+/// Of one pool: LVM keeps all that it knows of a group in an area of a megabyte, and a snapshot takes nearly a thousand bytes of it.
+pub const SNAPSHOTS_OF_POOL_MAX: usize = 400;
+
 /// A snapshot as asked for.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct NewSnapshot {

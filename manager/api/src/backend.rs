@@ -66,12 +66,12 @@ pub trait Backend: Send + Sync + 'static {
     async fn remove_node(&self, node: NodeId) -> Result<(), Rejected>;
     /// Removes a volume of that node that no member has.
     async fn remove_volume(&self, node: NodeId, volume: VolumeId) -> Result<(), Rejected>;
-    /// Takes a snapshot of a member's volume, to be kept until then.
+    /// Takes a snapshot of a member's volume, to be kept for so long.
     async fn take_snapshot(
         &self,
         cluster: ClusterId,
         member: MemberId,
-        expires: Option<WallTime>,
+        keep: Option<Duration>,
     ) -> Result<SnapshotSeen, Rejected>;
     async fn remove_snapshot(&self, node: NodeId, snapshot: SnapshotId) -> Result<(), Rejected>;
 

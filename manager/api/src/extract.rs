@@ -142,6 +142,11 @@ fn if_match(headers: &HeaderMap) -> Result<Option<u64>, Problem> {
 
 /// A duration as people write it: `30s`, `5m`, `1h 30m`.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    // Days are 24 hours here, whatever clocks do to some of them.
+    let days = text.strip_suffix('d').filter(|count| count.len() <= 6).and_then(|count| count.parse::<u32>().ok());
+    if let Some(days) = days {
+        return Ok(Duration::from_secs(u64::from(days) * 24 * 3600));
+    }
     text.parse::<jiff::SignedDuration>()
         .ok()
         .and_then(|signed| Duration::try_from(signed).ok())

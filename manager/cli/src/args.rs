@@ -2,6 +2,7 @@
 
 use clap::{Args, Subcommand, ValueEnum};
 use pgstead_api::parse_duration;
+use pgstead_types::schedule::SnapshotSchedule;
 use pgstead_types::size::VolumeSize;
 use pgstead_types::slots::WalBudget;
 use pgstead_types::spec::{Cascade, Durability};
@@ -200,6 +201,9 @@ pub struct CreateArgs {
     /// Let a volume of which less than 20 % is free grow by itself, by a quarter at a time, up to this size
     #[arg(long, value_name = "SIZE")]
     pub volume_limit: Option<VolumeSize>,
+    /// Take snapshots of the leader's volume by themselves, and keep them for so long, such as "every 6h keep 7d"; of pools of driver lvm
+    #[arg(long, value_name = "SCHEDULE")]
+    pub snapshots: Option<SnapshotSchedule>,
     /// A spec in TOML or JSON; the other options win over it
     #[arg(long, value_name = "FILE")]
     pub file: Option<PathBuf>,
@@ -210,7 +214,7 @@ pub struct CreateArgs {
 #[derive(Args, Clone, Debug)]
 #[command(group = clap::ArgGroup::new("what").required(true).multiple(true)
     .args(["members", "sync_replicas", "durability", "slot_wal_budget", "cascade", "logical_replication", "volume_size",
-        "volume_limit"]))]
+        "volume_limit", "snapshots"]))]
 pub struct UpdateArgs {
     /// Name or id
     #[arg(value_name = "CLUSTER")]
@@ -241,6 +245,9 @@ pub struct UpdateArgs {
     /// Let a volume of which less than 20 % is free grow by itself, by a quarter at a time, up to this size
     #[arg(long, value_name = "SIZE")]
     pub volume_limit: Option<VolumeSize>,
+    /// Take snapshots of the leader's volume by themselves, and keep them for so long, such as "every 6h keep 7d"; or off
+    #[arg(long, value_name = "SCHEDULE")]
+    pub snapshots: Option<SnapshotSchedule>,
     #[command(flatten)]
     pub wait: WaitArgs,
 }

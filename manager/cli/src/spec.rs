@@ -31,6 +31,7 @@ pub fn read(args: &CreateArgs) -> Result<ClusterSpec, Failure> {
     }
     spec.volume_size = args.volume_size.or(spec.volume_size);
     spec.volume_limit = args.volume_limit.or(spec.volume_limit);
+    spec.snapshots = args.snapshots.unwrap_or(spec.snapshots);
     spec.logical_replication |= args.logical_replication;
     spec.settings.extend(args.set.iter().cloned());
     // The API checks again; here it needs no server.

@@ -438,12 +438,17 @@ impl Backend for NodeBackend {
         &self,
         cluster: ClusterId,
         member: MemberId,
-        expires: Option<WallTime>,
+        keep: Option<Duration>,
     ) -> Result<SnapshotSeen, Rejected> {
         let held = self.cluster(cluster)?;
         let gone = || Rejected::NotFound { what: "member", id: member.to_string() };
         let node = held.members.get(&member).ok_or_else(gone)?.node;
-        let asked = SnapshotRequest { id: SnapshotId::from_uuid(Uuid::now_v7()), cluster, member, expires };
+        let asked = SnapshotRequest {
+            id: SnapshotId::from_uuid(Uuid::now_v7()),
+            cluster,
+            member,
+            keep_s: keep.map(|keep| keep.as_secs().max(1)),
+        };
         if node == self.consensus.node() {
             let taken = self.storage.snapshot(asked).await;
             return taken.map_err(|why| Rejected::Conflict { why: crate::member::chain(&why) });

@@ -131,6 +131,7 @@ mod tests {
             path: path.into(),
             size: Bytes(8 << 30),
             holds: holds.iter().map(ToString::to_string).collect(),
+            number: 0,
         };
         let request = PoolRequest {
             group: "nvme".parse().unwrap(),

@@ -94,13 +94,25 @@ fn timeless(report: &MemberReport) -> MemberReport {
 /// The last look at the storage that a controller was told of: it may be large, and is not told again.
 #[derive(Default)]
 struct Told {
-    controller: Option<NodeId>,
+    /// In its term: the same node begins anew with each.
+    controller: Option<(NodeId, u64)>,
     look: u64,
+    /// Reports since then.
+    since: u32,
 }
 
+/// A controller may have forgotten it all the same.
+const TELL_AGAIN: u32 = 10;
+
 impl Told {
-    fn look_for(&self, controller: NodeId) -> u64 {
-        if self.controller == Some(controller) { self.look } else { 0 }
+    fn look_for(&mut self, controller: (NodeId, u64)) -> u64 {
+        self.since += 1;
+        if self.controller == Some(controller) && self.since < TELL_AGAIN { self.look } else { 0 }
+    }
+    fn told(&mut self, controller: (NodeId, u64), look: u64, said: bool) {
+        if said {
+            *self = Self { controller: Some(controller), look, since: 0 };
+        }
     }
 }
 
@@ -137,9 +149,12 @@ impl Reporter {
     }
 
     async fn send(&self, sequence: u64, told: &mut Told) -> bool {
-        let Some(leader) = self.consensus.leadership().leader else { return false };
+        let leadership = self.consensus.leadership();
+        let Some(leader) = leadership.leader else { return false };
+        let controller = (leader, leadership.term);
         let record = self.consensus.record();
-        let (look, storage) = self.storage.seen_since(told.look_for(leader));
+        let (look, storage) = self.storage.seen_since(told.look_for(controller));
+        let says = storage.is_some();
         let report = NodeReport {
             node: self.consensus.node(),
             session: self.session,
@@ -160,7 +175,7 @@ impl Reporter {
             } else {
                 self.controller.arrived(arrived);
             }
-            *told = Told { controller: Some(leader), look };
+            told.told(controller, look, says);
             return true;
         }
         let Some(node) = record.nodes.get(&leader) else { return false };
@@ -191,7 +206,7 @@ impl Reporter {
             Ok(answer) => {
                 let delivered = answer.status().is_success();
                 if delivered {
-                    *told = Told { controller: Some(leader), look };
+                    told.told(controller, look, says);
                 }
                 delivered
             }

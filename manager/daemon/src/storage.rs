@@ -4,6 +4,7 @@
 use crate::instances::Instances;
 use pgstead_consensus::{Consensus, TokioRuntime};
 use pgstead_types::record::Record;
+use pgstead_types::schedule::SnapshotSchedule;
 use pgstead_types::storage::{
     ORPHANS_MAX, Orphan, OrphanState, PoolSeen, PoolState, SNAPSHOTS_TOLD_MAX, SnapshotSeen, SnapshotWhy, StorageSeen,
 };
@@ -18,6 +19,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
+use uuid::Uuid;
 
 /// A look costs one or two calls of LVM's programs, and a pool fills within minutes at the fastest.
 const LOOK: Duration = Duration::from_secs(10);
@@ -46,6 +48,8 @@ pub struct Seen {
     storage: Option<StorageSeen>,
     /// Why the last look came to nothing.
     failed: Option<String>,
+    /// Of clusters whose snapshots are due and could not be taken, and why.
+    not_taken: Vec<(ClusterId, MemberId, String)>,
 }
 
 /// Why a volume is not removed.
@@ -69,7 +73,8 @@ pub struct SnapshotRequest {
     pub id: SnapshotId,
     pub cluster: ClusterId,
     pub member: MemberId,
-    pub expires: Option<WallTime>,
+    /// For so many seconds; for ever if absent. Counted by the clock of the node that has it.
+    pub keep_s: Option<u64>,
 }
 
 /// Why there is no snapshot.
@@ -101,7 +106,13 @@ impl Storage {
                 format!("the pool {} cannot be looked at, so nobody knows how full it is: {why}", self.pool),
             )
         });
-        found.chain(failed).map(|finding| finding.on_node(self.consensus.node())).collect()
+        let not_taken = seen.not_taken.into_iter().map(|(cluster, member, why)| {
+            let text = format!(
+                "a snapshot is due by the cluster's spec and was not taken: {why}; it is tried again every 10 s"
+            );
+            Finding::warning("snapshot_not_taken", text).on_cluster(cluster).on_member(member)
+        });
+        found.chain(failed).chain(not_taken).map(|finding| finding.on_node(self.consensus.node())).collect()
     }
 
     /// Looks until `stop`.
@@ -112,14 +123,17 @@ impl Storage {
         loop {
             let found = match self.look_once(&mut candidates).await {
                 Ok(storage) => {
-                    let orphans = storage.orphans.clone();
+                    let (storage, not_taken) = self.take_what_is_due(storage).await;
+                    let (orphans, expired) = (storage.orphans.clone(), expired(&storage.snapshots, WallTime::now()));
                     {
                         let mut seen = self.held();
-                        *seen = Seen { look: seen.look + 1, storage: Some(storage), failed: None };
+                        *seen = Seen { look: seen.look + 1, storage: Some(storage), failed: None, not_taken };
                     }
-                    if !orphans.is_empty() && clearing.as_ref().is_none_or(JoinHandle::is_finished) {
+                    if !(orphans.is_empty() && expired.is_empty())
+                        && clearing.as_ref().is_none_or(JoinHandle::is_finished)
+                    {
                         let storage = self.clone();
-                        clearing = Some(tokio::spawn(async move { storage.clear_all(orphans).await }));
+                        clearing = Some(tokio::spawn(async move { storage.clear_all(orphans, expired).await }));
                     }
                     true
                 }
@@ -170,7 +184,8 @@ impl Storage {
             None => self.held().storage.as_ref().map(|seen| seen.orphans.clone()).unwrap_or_default(),
         };
         orphans.truncate(ORPHANS_MAX);
-        let snapshots = self.kept_snapshots().await?;
+        let mut snapshots: Vec<SnapshotSeen> = self.volumes.snapshots().await?.into_iter().map(told).collect();
+        snapshots.drain(..snapshots.len().saturating_sub(SNAPSHOTS_TOLD_MAX));
         let pool = PoolSeen {
             name: self.pool.clone(),
             driver: self.volumes.name().to_string(),
@@ -189,8 +204,20 @@ impl Storage {
         (record.deployment.is_some() && self.consensus.leadership().leader.is_some()).then_some(record)
     }
 
-    async fn clear_all(&self, orphans: Vec<Orphan>) {
+    async fn clear_all(&self, orphans: Vec<Orphan>, expired: Vec<SnapshotId>) {
         let mut cleared = false;
+        for id in expired {
+            match self.volumes.remove_snapshot(id).await {
+                Ok(_) => {
+                    tracing::info!(snapshot = %id, "removed a snapshot whose time is over");
+                    cleared = true;
+                }
+                Err(error) => {
+                    let why = crate::member::chain(&error);
+                    tracing::warn!(snapshot = %id, %why, "cannot remove a snapshot whose time is over");
+                }
+            }
+        }
         for orphan in orphans {
             match self.clear(&orphan).await {
                 Ok(true) => {
@@ -209,26 +236,30 @@ impl Storage {
         }
     }
 
-    /// The newest that are there, after those that may go have gone.
-    async fn kept_snapshots(&self) -> Result<Vec<SnapshotSeen>, VolumeError> {
-        let (now, mut kept) = (WallTime::now(), Vec::new());
-        for snapshot in self.volumes.snapshots().await? {
-            if snapshot.expires.is_some_and(|expires| expires <= now) {
-                match self.volumes.remove_snapshot(snapshot.id).await {
-                    Ok(_) => {
-                        tracing::info!(snapshot = %snapshot.id, volume = %snapshot.of, "removed a snapshot whose time is over");
-                        continue;
-                    }
-                    Err(error) => {
-                        let why = crate::member::chain(&error);
-                        tracing::warn!(snapshot = %snapshot.id, %why, "cannot remove a snapshot whose time is over");
-                    }
+    /// By the specs of the clusters that are led from here. A leader that is new takes its first at once: there is none of its own yet.
+    async fn take_what_is_due(&self, mut storage: StorageSeen) -> (StorageSeen, Vec<(ClusterId, MemberId, String)>) {
+        let (now, mut not_taken) = (WallTime::now(), Vec::new());
+        for due in due(&self.consensus.record(), self.consensus.node(), &storage.snapshots, now) {
+            let new = NewSnapshot {
+                id: SnapshotId::from_uuid(Uuid::now_v7()),
+                of: due.volume,
+                why: SnapshotWhy::Scheduled,
+                expires: Some(now.plus(due.keep)),
+            };
+            let why = match self.volumes.snapshot(new).await {
+                Ok(Snapshotted::Made(snapshot) | Snapshotted::AlreadyThere(snapshot)) => {
+                    tracing::info!(snapshot = %snapshot.id, volume = %snapshot.of, "took a snapshot by the cluster's spec");
+                    storage.snapshots.push(told(snapshot));
+                    continue;
                 }
-            }
-            kept.push(told(snapshot));
+                Ok(Snapshotted::NotThere) => "the leader has no volume yet".to_string(),
+                Ok(Snapshotted::Refused(why)) => why.to_string(),
+                Ok(Snapshotted::Unsupported { why }) => why.to_string(),
+                Err(error) => crate::member::chain(&error),
+            };
+            not_taken.push((due.cluster, due.member, why));
         }
-        kept.drain(..kept.len().saturating_sub(SNAPSHOTS_TOLD_MAX));
-        Ok(kept)
+        (storage, not_taken)
     }
 
     /// Takes a snapshot of a member's volume. Repeated with its id, it says what there is.
@@ -237,7 +268,8 @@ impl Storage {
         let held = record.clusters.get(&asked.cluster).and_then(|cluster| cluster.members.get(&asked.member));
         let member = held.filter(|member| member.node == self.consensus.node());
         let member = member.ok_or_else(|| SnapshotError::Refused("the member is not on this node".into()))?;
-        let new = NewSnapshot { id: asked.id, of: member.volume, why: SnapshotWhy::Asked, expires: asked.expires };
+        let expires = asked.keep_s.map(|keep| WallTime::now().plus(Duration::from_secs(keep)));
+        let new = NewSnapshot { id: asked.id, of: member.volume, why: SnapshotWhy::Asked, expires };
         match self.volumes.snapshot(new).await? {
             Snapshotted::Made(snapshot) => {
                 tracing::info!(snapshot = %snapshot.id, volume = %snapshot.of, "took a snapshot");
@@ -279,6 +311,10 @@ impl Storage {
                 let in_use = *deployment != self.deployment || self.instances.has(*member);
                 // Made by the order of an old record, a moment before the new one came: nothing was ever written to it.
                 if in_use || !is_empty(Path::new(&orphan.path)) {
+                    return Ok(false);
+                }
+                // It was written to, then.
+                if self.volumes.snapshots().await?.iter().any(|snapshot| snapshot.of == orphan.id) {
                     return Ok(false);
                 }
                 VolumeTags { deployment: *deployment, cluster: *cluster, member: *member }
@@ -356,6 +392,39 @@ impl Storage {
     fn held(&self) -> std::sync::MutexGuard<'_, Seen> {
         self.seen.lock().expect("nothing panics while it holds what was seen")
     }
+}
+
+fn expired(snapshots: &[SnapshotSeen], now: WallTime) -> Vec<SnapshotId> {
+    snapshots.iter().filter(|seen| seen.expires.is_some_and(|at| at <= now)).map(|seen| seen.id).collect()
+}
+
+/// A snapshot that it is time for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Due {
+    cluster: ClusterId,
+    member: MemberId,
+    volume: VolumeId,
+    keep: Duration,
+}
+
+fn due(record: &Record, node: NodeId, taken: &[SnapshotSeen], now: WallTime) -> Vec<Due> {
+    let led = record.clusters.values().filter_map(|cluster| {
+        let SnapshotSchedule::Every { every, keep } = cluster.spec.snapshots else { return None };
+        let leader = cluster.leadership.leader().filter(|_| cluster.is_confirmed())?;
+        let member = cluster.members.get(&leader).filter(|member| member.node == node)?;
+        Some((Due { cluster: cluster.id, member: leader, volume: member.volume, keep }, every))
+    });
+    let of_it = |due: &Due| {
+        let volume = due.volume;
+        let scheduled = move |seen: &&SnapshotSeen| seen.volume == volume && seen.why == SnapshotWhy::Scheduled;
+        taken.iter().filter(scheduled).map(|seen| seen.created)
+    };
+    led.filter(|(due, every)| is_time(of_it(due), *every, now)).map(|(due, _)| due).collect()
+}
+
+fn is_time(taken: impl Iterator<Item = WallTime>, every: Duration, now: WallTime) -> bool {
+    // One from the future is of a clock that was put back since. It counts for nothing, and goes in its own time.
+    taken.filter(|at| *at <= now).max().is_none_or(|last| last.plus(every) <= now)
 }
 
 fn told(snapshot: Snapshot) -> SnapshotSeen {
@@ -459,6 +528,18 @@ mod tests {
             stray(11, StrayKind::Unreadable { why: "no tags".into() }),
         ];
         Inventory { volumes: vec![volume], strays }
+    }
+
+    #[test]
+    fn a_snapshot_is_due_when_the_last_is_old_enough_whatever_the_clock_has_done() {
+        let hour = Duration::from_secs(3600);
+        let at = |hours: i64| WallTime(hours * 3_600_000);
+        let due = |taken: &[i64], now: i64| is_time(taken.iter().map(|hours| at(*hours)), hour * 6, at(now));
+        assert!(due(&[], 100));
+        assert!(due(&[80, 94], 100));
+        assert!(!due(&[80, 95], 100));
+        assert!(due(&[120], 100), "taken before the clock was put back");
+        assert!(!due(&[120, 99], 100));
     }
 
     #[test]

@@ -8,6 +8,7 @@ pub mod position;
 pub mod record;
 pub mod report;
 pub mod routes;
+pub mod schedule;
 pub mod secret;
 pub mod sessions;
 pub mod size;

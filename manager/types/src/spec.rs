@@ -1,5 +1,6 @@
 //! What a person asks for. Every field is checked here, before anything is recorded, with one sentence per mistake.
 
+use crate::schedule::SnapshotSchedule;
 use crate::size::VolumeSize;
 use crate::slots::WalBudget;
 use crate::window::{BadWindow, Window};
@@ -137,6 +138,9 @@ pub struct ClusterSpec {
     /// Up to where a volume that has become nearly full grows by itself; without it none does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub volume_limit: Option<VolumeSize>,
+    /// When snapshots of the leader's volume are taken by themselves: `off`, or such as `every 6h keep 7d`.
+    #[serde(default, skip_serializing_if = "SnapshotSchedule::is_off")]
+    pub snapshots: SnapshotSchedule,
 }
 
 /// Another member leads at once, or the same one after a restart.
@@ -215,6 +219,7 @@ impl ClusterSpec {
             logical_replication: false,
             volume_size: None,
             volume_limit: None,
+            snapshots: SnapshotSchedule::Off,
         }
     }
 

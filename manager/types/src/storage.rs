@@ -47,12 +47,15 @@ pub struct SnapshotSeen {
 pub enum SnapshotWhy {
     /// A person asked for it.
     Asked,
+    /// The cluster's spec did.
+    Scheduled,
 }
 
 impl SnapshotWhy {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Asked => "asked",
+            Self::Scheduled => "scheduled",
         }
     }
 }
@@ -64,7 +67,7 @@ impl fmt::Display for SnapshotWhy {
 impl FromStr for SnapshotWhy {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
-        let found = [Self::Asked].into_iter().find(|why| why.as_str() == text);
+        let found = [Self::Asked, Self::Scheduled].into_iter().find(|why| why.as_str() == text);
         found.ok_or_else(|| format!("{text:?} is no reason for a snapshot"))
     }
 }

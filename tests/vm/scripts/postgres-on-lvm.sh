@@ -91,7 +91,9 @@ pgstead snapshot create app
 pgstead snapshot create app --keep 1s
 within 60 bash -c '[ "$(lvs --noheadings -o lv_name nvme | grep -c snap-)" = 1 ]'
 within 20 bash -c '[ "$(pgstead snapshot list --cluster app | grep -c " kept")" = 1 ]'
-say "a snapshot is kept, and one whose time is over is not"
+timeout 60 pgstead cluster update app --snapshots "every 1h keep 1d" || fail "there is no schedule"
+within 60 bash -c '[ "$(lvs --noheadings -o lv_name nvme | grep -c snap-)" = 2 ]'
+say "a snapshot is kept, one whose time is over is not, and one is taken by itself"
 
 say "every process dies"
 kill_everything

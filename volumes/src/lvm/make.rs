@@ -5,8 +5,8 @@ use pgstead_lvm::{GroupName, Kind, LvName, LvPath, Lvm, LvmError, NewThinPool, P
 use pgstead_types::Bytes;
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Seek, SeekFrom};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// Small enough that a page written after a snapshot copies little, large enough that a pool of many TiB can be kept account of.
@@ -47,6 +47,8 @@ pub struct DeviceSeen {
     pub size: Bytes,
     /// What it holds by its signatures, such as `ext4` or `gpt`; nothing where it holds nothing.
     pub holds: Vec<String>,
+    /// The kernel's number for it: another disk may come to have the same name.
+    pub number: u64,
 }
 
 /// How far an earlier attempt has come.
@@ -84,6 +86,15 @@ pub enum MakePoolError {
     InUse { path: PathBuf },
     #[error("{} holds {}; with --wipe that is deleted", path.display(), holds.join(", "))]
     Holds { path: PathBuf, holds: Vec<String> },
+    #[error(
+        "{} is a part of something larger ({what}), which may lie on other disks as well and be of use; take it out there by its \
+         own tools first (vgreduce and pvremove, mdadm, cryptsetup, ...)", path.display()
+    )]
+    PartOfMore { path: PathBuf, what: String },
+    #[error("{} has partitions ({}); name one of them, or delete them first", path.display(), parts.join(", "))]
+    HasPartitions { path: PathBuf, parts: Vec<String> },
+    #[error("{} is not what it was when it was shown; nothing was done: look again", path.display())]
+    Changed { path: PathBuf },
     #[error("{} has {size}; expected at least {DEVICE_MIN}", path.display())]
     TooSmall { path: PathBuf, size: Bytes },
     #[error(
@@ -136,7 +147,7 @@ pub async fn plan_pool(mut request: PoolRequest) -> Result<PoolPlan, MakePoolErr
             return Err(MakePoolError::TooSmall { path: path.clone(), size });
         }
         let holds = if state == PoolBegun::Nothing { unused(path, request.wipe).await? } else { Vec::new() };
-        seen.push(DeviceSeen { path: path.clone(), size, holds });
+        seen.push(DeviceSeen { path: path.clone(), size, holds, number: number(path)? });
     }
     let total = seen.iter().fold(0u64, |sum, device| sum.saturating_add(device.size.0));
     let (data, metadata) = sizes(Bytes(total));
@@ -147,9 +158,14 @@ pub async fn plan_pool(mut request: PoolRequest) -> Result<PoolPlan, MakePoolErr
 pub async fn make_pool(plan: &PoolPlan) -> Result<(), MakePoolError> {
     let (request, lvm) = (&plan.request, Lvm::find().await?);
     if plan.state == PoolBegun::Nothing {
+        // All are looked at again before the first is touched: a person has been asked in between.
+        for device in &plan.devices {
+            let holds = unused(&device.path, request.wipe).await?;
+            if holds != device.holds || number(&device.path)? != device.number || size(&device.path)? != device.size {
+                return Err(MakePoolError::Changed { path: device.path.clone() });
+            }
+        }
         for device in plan.devices.iter().filter(|device| !device.holds.is_empty()) {
-            // Looked at again: a person has been asked in between.
-            unused(&device.path, request.wipe).await?;
             Run::new("wipefs").args(["--all", "--quiet"]).arg(device.path.to_string_lossy()).lasting().output().await?;
         }
         lvm.create_group(&request.group, &request.devices, &tags(request)).await?;
@@ -195,8 +211,44 @@ fn size(path: &Path) -> Result<Bytes, MakePoolError> {
     file.seek(SeekFrom::End(0)).map(Bytes).map_err(unreadable)
 }
 
+fn number(path: &Path) -> Result<u64, MakePoolError> {
+    let found = fs::metadata(path).map_err(|source| MakePoolError::Unreadable { path: path.into(), source })?;
+    Ok(found.rdev())
+}
+
+/// The names of a disk's partitions, mounted or not.
+fn partitions(path: &Path) -> Vec<String> {
+    let Some(name) = path.file_name() else { return Vec::new() };
+    let entries = fs::read_dir(Path::new("/sys/class/block").join(name)).into_iter().flatten().flatten();
+    let parts = entries.filter(|entry| entry.path().join("partition").exists());
+    parts.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+}
+
+/// Of a signature: what has it may be needed by what lies on other disks, or is a lock that somebody has the key to.
+fn is_part_of_more(signature: &str) -> bool {
+    const OTHERS: [&str; 8] =
+        ["crypto_LUKS", "BitLocker", "bcache", "ceph_bluestore", "drbd", "btrfs", "DM_integrity", "stratis"];
+    signature.ends_with("_member") || OTHERS.contains(&signature)
+}
+
+/// Whether there is anything at its beginning or its end, where what has no signature begins and ends too.
+fn has_bytes(path: &Path, size: Bytes) -> io::Result<bool> {
+    const LOOK: u64 = 1 << 20;
+    let mut file = File::open(path)?;
+    let mut bytes = Vec::new();
+    for from in [0, size.0.saturating_sub(LOOK)] {
+        file.seek(SeekFrom::Start(from))?;
+        (&file).take(LOOK).read_to_end(&mut bytes)?;
+    }
+    Ok(bytes.iter().any(|byte| *byte != 0))
+}
+
 /// What a device holds that nothing uses.
 async fn unused(path: &Path, wipe: bool) -> Result<Vec<String>, MakePoolError> {
+    let parts = partitions(path);
+    if !parts.is_empty() {
+        return Err(MakePoolError::HasPartitions { path: path.into(), parts });
+    }
     // open(2): on a block device, O_EXCL fails while the system uses it or a part of it.
     let exclusive = i32::try_from(rustix::fs::OFlags::EXCL.bits()).expect("it is a flag of open(2)");
     match OpenOptions::new().read(true).write(true).custom_flags(exclusive).open(path) {
@@ -211,6 +263,13 @@ async fn unused(path: &Path, wipe: bool) -> Result<Vec<String>, MakePoolError> {
     let mut holds: Vec<String> =
         said.lines().map(str::trim).filter(|line| !line.is_empty()).map(String::from).collect();
     holds.dedup();
+    if let Some(what) = holds.iter().find(|signature| is_part_of_more(signature)) {
+        return Err(MakePoolError::PartOfMore { path: path.into(), what: what.clone() });
+    }
+    let unreadable = |source| MakePoolError::Unreadable { path: path.into(), source };
+    if holds.is_empty() && has_bytes(path, size(path)?).map_err(unreadable)? {
+        holds.push("data of an unknown kind".to_string());
+    }
     if !holds.is_empty() && !wipe {
         return Err(MakePoolError::Holds { path: path.into(), holds });
     }
@@ -230,6 +289,16 @@ fn sizes(group: Bytes) -> (Bytes, Bytes) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_may_belong_to_other_disks_is_never_wiped() {
+        for signature in ["LVM2_member", "linux_raid_member", "zfs_member", "isw_raid_member", "crypto_LUKS", "btrfs"] {
+            assert!(is_part_of_more(signature), "{signature}");
+        }
+        for signature in ["ext4", "xfs", "swap", "gpt", "PMBR", "vfat"] {
+            assert!(!is_part_of_more(signature), "{signature}");
+        }
+    }
 
     #[test]
     fn a_pool_leaves_room_for_its_metadata_twice_and_for_growth() {

@@ -2,7 +2,7 @@
 
 use super::{Inner, METADATA_MAX};
 use crate::driver::VolumeError;
-use pgstead_lvm::Percent;
+use pgstead_lvm::{Health, Percent};
 use pgstead_types::Bytes;
 
 /// Well before a pool takes no new volume.
@@ -21,7 +21,9 @@ impl Inner {
     /// Gives the pool more of its group where it is getting full; says what it did.
     pub async fn relieve(&self) -> Result<Option<String>, VolumeError> {
         let pool = self.pool().await?;
-        if pool.data_used < GROW_FROM && pool.metadata_used < GROW_FROM {
+        // What needs a repair takes nothing, and would be given all.
+        let well = matches!(pool.health, Health::Fine | Health::OutOfData);
+        if !well || (pool.data_used < GROW_FROM && pool.metadata_used < GROW_FROM) {
             return Ok(None);
         }
         let Some(group) = self.lvm.group(&self.config.group).await? else { return Ok(None) };
@@ -29,15 +31,30 @@ impl Inner {
         let step = step(&has, pool.data_used >= GROW_FROM, pool.metadata_used >= GROW_FROM);
         let (path, mut done) = (self.path(self.config.pool.clone()), Vec::new());
         // A pool whose metadata is full is broken, one whose data is full only stands still.
+        let mut failed = None;
         if let Some(to) = step.metadata {
-            self.lvm.extend_metadata(&path, to).await?;
-            done.push(format!("metadata of {to}, which was {} full", pool.metadata_used));
+            match self.lvm.extend_metadata(&path, to).await {
+                Ok(()) => done.push(format!("metadata of {to}, which was {} full", pool.metadata_used)),
+                Err(error) => failed = Some(error),
+            }
         }
         if let Some(to) = step.data {
-            self.lvm.extend(&path, to).await?;
-            done.push(format!("data of {to}, which was {} full", pool.data_used));
+            let half = Bytes(pool.size.0 + (to.0 - pool.size.0) / 2);
+            // Not all that is free may be of use, such as on a disk that takes nothing more.
+            for to in [to, half] {
+                match self.lvm.extend(&path, to).await {
+                    Ok(()) => {
+                        done.push(format!("data of {to}, which was {} full", pool.data_used));
+                        break;
+                    }
+                    Err(error) => failed = Some(error),
+                }
+            }
         }
-        Ok((!done.is_empty()).then(|| done.join(" and ")))
+        match failed {
+            Some(error) if done.is_empty() => Err(error.into()),
+            _ => Ok((!done.is_empty()).then(|| done.join(" and "))),
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::{Inner, Pool, blocking, filesystem, tags, unusable};
 use crate::driver::{Refusal, VolumeError};
-use crate::snapshot::{NewSnapshot, SNAPSHOTS_MAX, Snapshot, Snapshotted};
+use crate::snapshot::{NewSnapshot, SNAPSHOTS_MAX, SNAPSHOTS_OF_POOL_MAX, Snapshot, Snapshotted};
 use pgstead_types::storage::PoolState;
 use pgstead_types::{SnapshotId, VolumeId, WallTime};
 use tags::Unreadable;
@@ -23,9 +23,14 @@ impl Inner {
         let of = tags::volume_name(new.of);
         let Some(origin) = held.iter().find(|volume| volume.name == of) else { return Ok(Snapshotted::NotThere) };
         let (volume, kind) = self.read(origin, new.of)?;
-        let of_it = held.iter().filter_map(tags::snapshot_entry).filter(|(_, of)| *of == Some(new.of)).count();
-        if of_it >= SNAPSHOTS_MAX {
-            return Ok(Snapshotted::Refused(Refusal::TooManySnapshots { id: new.of, limit: SNAPSHOTS_MAX }));
+        let all: Vec<_> = held.iter().filter_map(tags::snapshot_entry).collect();
+        if all.iter().filter(|(_, of)| *of == Some(new.of)).count() >= SNAPSHOTS_MAX {
+            let whose = format!("volume {}", new.of);
+            return Ok(Snapshotted::Refused(Refusal::TooManySnapshots { whose, limit: SNAPSHOTS_MAX }));
+        }
+        if all.len() >= SNAPSHOTS_OF_POOL_MAX {
+            let whose = format!("the pool {}", self.pool_path().display());
+            return Ok(Snapshotted::Refused(Refusal::TooManySnapshots { whose, limit: SNAPSHOTS_OF_POOL_MAX }));
         }
         let pool = self.pool().await?;
         if let Some(refusal) = self.refuses_snapshot(&pool) {

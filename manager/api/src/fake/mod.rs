@@ -271,7 +271,7 @@ impl Backend for Fake {
         &self,
         cluster: ClusterId,
         member: MemberId,
-        expires: Option<WallTime>,
+        keep: Option<Duration>,
     ) -> Result<SnapshotSeen, Rejected> {
         let held = self.record().clusters[&cluster].members[&member].clone();
         let mut state = self.state();
@@ -285,7 +285,7 @@ impl Backend for Fake {
             member,
             why: SnapshotWhy::Asked,
             created: WallTime(1_700_000_000_000),
-            expires,
+            expires: keep.map(|keep| WallTime(1_700_000_000_000).plus(keep)),
             size: pgstead_types::Bytes(20 << 30),
         };
         snapshots.push(seen.clone());

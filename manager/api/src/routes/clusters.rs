@@ -12,6 +12,7 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use http::header;
 use pgstead_types::record::{ClusterRecord, Refusal};
+use pgstead_types::schedule::SnapshotSchedule;
 use pgstead_types::size::VolumeSize;
 use pgstead_types::slots::WalBudget;
 use pgstead_types::spec::{Cascade, ClusterSpec, Durability};
@@ -119,6 +120,10 @@ pub struct SpecChange {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub volume_limit: Option<VolumeSize>,
+    /// `off`, or such as `every 6h keep 7d`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub snapshots: Option<SnapshotSchedule>,
 }
 
 impl SpecChange {
@@ -133,6 +138,7 @@ impl SpecChange {
         spec.logical_replication = self.logical_replication.unwrap_or(spec.logical_replication);
         spec.volume_size = self.volume_size.or(spec.volume_size);
         spec.volume_limit = self.volume_limit.or(spec.volume_limit);
+        spec.snapshots = self.snapshots.unwrap_or(spec.snapshots);
         spec
     }
 }

@@ -9,7 +9,7 @@ use crate::view::SnapshotView;
 use axum::Json;
 use axum::extract::State;
 use http::StatusCode;
-use pgstead_types::{NodeId, SnapshotId, WallTime};
+use pgstead_types::{NodeId, SnapshotId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -88,8 +88,7 @@ async fn take(
         };
         (cluster.id, member)
     };
-    let expires = keep.map(|keep| WallTime::now().plus(keep));
-    let taken = app.take_snapshot(cluster, member, expires).await?;
+    let taken = app.take_snapshot(cluster, member, keep).await?;
     let look = Look::take(&*app).await;
     let node = look.record.clusters.get(&cluster).and_then(|held| held.held(member)).map(|member| member.node);
     let view = SnapshotView::new(&look.world(), node.unwrap_or_default(), &taken);

@@ -216,7 +216,7 @@ async fn a_volume_that_no_member_has_is_listed_and_removed_and_a_members_is_not(
 #[tokio::test]
 async fn a_snapshot_is_of_the_leader_or_of_who_is_named_and_is_removed_by_its_id() {
     let api = router(&Fake::new(1));
-    let taken = post(&api, "/v1/clusters/app/snapshots", r#"{"keep":"12h"}"#).await;
+    let taken = post(&api, "/v1/clusters/app/snapshots", r#"{"keep":"7d"}"#).await;
     assert_eq!(taken.status, StatusCode::CREATED);
     let taken = taken.json();
     assert_eq!((&taken["member"]["name"], &taken["node"]["name"]), (&"app-1".into(), &"n1".into()));

@@ -5,6 +5,7 @@ use super::world::{cluster_ref, member_name, member_ref};
 use super::{ClusterRef, FindingView, ForcedView, MemberRef, MemberView, ScheduledView, SlotsView, World, finding};
 use pgstead_types::record::{ClusterRecord, EpochReason, HistoryEntry, Leadership, Lifecycle, SyncSet};
 use pgstead_types::report::ClientAccess;
+use pgstead_types::schedule::SnapshotSchedule;
 use pgstead_types::size::VolumeSize;
 use pgstead_types::slots::WalBudget;
 use pgstead_types::spec::{Cascade, ClusterSpec, Durability, OnLeaderCrash};
@@ -230,6 +231,10 @@ pub struct SpecSchema {
     /// Up to where a volume of which less than 20 % is free grows by itself, by a quarter at a time; without it none does.
     #[schema(required = false, value_type = Option<String>, pattern = "^[0-9]+ ?(MB|GB|TB)$")]
     volume_limit: Option<VolumeSize>,
+    /// When snapshots of the leader's volume are taken by themselves, and for how long they are kept: `off`, or such as
+    /// `every 6h keep 7d`, in minutes (`m`), hours or days; every 5 minutes at most, and 90 kept at most.
+    #[schema(required = false, default = "off", value_type = String, pattern = "^(off|every [0-9]+[mhd] keep [0-9]+[mhd])$")]
+    snapshots: SnapshotSchedule,
 }
 
 impl ClusterView {

@@ -17,7 +17,7 @@ pub struct SnapshotView {
     pub node: NodeRef,
     #[schema(value_type = String, format = "uuid")]
     pub volume: VolumeId,
-    /// What it was taken for: `asked`, by a person.
+    /// What it was taken for: `asked`, by a person; `scheduled`, by the cluster's spec.
     #[schema(value_type = String)]
     pub why: SnapshotWhy,
     pub created_at: String,

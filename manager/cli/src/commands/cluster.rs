@@ -44,6 +44,7 @@ pub async fn run(command: &ClusterCommands, client: &Client, screen: &mut Screen
                 logical_replication: args.logical_replication,
                 volume_size: args.volume_size,
                 volume_limit: args.volume_limit,
+                snapshots: args.snapshots,
             };
             let spec = change.apply_to(cluster.spec.clone());
             spec.check().map_err(|error| Failure::usage(error.to_string()))?;
@@ -66,6 +67,7 @@ pub async fn run(command: &ClusterCommands, client: &Client, screen: &mut Screen
                 let sizes = [
                     size("volume_size", spec.volume_size.filter(|_| args.volume_size.is_some())),
                     size("volume_limit", spec.volume_limit.filter(|_| args.volume_limit.is_some())),
+                    args.snapshots.map_or_else(String::new, |_| format!(", snapshots {}", spec.snapshots)),
                 ]
                 .concat();
                 let (members, needed, durability) = (spec.members, spec.needed(), spec.durability);

@@ -33,10 +33,11 @@ impl ClusterRecord {
         kept.logical_replication = self.spec.logical_replication;
         kept.volume_size = self.spec.volume_size;
         kept.volume_limit = self.spec.volume_limit;
+        kept.snapshots = self.spec.snapshots;
         if kept != self.spec {
             return Err(conflict(
-                "only members, sync_replicas, durability, slot_wal_budget, cascade, logical_replication, volume_size and \
-                 volume_limit of a running cluster can change; everything else stays as it was made",
+                "only members, sync_replicas, durability, slot_wal_budget, cascade, logical_replication, volume_size, \
+                 volume_limit and snapshots of a running cluster can change; everything else stays as it was made",
             ));
         }
         if *spec == self.spec {
@@ -67,7 +68,9 @@ impl ClusterRecord {
                 size.map_or_else(String::new, |size| format!(", {name} = {size}"))
             };
             let sizes = [size("volume_size", spec.volume_size), size("volume_limit", spec.volume_limit)].concat();
-            format!("{members}{asked}{cascade}{logical}{sizes}")
+            let snapshots =
+                if spec.snapshots.is_off() { String::new() } else { format!(", snapshots = {}", spec.snapshots) };
+            format!("{members}{asked}{cascade}{logical}{sizes}{snapshots}")
         };
         outcome.event("spec_changed", format!("asked for: {}; before: {}", text(spec), text(&self.spec)));
         if spec.logical_replication != self.spec.logical_replication {

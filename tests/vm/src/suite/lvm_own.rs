@@ -163,6 +163,23 @@ pub async fn a_pool_is_made_of_disks_that_hold_nothing_and_goes_on_where_it_stop
         let refused = plan_pool(ask(&devices, true)).await.expect_err("it cannot be").to_string();
         assert!(refused.contains(said), "{refused}");
     }
+    // What is LVM's may be of use though nothing has it open now, and bytes that nobody knows may be somebody's.
+    run("wipefs", &["-a", disk]).await;
+    let unknown = plan_pool(ask(&[disk], false)).await;
+    assert!(matches!(unknown, Err(MakePoolError::Holds { .. })), "{unknown:?}");
+    run("lvm", &["vgcreate", "-y", "older", disk]).await;
+    let of_another = plan_pool(ask(&[disk], true)).await;
+    assert!(matches!(of_another, Err(MakePoolError::PartOfMore { .. })), "{of_another:?}");
+    run("lvm", &["vgremove", "-y", "older"]).await;
+    run("lvm", &["pvremove", "-y", disk]).await;
+    run("mkfs.ext4", &["-q", "-F", disk]).await;
+    // What was shown is what is done, or nothing.
+    let shown = plan_pool(ask(&[disk], true)).await.expect("it may be wiped");
+    run("mkfs.xfs", &["-q", "-f", disk]).await;
+    let changed = make_pool(&shown).await;
+    assert!(matches!(changed, Err(MakePoolError::Changed { .. })), "{changed:?}");
+    run("wipefs", &["-a", disk]).await;
+    run("mkfs.ext4", &["-q", "-F", disk]).await;
     // A plan changes nothing.
     let plan = plan_pool(ask(&[disk], true)).await.expect("it may be wiped");
     assert_eq!((plan.state, plan.devices[0].holds.as_slice()), (PoolBegun::Nothing, ["ext4".to_string()].as_slice()));
