@@ -23,7 +23,8 @@ pub struct CreatePool {
     /// A whole disk or a partition; may be repeated
     #[arg(long, value_name = "DEVICE", required = true)]
     device: Vec<PathBuf>,
-    /// Delete what the devices hold. Without it a device that holds anything is refused; one that is in use always is
+    /// Delete what the devices hold. Without it a device that holds anything is refused; one that is in use, or a part of LVM, RAID
+    /// or encryption, always is
     #[arg(long)]
     wipe: bool,
     /// Show what would be done, and change nothing

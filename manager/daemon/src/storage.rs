@@ -8,7 +8,7 @@ use pgstead_types::schedule::SnapshotSchedule;
 use pgstead_types::storage::{
     ORPHANS_MAX, Orphan, OrphanState, PoolSeen, PoolState, SNAPSHOTS_TOLD_MAX, SnapshotSeen, SnapshotWhy, StorageSeen,
 };
-use pgstead_types::{ClusterId, DeploymentId, Finding, MemberId, NodeId, SnapshotId, VolumeId, WallTime};
+use pgstead_types::{Bytes, ClusterId, DeploymentId, Finding, MemberId, NodeId, SnapshotId, VolumeId, WallTime};
 use pgstead_volumes::{
     Inventory, NewSnapshot, Removal, Removed, Snapshot, Snapshotted, StrayKind, VolumeDriver, VolumeError, VolumeTags,
 };
@@ -87,8 +87,9 @@ pub enum SnapshotError {
 }
 
 impl Storage {
-    pub fn seen(&self) -> Option<StorageSeen> {
-        self.held().storage.clone()
+    /// Room in the pool, by the last look.
+    pub fn free(&self) -> Option<Bytes> {
+        self.held().storage.as_ref().map(|seen| seen.pool.free)
     }
 
     /// The number of the last look, and what it found if it is a later one than that.
@@ -246,18 +247,10 @@ impl Storage {
                 why: SnapshotWhy::Scheduled,
                 expires: Some(now.plus(due.keep)),
             };
-            let why = match self.volumes.snapshot(new).await {
-                Ok(Snapshotted::Made(snapshot) | Snapshotted::AlreadyThere(snapshot)) => {
-                    tracing::info!(snapshot = %snapshot.id, volume = %snapshot.of, "took a snapshot by the cluster's spec");
-                    storage.snapshots.push(told(snapshot));
-                    continue;
-                }
-                Ok(Snapshotted::NotThere) => "the leader has no volume yet".to_string(),
-                Ok(Snapshotted::Refused(why)) => why.to_string(),
-                Ok(Snapshotted::Unsupported { why }) => why.to_string(),
-                Err(error) => crate::member::chain(&error),
-            };
-            not_taken.push((due.cluster, due.member, why));
+            match self.taken(new).await {
+                Ok(snapshot) => storage.snapshots.push(snapshot),
+                Err(why) => not_taken.push((due.cluster, due.member, crate::member::chain(&why))),
+            }
         }
         (storage, not_taken)
     }
@@ -270,12 +263,19 @@ impl Storage {
         let member = member.ok_or_else(|| SnapshotError::Refused("the member is not on this node".into()))?;
         let expires = asked.keep_s.map(|keep| WallTime::now().plus(Duration::from_secs(keep)));
         let new = NewSnapshot { id: asked.id, of: member.volume, why: SnapshotWhy::Asked, expires };
+        let snapshot = self.taken(new).await?;
+        self.change_seen(|seen| {
+            seen.snapshots.retain(|held| held.id != snapshot.id);
+            seen.snapshots.push(snapshot.clone());
+        });
+        Ok(snapshot)
+    }
+
+    async fn taken(&self, new: NewSnapshot) -> Result<SnapshotSeen, SnapshotError> {
         match self.volumes.snapshot(new).await? {
             Snapshotted::Made(snapshot) => {
-                tracing::info!(snapshot = %snapshot.id, volume = %snapshot.of, "took a snapshot");
-                let snapshot = told(snapshot);
-                self.change_seen(|seen| seen.snapshots.push(snapshot.clone()));
-                Ok(snapshot)
+                tracing::info!(snapshot = %snapshot.id, volume = %snapshot.of, why = %snapshot.why, "took a snapshot");
+                Ok(told(snapshot))
             }
             Snapshotted::AlreadyThere(snapshot) => Ok(told(snapshot)),
             Snapshotted::NotThere => Err(SnapshotError::Refused("the member has no volume yet".into())),
@@ -504,7 +504,6 @@ fn findings(seen: &StorageSeen) -> Vec<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use pgstead_types::Bytes;
     use pgstead_volumes::{Owner, Stray, Volume};
 
     fn inventory() -> Inventory {

@@ -84,7 +84,7 @@ pub enum MakePoolError {
     NotADevice { path: PathBuf },
     #[error("{} is in use: it is mounted, or has parts that are, or belongs to LVM, RAID, encryption or swap; it is left alone", path.display())]
     InUse { path: PathBuf },
-    #[error("{} holds {}; with --wipe that is deleted", path.display(), holds.join(", "))]
+    #[error("{} holds {}, expected nothing; if that is of no use, --wipe deletes it", path.display(), holds.join(", "))]
     Holds { path: PathBuf, holds: Vec<String> },
     #[error(
         "{} is a part of something larger ({what}), which may lie on other disks as well and be of use; take it out there by its \

@@ -9,7 +9,9 @@
 //! Each rename is one change of LVM's metadata, and the moment at which the thing is true. What is mounted is asked of the
 //! kernel, and what there is of LVM: this node's own files may all be gone.
 
+mod creation;
 mod filesystem;
+mod growth;
 mod make;
 mod relief;
 mod snapshots;
@@ -19,8 +21,8 @@ pub use filesystem::FileSystemKind;
 pub use make::{DeviceSeen, MakePoolError, PoolBegun, PoolPlan, PoolRequest, make_pool, plan_pool};
 
 use crate::driver::{
-    Capability, Creation, Extension, Inventory, NewVolume, Owner, Refusal, Removal, Removed, Stray, StrayKind, Support,
-    Usage, Volume, VolumeDriver, VolumeError, VolumeTags,
+    Capability, Creation, Extension, Inventory, NewVolume, Refusal, Removal, Removed, Stray, StrayKind, Support, Usage,
+    Volume, VolumeDriver, VolumeError, VolumeTags,
 };
 use crate::entry::Entry;
 use crate::folder;
@@ -28,13 +30,13 @@ use crate::snapshot::{NewSnapshot, Snapshot, Snapshotted};
 use async_trait::async_trait;
 use filesystem::Check;
 use make::METADATA_MAX;
-use pgstead_lvm::{GroupName, Health, Kind, LogicalVolume, LvName, LvPath, Lvm, LvmError, NewThinVolume, Percent};
+use pgstead_lvm::{GroupName, Health, Kind, LogicalVolume, LvName, LvPath, Lvm, LvmError, Percent};
 use pgstead_types::storage::PoolState;
-use pgstead_types::{Bytes, SnapshotId, Tick, VolumeId, WallTime};
-use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, DirBuilder, File, Permissions};
+use pgstead_types::{Bytes, SnapshotId, Tick, VolumeId};
+use std::collections::BTreeMap;
+use std::fs::{self, DirBuilder, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex as SyncMutex, PoisonError};
 use std::time::Duration;
@@ -290,82 +292,6 @@ impl Pool {
 }
 
 impl Inner {
-    async fn create(&self, new: &NewVolume) -> Result<Creation, VolumeError> {
-        let turn = self.turn(new.id);
-        let _turn = turn.lock().await;
-        let held = self.lvm.volumes(&self.config.group).await?;
-        let (final_name, unfinished) = (tags::volume_name(new.id), tags::unfinished_name(new.id));
-        if let Some(held) = held.iter().find(|volume| volume.name == final_name) {
-            let (volume, kind) = self.read(held, new.id)?;
-            if volume.tags != new.tags {
-                return Ok(Creation::Refused(Refusal::other_tags(new.id, volume.tags, new.tags)));
-            }
-            self.ensure_mounted(held, &volume, kind).await?;
-            return Ok(Creation::AlreadyThere(volume));
-        }
-        let pool = self.pool().await?;
-        if let Some(refusal) = self.refuses(new, &pool).await? {
-            return Ok(Creation::Refused(refusal));
-        }
-        if let Some(left) = held.iter().find(|volume| volume.name == unfinished) {
-            if tags::entry(left) != Some(Entry::Unfinished(new.id)) {
-                let why = "it has the name of an unfinished volume and not our tag".to_string();
-                return Err(VolumeError::Unreadable { path: left.path().device(), why });
-            }
-            self.delete(left).await?;
-        }
-        let kind = self.config.file_system;
-        self.lvm
-            .create_thin_volume(&NewThinVolume {
-                pool: self.path(self.config.pool.clone()),
-                name: unfinished.clone(),
-                size: self.size_of(new, &pool),
-                tags: tags::written(new, WallTime::now(), kind),
-            })
-            .await?;
-        let made = self.path(unfinished);
-        filesystem::make(kind, &made.device()).await?;
-        // At a place of its own: the name of its device goes with the renaming, and so does, on some hosts, what is mounted by it.
-        let (device, place, owner) = (made.device(), self.scratch(new.id), new.owner);
-        blocking(move || prepare(kind, &device, &place, owner)).await?;
-        self.lvm.rename(&made, &final_name).await?;
-        let held = self.lvm.volume(&self.path(final_name)).await?;
-        let held = held.ok_or_else(|| unusable(new.id, "LVM does not list it though it was made just now"))?;
-        let (volume, kind) = self.read(&held, new.id)?;
-        self.ensure_mounted(&held, &volume, kind).await?;
-        Ok(Creation::Made(volume))
-    }
-
-    async fn refuses(&self, new: &NewVolume, pool: &Pool) -> Result<Option<Refusal>, VolumeError> {
-        let path = self.pool_path();
-        if pool.health != Health::Fine && pool.health != Health::OutOfData {
-            return Ok(Some(Refusal::PoolUnwell { pool: path, why: pool.health.to_string() }));
-        }
-        let used = pool.data_used.max(pool.metadata_used);
-        if used >= ADMISSION_LIMIT {
-            return Ok(Some(Refusal::PoolNearlyFull { pool: path, used, limit: ADMISSION_LIMIT }));
-        }
-        let (kind, size) = (self.config.file_system, self.size_of(new, pool));
-        if size < kind.least() {
-            return Ok(Some(Refusal::TooSmall { size, least: kind.least(), file_system: kind.as_str() }));
-        }
-        if size > pool.size {
-            return Ok(Some(Refusal::TooFull {
-                pool: path,
-                free: Bytes(pool.size.0.saturating_sub(pool.data_used.of(pool.size).0)),
-                needed: size,
-            }));
-        }
-        let (mounts, owner) = (self.config.mounts.clone(), new.owner);
-        let blocked =
-            blocking(move || folder::blocked_at(&mounts, owner).map_err(VolumeError::io("look above", mounts)));
-        Ok(blocked.await?.map(|blocked_at| Refusal::OwnerLockedOut {
-            pool: self.config.mounts.clone(),
-            uid: new.owner.uid,
-            blocked_at,
-        }))
-    }
-
     async fn open(&self, id: VolumeId) -> Result<Option<Volume>, VolumeError> {
         let turn = self.turn(id);
         let _turn = turn.lock().await;
@@ -373,47 +299,6 @@ impl Inner {
         let (volume, kind) = self.read(&held, id)?;
         self.ensure_mounted(&held, &volume, kind).await?;
         Ok(Some(volume))
-    }
-
-    async fn extend(&self, id: VolumeId, to: Bytes) -> Result<Extension, VolumeError> {
-        let turn = self.turn(id);
-        let _turn = turn.lock().await;
-        let Some(held) = self.lvm.volume(&self.path(tags::volume_name(id))).await? else {
-            return Ok(Extension::NotThere);
-        };
-        let (volume, kind) = self.read(&held, id)?;
-        self.ensure_mounted(&held, &volume, kind).await?;
-        if held.size >= to {
-            // An earlier growth may have come as far as the device alone.
-            if tags::is_growing(&held) {
-                self.fill_device(&held, id, kind).await?;
-            }
-            return Ok(Extension::Holds(held.size));
-        }
-        let pool = self.pool().await?;
-        if let PoolState::Unwell { why } | PoolState::Full { why } = pool.state() {
-            return Ok(Extension::Refused(Refusal::PoolUnwell { pool: self.pool_path(), why }));
-        }
-        if to > pool.size {
-            return Ok(Extension::Refused(Refusal::LargerThanPool {
-                pool: self.pool_path(),
-                size: pool.size,
-                asked: to,
-            }));
-        }
-        let path = held.path();
-        self.lvm.change_tags(&path, &[tags::growing()].into(), &BTreeSet::new()).await?;
-        self.lvm.extend(&path, to).await?;
-        self.fill_device(&held, id, kind).await?;
-        let grown = self.lvm.volume(&path).await?.map_or(to, |held| held.size);
-        tracing::info!(volume = %id, from = %held.size, to = %grown, "a volume has grown");
-        Ok(Extension::Holds(grown))
-    }
-
-    /// Has the mounted file system take all of its device, and forgets that this was to be done.
-    async fn fill_device(&self, held: &LogicalVolume, id: VolumeId, kind: FileSystemKind) -> Result<(), VolumeError> {
-        filesystem::grow(kind, &held.path().device(), &self.mount_point(id)).await?;
-        Ok(self.lvm.change_tags(&held.path(), &BTreeSet::new(), &[tags::growing()].into()).await?)
     }
 
     async fn list(&self) -> Result<Inventory, VolumeError> {
@@ -545,18 +430,6 @@ impl Inner {
         self.ensure_grown(&held, volume.id, kind).await
     }
 
-    /// A growth may have been cut short between the device and its file system.
-    async fn ensure_grown(&self, held: &LogicalVolume, id: VolumeId, kind: FileSystemKind) -> Result<(), VolumeError> {
-        if !tags::is_growing(held) {
-            return Ok(());
-        }
-        // What is there can be used as it is.
-        if let Err(error) = self.fill_device(held, id, kind).await {
-            tracing::warn!(volume = %id, %error, "the file system of a volume cannot take all of its room; trying again at its next opening");
-        }
-        Ok(())
-    }
-
     /// A device that is open and mounted nowhere that this process sees is another's: what looks at new devices on this host is done in
     /// a moment, and a mount of another namespace is not.
     async fn await_closed(&self, id: VolumeId, held: &LogicalVolume) -> Result<(), VolumeError> {
@@ -668,29 +541,6 @@ fn is_mounted(device: &Path, number: (u32, u32), place: &Path) -> Result<Option<
 enum MountedAs {
     Writable,
     ReadOnly,
-}
-
-/// The owner's folder in a new file system, on disk before the volume has its name.
-fn prepare(kind: FileSystemKind, device: &Path, place: &Path, owner: Owner) -> Result<(), VolumeError> {
-    make_folder(place)?;
-    filesystem::mount_at(kind, device, place)?;
-    let made = make_data(&place.join(DATA), owner);
-    filesystem::unmount_from(place)?;
-    filesystem::remove_folder(place)?;
-    made
-}
-
-fn make_data(data: &Path, owner: Owner) -> Result<(), VolumeError> {
-    make_folder(data)?;
-    // Set, not asked for at creation: the umask must not have a say.
-    fs::set_permissions(data, Permissions::from_mode(0o700)).map_err(VolumeError::io("set the mode of", data))?;
-    chown(data, Some(owner.uid), Some(owner.gid))
-        .map_err(VolumeError::io("give to the user of Postgres the folder", data))?;
-    let above = data.parent().unwrap_or(data);
-    for folder in [data, above] {
-        File::open(folder).and_then(|file| file.sync_all()).map_err(VolumeError::io("sync", folder))?;
-    }
-    Ok(())
 }
 
 fn make_folder(path: &Path) -> Result<(), VolumeError> {

@@ -194,7 +194,7 @@ impl MemberTask {
         seen.working = self.pace.working();
         seen.troubles = self.watch.look(&self.instance, &seen, &mut self.notes).await;
         // A volume may say that it has room which its pool does not.
-        let in_pool = self.context.storage.seen().map(|seen| seen.pool.free);
+        let in_pool = self.context.storage.free();
         let free = self.watch.free().map(|free| in_pool.map_or(free, |in_pool| free.min(in_pool)));
         seen.slots = self.slots.look(&self.context, &self.instance, cluster, &seen, free, &mut self.notes).await;
         seen.volume_size = self.growth.size();
