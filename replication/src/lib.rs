@@ -11,6 +11,6 @@ mod sys;
 mod user;
 
 pub use guard::{GuardClient, GuardEvent, GuardLaunch, GuardOptions, GuardStatus, guard_main};
-pub use instance::{Instance, InstanceConfig, InstanceError};
+pub use instance::{Instance, InstanceConfig, InstanceError, copy_folder};
 pub use run::RunError;
 pub use user::RunAs;

@@ -1,7 +1,7 @@
 //! The trait that every kind of storage implements, and its words. Written so that LVM, whose volumes must be activated
 //! and mounted before use and whose every answer comes from a slow program, fits it as well as plain directories do.
 
-use crate::snapshot::{NewSnapshot, Snapshot, Snapshotted};
+use crate::snapshot::{Forking, NewSnapshot, Snapshot, Snapshotted};
 use async_trait::async_trait;
 use pgstead_lvm::{LvmError, Percent, ProgramError};
 use pgstead_types::storage::PoolState;
@@ -37,9 +37,20 @@ pub trait VolumeDriver: Send + Sync + fmt::Debug {
     /// that is cut short is finished when the volume is opened next.
     async fn extend(&self, id: VolumeId, to: Bytes) -> Result<Extension, VolumeError>;
 
-    /// Takes a copy of a volume in use as it is at one moment, as a power cut then would leave it. Repeated with its id, it changes
-    /// nothing.
+    /// Takes a copy of a volume in use as it is at one moment, as a power cut then would leave it; or makes a place for a copy that
+    /// the caller makes, who knows what is in the volume. Repeated with its id, it changes nothing.
     async fn snapshot(&self, new: NewSnapshot) -> Result<Snapshotted, VolumeError>;
+
+    /// The place is filled, and all of it on disk. One that is never finished goes with [`VolumeDriver::remove_snapshot`], and at the
+    /// next opening of the pool.
+    async fn finish_snapshot(&self, id: SnapshotId) -> Result<Snapshot, VolumeError>;
+
+    /// Makes a volume with what is in a snapshot, and is independent of it from then on; or makes a place for a copy. Complete or not
+    /// there, like any other volume. Repeated with the volume's id, it changes nothing.
+    async fn fork(&self, new: NewVolume, from: SnapshotId) -> Result<Forking, VolumeError>;
+
+    /// The place is filled, and all of it on disk. One that is never finished goes like any unfinished volume.
+    async fn finish_fork(&self, id: VolumeId) -> Result<Volume, VolumeError>;
 
     /// All of the pool, in the order in which they were taken.
     async fn snapshots(&self) -> Result<Vec<Snapshot>, VolumeError>;
@@ -240,10 +251,6 @@ pub struct Usage {
 /// What not every driver can do.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Capability {
-    /// A read-only copy of a volume at one point in time.
-    Snapshot,
-    /// A writable volume made from a snapshot.
-    Fork,
     /// More room for a volume in use.
     Extend,
     /// A volume that cannot outgrow its size.

@@ -17,4 +17,4 @@ pub use lvm::{
     DeviceSeen, FileSystemKind, LvmConfig, LvmDriver, LvmPoolError, MakePoolError, PoolBegun, PoolPlan, PoolRequest,
     make_pool, plan_pool,
 };
-pub use snapshot::{NewSnapshot, SNAPSHOTS_MAX, Snapshot, Snapshotted};
+pub use snapshot::{Forking, NewSnapshot, SNAPSHOTS_MAX, Snapshot, Snapshotted, ToFill};

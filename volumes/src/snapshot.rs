@@ -1,8 +1,9 @@
 //! Snapshots: read-only copies of volumes as they were at one moment.
 
-use crate::driver::{Refusal, VolumeTags};
+use crate::driver::{Refusal, Volume, VolumeTags};
 use pgstead_types::storage::SnapshotWhy;
 use pgstead_types::{Bytes, SnapshotId, VolumeId, WallTime};
+use std::path::PathBuf;
 
 /// More of one volume than this make every write to it dearer, and nobody finds the right one.
 pub const SNAPSHOTS_MAX: usize = 100;
@@ -42,7 +43,24 @@ pub enum Snapshotted {
     /// There is no such volume.
     NotThere,
     Refused(Refusal),
-    Unsupported {
-        why: &'static str,
-    },
+    /// The storage cannot copy what is written to meanwhile. The caller can, and says when it has.
+    ToFill(ToFill),
+}
+
+/// The answer to a request for a volume made from a snapshot.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Forking {
+    Made(Volume),
+    /// An earlier call made it, for the same member.
+    AlreadyThere(Volume),
+    NoSnapshot,
+    Refused(Refusal),
+    ToFill(ToFill),
+}
+
+/// A copy to be made: all that is in one folder into another, which is there, empty, and has its owner.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ToFill {
+    pub from: PathBuf,
+    pub into: PathBuf,
 }

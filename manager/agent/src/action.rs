@@ -12,6 +12,10 @@ pub enum Action {
     InitDatabase {
         incarnation: Incarnation,
     },
+    /// The volume was made from a snapshot of another cluster's member, and still has its data.
+    AdoptData {
+        incarnation: Incarnation,
+    },
     DiscardPartial,
     /// Copy from the leader of `epoch`; complete data of an older incarnation is kept aside until the copy is complete.
     Clone {
@@ -86,6 +90,7 @@ impl Action {
         match self {
             Action::CreateVolume => Step::CreateVolume,
             Action::InitDatabase { .. } => Step::InitDatabase,
+            Action::AdoptData { .. } => Step::AdoptData,
             Action::DiscardPartial => Step::DiscardPartial,
             Action::Clone { .. } => Step::Clone,
             Action::Rewind { .. } => Step::Rewind,
@@ -107,9 +112,9 @@ impl Action {
         }
     }
 
-    /// Whether a newer decision may interrupt it. Only the long copies: everything else is short, and half of it is
-    /// worse than all of it. Fetching log, which is long too, leaves off by itself while it may.
+    /// Whether a newer decision may interrupt it. Only the long copies, of which the making of a volume may be one: everything
+    /// else is short, and half of it is worse than all of it. Fetching log, which is long too, leaves off by itself while it may.
     pub fn is_interruptible(&self) -> bool {
-        matches!(self, Action::Clone { .. } | Action::Rewind { .. })
+        matches!(self, Action::CreateVolume | Action::Clone { .. } | Action::Rewind { .. })
     }
 }

@@ -76,6 +76,9 @@ pub fn decide(cluster: &ClusterRecord, member: MemberId, seen: &MemberReport) ->
         };
     }
     if let DataSeen::Foreign { why } = &seen.data {
+        if adopts(&scene) {
+            return Next::act(Action::AdoptData { incarnation: scene.member.current() });
+        }
         return Next::refuse(scene.finding(Finding::error(
             "foreign_data",
             format!("the data folder of {} is not its own and is left untouched: {why}", scene.member.name),
@@ -120,6 +123,13 @@ pub(crate) fn may_start_anew(scene: &Scene<'_>) -> bool {
         DataSeen::Lost { incarnation } => scene.member.incarnation > incarnation.number,
         _ => false,
     }
+}
+
+/// A fork begins with the data of another cluster, which its first member makes its own, once.
+fn adopts(scene: &Scene<'_>) -> bool {
+    let Scene { cluster, member, seen } = scene;
+    let begins = cluster.begins() && cluster.forked.as_ref().is_some_and(|forked| forked.first == member.id);
+    begins && member.incarnation == 1 && matches!(seen.postgres, PostgresSeen::Down { .. })
 }
 
 pub(crate) fn lost(scene: &Scene<'_>) -> Next {

@@ -38,9 +38,10 @@ pub(crate) fn next(scene: &Scene<'_>) -> Next {
     }
 }
 
-/// A new cluster's first member makes the database; nobody does once the record knows a system identifier.
+/// A new cluster's first member makes the database; nobody does once the record knows a system identifier, and nobody makes an
+/// empty one for a fork.
 fn make(scene: &Scene<'_>) -> Next {
-    if scene.cluster.system_identifier.is_none() && scene.cluster.history.is_empty() {
+    if scene.cluster.begins() && scene.cluster.forked.is_none() {
         return Next::act(Action::InitDatabase { incarnation: scene.member.current() });
     }
     decide::lost(scene)
@@ -71,8 +72,7 @@ fn promote(scene: &Scene<'_>, config: &EpochConfig, standby: &StandbySeen) -> Ne
     }
     let promised = scene.seen.answer.is_some_and(|answer| answer.epoch == config.epoch);
     // The first epoch of a cluster is chosen with its creation: nobody could have acknowledged anything before it.
-    let is_first = scene.cluster.system_identifier.is_none() && scene.cluster.history.is_empty();
-    if !promised && !is_first {
+    if !promised && !scene.cluster.begins() {
         return Next::act(Action::AnswerPromise { epoch: config.epoch });
     }
     Next::act(Action::Promote {

@@ -32,6 +32,8 @@ pub trait Backend: Send + Sync + 'static {
     async fn observed(&self) -> Option<Observations>;
 
     async fn create_cluster(&self, spec: ClusterSpec) -> Result<Accepted, Rejected>;
+    /// Makes a cluster that begins with the data of another one.
+    async fn fork_cluster(&self, source: ClusterId, asked: ForkAsked) -> Result<Accepted, Rejected>;
     /// With `revision`, only if the cluster is still at that one.
     async fn delete_cluster(&self, cluster: ClusterId, revision: Option<u64>) -> Result<Accepted, Rejected>;
     async fn update_cluster(
@@ -114,6 +116,24 @@ pub struct MemberSeen {
     pub age_ms: u64,
     /// Its node is, as the controller judges.
     pub reachable: bool,
+}
+
+/// A fork as asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ForkAsked {
+    pub name: String,
+    pub members: u8,
+    pub of: ForkOf,
+    pub keeps_passwords: bool,
+}
+
+/// What a fork is made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ForkOf {
+    /// This member as it is now.
+    Member(MemberId),
+    /// A snapshot that is there, on that node.
+    Snapshot(NodeId, SnapshotSeen),
 }
 
 /// A switchover as asked for.

@@ -27,7 +27,7 @@ pub use extract::parse_duration;
 pub use page::Page;
 pub use problem::{Code, Problem};
 pub use router::router;
-pub use routes::clusters::SpecChange;
+pub use routes::clusters::{ForkCluster, SpecChange};
 pub use routes::leaders::{FailoverBody, SwitchoverBody};
 pub use routes::snapshots::TakeSnapshot;
 pub use routes::tokens::NewToken;

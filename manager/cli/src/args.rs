@@ -62,6 +62,13 @@ pub enum ClusterCommands {
     #[command(after_help = "Examples:\n  pgstead cluster create app\n  pgstead cluster create app --members 5 \
         --sync-replicas 2 --set max_connections=200\n  pgstead cluster create app --file app.toml")]
     Create(CreateArgs),
+    /// Make a cluster that begins with the data of another one, as it is now or was at a snapshot, and wait until it serves. It has
+    /// passwords, certificates and timelines of its own, no slots, and its subscriptions stand still
+    #[command(
+        after_help = "Examples:\n  pgstead cluster fork app app-test\n  pgstead cluster fork app app-test --member app-2 \
+        --members 3\n  pgstead cluster fork app yesterday --snapshot 0193…"
+    )]
+    Fork(ForkArgs),
     /// List clusters
     List,
     /// Show one cluster and why it is as it is
@@ -201,12 +208,36 @@ pub struct CreateArgs {
     /// Let a volume of which less than 20 % is free grow by itself, by a quarter at a time, up to this size
     #[arg(long, value_name = "SIZE")]
     pub volume_limit: Option<VolumeSize>,
-    /// Take snapshots of the leader's volume by themselves, and keep them for so long, such as "every 6h keep 7d"; of pools of driver lvm
+    /// Take snapshots of the leader's volume by themselves, and keep them for so long, such as "every 6h keep 7d"; in pools of driver dir each is a copy
     #[arg(long, value_name = "SCHEDULE")]
     pub snapshots: Option<SnapshotSchedule>,
     /// A spec in TOML or JSON; the other options win over it
     #[arg(long, value_name = "FILE")]
     pub file: Option<PathBuf>,
+    #[command(flatten)]
+    pub wait: WaitArgs,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct ForkArgs {
+    /// The cluster with the data, by name or id
+    #[arg(value_name = "SOURCE")]
+    pub source: String,
+    /// Of the new cluster
+    #[arg(value_name = "NAME")]
+    pub name: String,
+    /// Of this member as it is now [default: the leader]
+    #[arg(long, value_name = "MEMBER", conflicts_with = "snapshot")]
+    pub member: Option<String>,
+    /// Of this snapshot, as `pgstead snapshot list` shows it
+    #[arg(long, value_name = "SNAPSHOT")]
+    pub snapshot: Option<SnapshotId>,
+    /// Members in all: 1 to 7. The first one is made where the data is, the others are copies of it [default: 1]
+    #[arg(long, value_name = "N")]
+    pub members: Option<u8>,
+    /// Leave roles the passwords that they have in the source; without it only the owner can log in, with a new one
+    #[arg(long)]
+    pub keep_passwords: bool,
     #[command(flatten)]
     pub wait: WaitArgs,
 }

@@ -34,6 +34,6 @@ pub use cascade::Place;
 pub use decide::{Plan, decide};
 pub use forced::{CandidateSeen, ForcedCheck, check_forced};
 pub use observed::{Connection, Memory, NodeSeen, Observed, Policy};
-pub use placement::{PlacementError, place, place_more};
+pub use placement::{PlacementError, place, place_fork, place_more};
 pub use quorum::{Missing, electable};
 pub use switchover_check::{Overrule, SwitchoverCheck, check_switchover, closest_standby};

@@ -18,6 +18,10 @@ pub enum PlacementError {
          and there are {found}; add nodes or ask for fewer members"
     )]
     TooFewMore { asked: usize, found: usize, major: u16 },
+    #[error(
+        "the node with the data of the fork is not reachable, or has no Postgres {major}; bring it back, or fork from another member"
+    )]
+    NotThere { major: u16 },
     #[error("no reachable node has a Postgres installation; install one on each node and restart its daemon")]
     NoPostgres,
 }
@@ -35,6 +39,27 @@ pub fn place(record: &Record, reachable: &BTreeSet<NodeId>, members: u8) -> Resu
         return Err(PlacementError::TooFewNodes { asked: members, found: free.len() });
     }
     Ok((spread(record, free, Vec::new(), usize::from(members)), major))
+}
+
+/// Nodes for the members of a fork, the one that has its data first, and the others as for any cluster.
+pub fn place_fork(
+    record: &Record,
+    reachable: &BTreeSet<NodeId>,
+    first: NodeId,
+    members: u8,
+    major: u16,
+) -> Result<Vec<NodeId>, PlacementError> {
+    let here = |node: &&NodeRecord| reachable.contains(&node.id) && node.postgres_majors.contains(&major);
+    let free: Vec<&NodeRecord> = record.nodes.values().filter(here).collect();
+    let Some(with_data) = free.iter().copied().find(|node| node.id == first) else {
+        return Err(PlacementError::NotThere { major });
+    };
+    if free.len() < usize::from(members) {
+        return Err(PlacementError::TooFewNodes { asked: members, found: free.len() });
+    }
+    let others = free.into_iter().filter(|node| node.id != first).collect();
+    let more = usize::from(members).saturating_sub(1);
+    Ok(std::iter::once(first).chain(spread(record, others, vec![with_data], more)).collect())
 }
 
 /// `count` of the `free` nodes: spread by where those are that `held` has, and then by load. The first one of a cluster will
@@ -121,6 +146,19 @@ mod tests {
         let (nodes, major) = place(&record, &all, 3).unwrap();
         let zones: BTreeSet<&str> = nodes.iter().map(|id| record.nodes[id].zone.as_str()).collect();
         assert_eq!((zones.len(), major), (3, 15));
+    }
+
+    #[test]
+    fn a_fork_begins_where_its_data_is() {
+        let (record, mut all) = world(&["a", "a", "b", "c"]);
+        let first = NodeId::from_u128(2);
+        let nodes = place_fork(&record, &all, first, 3, 15).unwrap();
+        let zones: BTreeSet<&str> = nodes.iter().map(|id| record.nodes[id].zone.as_str()).collect();
+        assert_eq!((nodes[0], zones.len()), (first, 3));
+        assert_eq!(place_fork(&record, &all, first, 1, 15), Ok(vec![first]));
+        assert_eq!(place_fork(&record, &all, first, 1, 17), Err(PlacementError::NotThere { major: 17 }));
+        all.remove(&first);
+        assert_eq!(place_fork(&record, &all, first, 1, 15), Err(PlacementError::NotThere { major: 15 }));
     }
 
     #[test]

@@ -44,8 +44,11 @@ pub(crate) fn await_promotion(
             Some(identity) => Plan::change(ClusterChange::NotePromotion {
                 epoch: cluster.epoch,
                 timeline: primary.timeline,
-                // The first epoch leaves the timeline that initdb made.
-                parent: config.start.timeline.max(pgstead_types::Timeline(1)),
+                // The first epoch leaves the timeline that initdb made, or the one that a fork came with.
+                parent: match cluster.begins() {
+                    true => primary.parent.unwrap_or(pgstead_types::Timeline(1)),
+                    false => config.start.timeline.max(pgstead_types::Timeline(1)),
+                },
                 fork_lsn: primary.fork_lsn,
                 end_of_recovery: primary.end_of_recovery,
                 system_identifier: identity.system_identifier.clone(),
@@ -54,7 +57,7 @@ pub(crate) fn await_promotion(
         };
     }
     // Nobody else has any data yet: only its own log can call for another epoch.
-    let first = cluster.history.is_empty() && cluster.system_identifier.is_none();
+    let first = cluster.begins();
     let why = match fresh {
         None if first => None,
         None => match observed.presence(member.node, policy) {

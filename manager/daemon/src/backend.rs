@@ -10,15 +10,16 @@ use crate::storage::{RemoveError, SnapshotRequest, Storage};
 use async_trait::async_trait;
 use bytes::Bytes;
 use pgstead_api::backend::{
-    Accepted, Backend, FailoverChecked, JoinAnswer, JoinRequest, MemberSeen, NewJoinToken, NodeSeen, Observations,
-    Peer, Rejected, SwitchoverAsked, SwitchoverChecked,
+    Accepted, Backend, FailoverChecked, ForkAsked, ForkOf, JoinAnswer, JoinRequest, MemberSeen, NewJoinToken, NodeSeen,
+    Observations, Peer, Rejected, SwitchoverAsked, SwitchoverChecked,
 };
 use pgstead_consensus::{Consensus, ProposeError, TokioRuntime};
-use pgstead_core::{Connection, Policy, place, place_more};
+use pgstead_core::{Connection, PlacementError, Policy, place, place_fork, place_more};
 use pgstead_types::record::{
-    ClusterChange, ClusterPorts, ClusterRecord, ClusterSecrets, Command, JoinToken, MemberRecord, NewCluster,
+    ClusterChange, ClusterPorts, ClusterRecord, ClusterSecrets, Command, Forked, JoinToken, MemberRecord, NewCluster,
     NodeRecord, Record, Refusal, Standing,
 };
+use pgstead_types::schedule::SnapshotSchedule;
 use pgstead_types::spec::{ClusterSpec, check_name};
 use pgstead_types::storage::SnapshotSeen;
 use pgstead_types::{ClusterId, Finding, MemberId, NodeId, OperationId, SnapshotId, Tick, TokenId, VolumeId, WallTime};
@@ -34,6 +35,8 @@ const FORWARD_TIMEOUT: Duration = Duration::from_secs(65);
 /// For nodes of the record to be heard, where too few are for a new cluster.
 const NODES_PATIENCE: Duration = Duration::from_secs(5);
 const NODES_AGAIN: Duration = Duration::from_millis(100);
+/// A snapshot that was taken for a fork goes after that, whatever became of the fork.
+const FORK_TIME_MAX: Duration = Duration::from_secs(24 * 3600);
 /// A token that lives longer is a password.
 const TOKEN_TTL_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
 
@@ -135,14 +138,47 @@ impl NodeBackend {
         }
     }
 
-    fn new_cluster(&self, spec: ClusterSpec) -> Result<NewCluster, Rejected> {
+    /// Takes a snapshot on a node, this one or another.
+    async fn ask_snapshot(&self, node: NodeId, asked: SnapshotRequest) -> Result<SnapshotSeen, Rejected> {
+        if node == self.consensus.node() {
+            let taken = self.storage.snapshot(asked).await;
+            return taken.map_err(|why| Rejected::Conflict { why: crate::member::chain(&why) });
+        }
+        let gone = || Rejected::NotFound { what: "member", id: asked.member.to_string() };
+        let body = serde_json::to_vec(&asked).map_err(internal)?;
+        let answer = self.ask_node(node, "/internal/snapshots", body).await?.ok_or_else(gone)?;
+        serde_json::from_slice(&answer).map_err(internal)
+    }
+
+    /// What is there to be forked, and where it is; a snapshot is taken only of a member that is asked for as it is now.
+    async fn forked(&self, source: ClusterId, of: ForkOf) -> Result<SnapshotSeen, Rejected> {
+        match of {
+            ForkOf::Snapshot(_, snapshot) => Ok(snapshot),
+            ForkOf::Member(member) => {
+                let asked = SnapshotRequest {
+                    id: SnapshotId::from_uuid(Uuid::now_v7()),
+                    cluster: source,
+                    member,
+                    keep_s: Some(FORK_TIME_MAX.as_secs()),
+                    fork: true,
+                };
+                self.ask_snapshot(node_of(&self.cluster(source)?, member)?, asked).await
+            }
+        }
+    }
+
+    fn new_cluster(
+        &self,
+        spec: ClusterSpec,
+        place: impl FnOnce(&Record, &BTreeSet<NodeId>) -> Result<(Vec<NodeId>, u16), PlacementError>,
+    ) -> Result<NewCluster, Rejected> {
         spec.check()?;
         let record = self.consensus.record();
         if record.cluster_named(&spec.name).is_some() {
             return Err(Rejected::Refused(Refusal::Exists { what: "cluster".into(), name: spec.name.clone() }));
         }
-        let (nodes, postgres_major) = place(&record, &self.reachable(), spec.members)
-            .map_err(|error| Rejected::Conflict { why: error.to_string() })?;
+        let (nodes, postgres_major) =
+            place(&record, &self.reachable()).map_err(|error| Rejected::Conflict { why: error.to_string() })?;
         let ports = free_ports(&record)?;
         let member = |(index, node): (usize, NodeId)| MemberRecord {
             id: MemberId::from_uuid(Uuid::now_v7()),
@@ -194,6 +230,27 @@ impl NodeBackend {
 
 fn internal(error: impl std::fmt::Display) -> Rejected {
     Rejected::Internal { why: error.to_string() }
+}
+
+/// The node that has a member of a cluster.
+fn node_of(cluster: &ClusterRecord, member: MemberId) -> Result<NodeId, Rejected> {
+    let held = cluster.members.get(&member).ok_or(Rejected::NotFound { what: "member", id: member.to_string() })?;
+    Ok(held.node)
+}
+
+/// What the source asks for, but for what is a fork's own: by default it has one member, and takes no snapshots by itself.
+fn fork_spec(source: &ClusterSpec, asked: &ForkAsked) -> ClusterSpec {
+    let mut settings = source.settings.clone();
+    // A fork has none of them, until somebody gives it some.
+    settings.retain(|name, _| !name.eq_ignore_ascii_case("max_logical_replication_workers"));
+    ClusterSpec {
+        name: asked.name.clone(),
+        members: asked.members,
+        sync_replicas: source.sync_replicas.filter(|_| asked.members == source.members),
+        snapshots: SnapshotSchedule::Off,
+        settings,
+        ..source.clone()
+    }
 }
 
 /// Three neighbouring ports that no cluster has.
@@ -299,9 +356,41 @@ impl Backend for NodeBackend {
 
     async fn create_cluster(&self, spec: ClusterSpec) -> Result<Accepted, Rejected> {
         self.await_nodes(|record, nodes| place(record, nodes, spec.members).is_ok()).await;
-        let new = self.new_cluster(spec)?;
+        let members = spec.members;
+        let new = self.new_cluster(spec, |record, nodes| place(record, nodes, members))?;
         let accepted = Accepted { operation: new.operation, cluster: new.id };
         self.propose(Command::CreateCluster { at: WallTime::now(), cluster: Box::new(new) }).await?;
+        Ok(accepted)
+    }
+
+    async fn fork_cluster(&self, source: ClusterId, asked: ForkAsked) -> Result<Accepted, Rejected> {
+        let held = self.cluster(source)?;
+        let first = match &asked.of {
+            ForkOf::Member(member) => node_of(&held, *member)?,
+            ForkOf::Snapshot(node, _) => *node,
+        };
+        let (members, major) = (asked.members, held.postgres_major);
+        let place = |record: &Record, nodes: &BTreeSet<NodeId>| {
+            place_fork(record, nodes, first, members, major).map(|nodes| (nodes, major))
+        };
+        self.await_nodes(|record, nodes| place(record, nodes).is_ok()).await;
+        // Whatever speaks against it is found before anything is copied.
+        let new = self.new_cluster(fork_spec(&held.spec, &asked), place)?;
+        let Some(first) = new.members.first().map(|member| member.id) else {
+            return Err(Rejected::Invalid { why: "a cluster needs a member".into() });
+        };
+        let snapshot = self.forked(source, asked.of).await?;
+        let forked = Forked {
+            cluster: source,
+            name: held.spec.name,
+            member: snapshot.member,
+            snapshot: snapshot.id,
+            taken: snapshot.created,
+            first,
+            keeps_passwords: asked.keeps_passwords,
+        };
+        let accepted = Accepted { operation: new.operation, cluster: new.id };
+        self.propose(Command::ForkCluster { at: WallTime::now(), cluster: Box::new(new), forked }).await?;
         Ok(accepted)
     }
 
@@ -440,22 +529,15 @@ impl Backend for NodeBackend {
         member: MemberId,
         keep: Option<Duration>,
     ) -> Result<SnapshotSeen, Rejected> {
-        let held = self.cluster(cluster)?;
-        let gone = || Rejected::NotFound { what: "member", id: member.to_string() };
-        let node = held.members.get(&member).ok_or_else(gone)?.node;
+        let node = node_of(&self.cluster(cluster)?, member)?;
         let asked = SnapshotRequest {
             id: SnapshotId::from_uuid(Uuid::now_v7()),
             cluster,
             member,
             keep_s: keep.map(|keep| keep.as_secs().max(1)),
+            fork: false,
         };
-        if node == self.consensus.node() {
-            let taken = self.storage.snapshot(asked).await;
-            return taken.map_err(|why| Rejected::Conflict { why: crate::member::chain(&why) });
-        }
-        let body = serde_json::to_vec(&asked).map_err(internal)?;
-        let answer = self.ask_node(node, "/internal/snapshots", body).await?.ok_or_else(gone)?;
-        serde_json::from_slice(&answer).map_err(internal)
+        self.ask_snapshot(node, asked).await
     }
 
     async fn remove_snapshot(&self, node: NodeId, snapshot: SnapshotId) -> Result<(), Rejected> {

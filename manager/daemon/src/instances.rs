@@ -1,9 +1,10 @@
 //! The Postgres of this node's members, for questions from outside their tasks.
 
 use pgstead_replication::Instance;
-use pgstead_types::MemberId;
 use pgstead_types::sessions::SessionsSeen;
+use pgstead_types::{Bytes, MemberId};
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 /// Cheap to clone; all clones are the same.
@@ -28,6 +29,11 @@ impl Instances {
     /// What the clients of a member are at.
     pub async fn sessions(&self, member: MemberId) -> Result<SessionsSeen, String> {
         self.get(member)?.sessions().await.map_err(|error| error.to_string())
+    }
+    /// Copies a member's data while its Postgres runs, into an empty folder. `pool_free`: what its pool can still take.
+    pub async fn copy_running(&self, member: MemberId, into: &Path, pool_free: Bytes) -> Result<(), String> {
+        let copied = self.get(member)?.copy_running(into, pool_free, &|_| ()).await;
+        copied.map_err(|error| crate::member::chain(&error))
     }
     /// A segment of a member's log.
     pub async fn segment(&self, member: MemberId, name: &str) -> Result<Vec<u8>, String> {

@@ -10,7 +10,8 @@ use pgstead_types::storage::{
 };
 use pgstead_types::{Bytes, ClusterId, DeploymentId, Finding, MemberId, NodeId, SnapshotId, VolumeId, WallTime};
 use pgstead_volumes::{
-    Inventory, NewSnapshot, Removal, Removed, Snapshot, Snapshotted, StrayKind, VolumeDriver, VolumeError, VolumeTags,
+    Inventory, NewSnapshot, Removal, Removed, Snapshot, Snapshotted, StrayKind, ToFill, VolumeDriver, VolumeError,
+    VolumeTags,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -75,6 +76,9 @@ pub struct SnapshotRequest {
     pub member: MemberId,
     /// For so many seconds; for ever if absent. Counted by the clock of the node that has it.
     pub keep_s: Option<u64>,
+    /// A cluster is to be made from it.
+    #[serde(default)]
+    pub fork: bool,
 }
 
 /// Why there is no snapshot.
@@ -121,14 +125,25 @@ impl Storage {
         let mut candidates = BTreeSet::new();
         // A deletion may take hours, and what is known of the pool must not grow old meanwhile.
         let mut clearing: Option<JoinHandle<()>> = None;
+        // So may a copy, where a snapshot is one.
+        let mut taking: Option<JoinHandle<()>> = None;
         loop {
             let found = match self.look_once(&mut candidates).await {
                 Ok(storage) => {
-                    let (storage, not_taken) = self.take_what_is_due(storage).await;
-                    let (orphans, expired) = (storage.orphans.clone(), expired(&storage.snapshots, WallTime::now()));
+                    let now = WallTime::now();
+                    let (orphans, expired) = (storage.orphans.clone(), expired(&storage.snapshots, now));
+                    let due = due(&self.consensus.record(), self.consensus.node(), &storage.snapshots, now);
                     {
                         let mut seen = self.held();
-                        *seen = Seen { look: seen.look + 1, storage: Some(storage), failed: None, not_taken };
+                        seen.look += 1;
+                        (seen.storage, seen.failed) = (Some(storage), None);
+                        if due.is_empty() {
+                            seen.not_taken.clear();
+                        }
+                    }
+                    if !due.is_empty() && taking.as_ref().is_none_or(JoinHandle::is_finished) {
+                        let storage = self.clone();
+                        taking = Some(tokio::spawn(async move { storage.take_what_is_due(due, now).await }));
                     }
                     if !(orphans.is_empty() && expired.is_empty())
                         && clearing.as_ref().is_none_or(JoinHandle::is_finished)
@@ -149,8 +164,8 @@ impl Storage {
             let wait = if found && candidates.len() > told { LOOK_AGAIN } else { LOOK };
             tokio::select! {
                 () = crate::server::stopped(&mut stop) => {
-                    if let Some(clearing) = clearing {
-                        clearing.abort();
+                    for task in clearing.into_iter().chain(taking) {
+                        task.abort();
                     }
                     return;
                 }
@@ -238,21 +253,22 @@ impl Storage {
     }
 
     /// By the specs of the clusters that are led from here. A leader that is new takes its first at once: there is none of its own yet.
-    async fn take_what_is_due(&self, mut storage: StorageSeen) -> (StorageSeen, Vec<(ClusterId, MemberId, String)>) {
-        let (now, mut not_taken) = (WallTime::now(), Vec::new());
-        for due in due(&self.consensus.record(), self.consensus.node(), &storage.snapshots, now) {
+    async fn take_what_is_due(&self, all: Vec<Due>, now: WallTime) {
+        let mut not_taken = Vec::new();
+        for due in all {
             let new = NewSnapshot {
                 id: SnapshotId::from_uuid(Uuid::now_v7()),
                 of: due.volume,
                 why: SnapshotWhy::Scheduled,
                 expires: Some(now.plus(due.keep)),
             };
-            match self.taken(new).await {
-                Ok(snapshot) => storage.snapshots.push(snapshot),
+            match self.taken(new, due.member).await {
+                Ok(snapshot) => self.change_seen(|seen| seen.snapshots.push(snapshot)),
                 Err(why) => not_taken.push((due.cluster, due.member, crate::member::chain(&why))),
             }
         }
-        (storage, not_taken)
+        self.held().not_taken = not_taken;
+        self.news.notify_one();
     }
 
     /// Takes a snapshot of a member's volume. Repeated with its id, it says what there is.
@@ -262,8 +278,9 @@ impl Storage {
         let member = held.filter(|member| member.node == self.consensus.node());
         let member = member.ok_or_else(|| SnapshotError::Refused("the member is not on this node".into()))?;
         let expires = asked.keep_s.map(|keep| WallTime::now().plus(Duration::from_secs(keep)));
-        let new = NewSnapshot { id: asked.id, of: member.volume, why: SnapshotWhy::Asked, expires };
-        let snapshot = self.taken(new).await?;
+        let why = if asked.fork { SnapshotWhy::Fork } else { SnapshotWhy::Asked };
+        let new = NewSnapshot { id: asked.id, of: member.volume, why, expires };
+        let snapshot = self.taken(new, asked.member).await?;
         self.change_seen(|seen| {
             seen.snapshots.retain(|held| held.id != snapshot.id);
             seen.snapshots.push(snapshot.clone());
@@ -271,20 +288,45 @@ impl Storage {
         Ok(snapshot)
     }
 
-    async fn taken(&self, new: NewSnapshot) -> Result<SnapshotSeen, SnapshotError> {
+    async fn taken(&self, new: NewSnapshot, member: MemberId) -> Result<SnapshotSeen, SnapshotError> {
+        let id = new.id;
+        let taken = |snapshot: Snapshot| {
+            tracing::info!(snapshot = %snapshot.id, volume = %snapshot.of, why = %snapshot.why, "took a snapshot");
+            Ok(told(snapshot))
+        };
         match self.volumes.snapshot(new).await? {
-            Snapshotted::Made(snapshot) => {
-                tracing::info!(snapshot = %snapshot.id, volume = %snapshot.of, why = %snapshot.why, "took a snapshot");
-                Ok(told(snapshot))
+            Snapshotted::Made(snapshot) => taken(snapshot),
+            // Storage cannot copy what is written to meanwhile; whoever knows Postgres can.
+            Snapshotted::ToFill(ToFill { into, .. }) => {
+                let free = self.volumes.usage().await?.free;
+                if let Err(why) = self.instances.copy_running(member, &into, free).await {
+                    self.volumes.remove_snapshot(id).await?;
+                    return Err(SnapshotError::Refused(format!("its data cannot be copied: {why}")));
+                }
+                taken(self.volumes.finish_snapshot(id).await?)
             }
             Snapshotted::AlreadyThere(snapshot) => Ok(told(snapshot)),
             Snapshotted::NotThere => Err(SnapshotError::Refused("the member has no volume yet".into())),
             Snapshotted::Refused(why) => Err(SnapshotError::Refused(why.to_string())),
-            Snapshotted::Unsupported { why } => Err(SnapshotError::Refused(format!(
-                "the pool {} of driver {} takes no snapshots: {why}",
-                self.pool,
-                self.volumes.name()
-            ))),
+        }
+    }
+
+    /// Removes a snapshot that was taken for a fork which has been made. One that cannot be goes when its time is over.
+    pub async fn discard_used(&self, id: SnapshotId) {
+        let removed = async {
+            let taken = self.volumes.snapshots().await?;
+            match taken.iter().any(|snapshot| snapshot.id == id && snapshot.why == SnapshotWhy::Fork) {
+                true => self.volumes.remove_snapshot(id).await,
+                false => Ok(false),
+            }
+        };
+        match removed.await {
+            Ok(true) => self.change_seen(|seen| seen.snapshots.retain(|snapshot| snapshot.id != id)),
+            Ok(false) => {}
+            Err(error) => {
+                let why = crate::member::chain(&error);
+                tracing::warn!(snapshot = %id, %why, "cannot remove the snapshot that a fork was made from");
+            }
         }
     }
 

@@ -194,6 +194,9 @@ pub struct PrimarySeen {
     pub flushed: Lsn,
     /// Where the timeline left its parent.
     pub fork_lsn: Lsn,
+    /// The timeline that it left, by the history on disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<Timeline>,
     /// A position at or beyond the end-of-recovery record of this promotion.
     pub end_of_recovery: Lsn,
     pub access: ClientAccess,

@@ -30,6 +30,8 @@ steps! {
     CreateVolume = "create_volume",
     /// `initdb` and the roles of a new cluster, on the first member only and only before the record knows a system identifier.
     InitDatabase = "init_database",
+    /// Make the data that a fork's first volume was made with the fork's own.
+    AdoptData = "adopt_data",
     /// Remove what an interrupted `initdb` or copy has left, never a complete data folder.
     DiscardPartial = "discard_partial",
     /// Copy the data folder from the leader.

@@ -49,6 +49,8 @@ pub enum SnapshotWhy {
     Asked,
     /// The cluster's spec did.
     Scheduled,
+    /// A cluster is made from it.
+    Fork,
 }
 
 impl SnapshotWhy {
@@ -56,6 +58,7 @@ impl SnapshotWhy {
         match self {
             Self::Asked => "asked",
             Self::Scheduled => "scheduled",
+            Self::Fork => "fork",
         }
     }
 }
@@ -67,7 +70,7 @@ impl fmt::Display for SnapshotWhy {
 impl FromStr for SnapshotWhy {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
-        let found = [Self::Asked, Self::Scheduled].into_iter().find(|why| why.as_str() == text);
+        let found = [Self::Asked, Self::Scheduled, Self::Fork].into_iter().find(|why| why.as_str() == text);
         found.ok_or_else(|| format!("{text:?} is no reason for a snapshot"))
     }
 }

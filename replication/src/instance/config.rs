@@ -110,6 +110,9 @@ fn render_conf(config: &InstanceConfig, applied: &Applied) -> String {
     if config.major >= 17 {
         set("allow_alter_system", "off");
     }
+    if config.forked {
+        set("max_logical_replication_workers", "0");
+    }
     for (name, value) in &config.settings {
         set(name, value);
     }

@@ -2,7 +2,7 @@
 
 use crate::guard::GuardError;
 use crate::run::RunError;
-use pgstead_types::{Epoch, Incarnation, Lsn, Timeline};
+use pgstead_types::{Bytes, Epoch, Incarnation, Lsn, Timeline};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -62,6 +62,10 @@ pub enum InstanceError {
     ForeignData { why: String },
     #[error("the data of incarnation {incarnation} was complete and is gone; it comes back only under another number")]
     LostData { incarnation: Incarnation },
+    #[error("a copy of it needs {needed}, and {free} can be used for that; make room there")]
+    NoRoom { needed: Bytes, free: Bytes },
+    #[error("it has tablespaces, which lie outside of its volume; expected none")]
+    Tablespaces,
     #[error("there is a data folder at {data_dir} already; it is left alone")]
     DataExists { data_dir: PathBuf },
     #[error("the data is incarnation {found}, expected {expected}")]

@@ -1,10 +1,11 @@
 //! One member's Postgres. Every method is idempotent and safe when this process is killed in the middle of it: doing it
 //! again, or doing what the next look at the instance suggests, leads to the same end.
 //!
-//! `init`, `clone`, `rewind` make data; `start`, `stop` run it; `cut`, `position` answer promises; `promote`, `follow`,
+//! `init`, `clone`, `rewind`, `adopt` make data, and `live_copy` copies it; `start`, `stop` run it; `cut`, `position` answer promises; `promote`, `follow`,
 //! `relay`, `access` change what it does; `probe` looks. `config`, `hba`, `applied` are the files behind them.
 
 mod access;
+mod adopt;
 mod applied;
 mod basebackup;
 mod checkpoints;
@@ -17,12 +18,14 @@ mod cut;
 mod data;
 mod error;
 mod fetch_wal;
+mod folder_copy;
 mod follow;
 mod hba;
 mod health;
 mod init;
 mod kept_slots;
 mod lease;
+mod live_copy;
 mod position;
 mod probe;
 mod promote;
@@ -42,6 +45,7 @@ mod sync_names;
 mod take_log;
 mod timelines;
 
+pub use adopt::Isolation;
 pub use basebackup::CloneProgress;
 pub use consumers::Consumer;
 pub use cut::{CutHook, CutStep};
@@ -49,6 +53,7 @@ pub use error::InstanceError;
 pub use health::RecoveryMark;
 pub use init::Bootstrap;
 pub use lease::LeaseCount;
+pub use live_copy::copy_folder;
 pub use promote::{Promoted, Promotion};
 pub use rewind::Divergence;
 pub use safety_copy::SafetyCopy;
@@ -88,6 +93,9 @@ pub struct InstanceConfig {
     pub tls: ServerTls,
     /// From the spec; they follow pgstead's own in the file and were checked not to touch those.
     pub settings: BTreeMap<String, String>,
+    /// Its data began as another cluster's, whose subscriptions it must not follow: no workers for them run, unless the spec's settings
+    /// give it some.
+    pub forked: bool,
     /// Whether there are to be consumers of logical slots: a `wal_level` for them from the next start on, and their logins.
     pub logical_replication: bool,
     pub guard: GuardLaunch,

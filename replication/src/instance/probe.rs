@@ -219,11 +219,11 @@ fn primary_seen(
 ) -> Result<PostgresSeen, InstanceError> {
     let pg_wal = config.pg_wal();
     let done = promotion.and_then(|promotion| promotion.outcome.map(|outcome| (promotion.epoch, outcome)));
-    let fork_lsn = match done {
-        Some((_, outcome)) => outcome.fork_lsn,
+    let (parent, fork_lsn) = match done {
+        Some((_, outcome)) => (Some(outcome.parent), outcome.fork_lsn),
         None => timelines::read_fork(&pg_wal, timeline)
             .map_err(InstanceError::file("read", &pg_wal))?
-            .map_or(Lsn(0), |fork| fork.at),
+            .map_or((None, Lsn(0)), |fork| (Some(fork.parent), fork.at)),
     };
     let epoch = done.map(|(epoch, _)| epoch);
     let sync_set = sync_names::parse(&row.sync_names).filter(|set| applied.sync_set() == Some(set));
@@ -232,6 +232,7 @@ fn primary_seen(
         timeline,
         flushed: row.flushed,
         fork_lsn,
+        parent,
         end_of_recovery: done.map_or(row.flushed, |(_, outcome)| outcome.end_of_recovery),
         access: applied.access(),
         sync_set,

@@ -80,17 +80,22 @@ fn timeline_of_segment(name: &str) -> Option<Timeline> {
     u32::from_str_radix(digits_of_segment(name)?, 16).ok().map(Timeline)
 }
 
+/// Which one a whole segment is, counted from the beginning of the log, on whatever timeline.
+pub fn number_of_segment(name: &str, segment_bytes: u64) -> Option<u64> {
+    let per_name = (1 << 32) / segment_bytes;
+    if !is_segment_name(name) {
+        return None;
+    }
+    let high = u64::from_str_radix(&name[8..16], 16).ok()?;
+    Some(high * per_name + u64::from_str_radix(&name[16..], 16).ok()?)
+}
+
 /// Where the oldest whole segment begins. The names beyond the log's end, which Postgres keeps for later, are no matter.
 pub fn oldest_segment(pg_wal: &Path, segment_bytes: u64) -> io::Result<Option<Lsn>> {
-    let per_name = (1 << 32) / segment_bytes;
     let mut oldest = None;
     for entry in fs::read_dir(pg_wal)? {
         let name = entry?.file_name();
-        let name = name.to_str().filter(|name| name.len() == 24 && name.bytes().all(|digit| digit.is_ascii_hexdigit()));
-        let number = name.and_then(|name| {
-            let high = u64::from_str_radix(&name[8..16], 16).ok()?;
-            Some(high * per_name + u64::from_str_radix(&name[16..], 16).ok()?)
-        });
+        let number = name.to_str().and_then(|name| number_of_segment(name, segment_bytes));
         oldest = oldest.into_iter().chain(number).min();
     }
     Ok(oldest.map(|number: u64| Lsn(number * segment_bytes)))

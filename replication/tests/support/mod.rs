@@ -113,6 +113,7 @@ impl Cluster {
                 key_pem: Secret::new(&self.server_key),
             },
             settings: settings.map(|(name, value)| (name.to_string(), value.to_string())).into(),
+            forked: false,
             logical_replication: false,
             guard: GuardLaunch { program: self.guard.clone(), args: vec!["guard".to_string()] },
         };

@@ -216,6 +216,7 @@ impl Member {
                 timeline: Timeline(primary.timeline),
                 flushed: data.position().lsn,
                 fork_lsn: lsn(primary.fork),
+                parent: None,
                 end_of_recovery: lsn(primary.fork + 1),
                 access: if primary.open { ClientAccess::Open } else { ClientAccess::Holding },
                 sync_set: primary.before.is_empty().then(|| SyncSet::from(&primary.sync)),

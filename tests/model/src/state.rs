@@ -382,6 +382,7 @@ impl State {
             Action::FetchLog { .. }
             | Action::CreateVolume
             | Action::InitDatabase { .. }
+            | Action::AdoptData { .. }
             | Action::DiscardPartial
             | Action::Relay { .. }
             | Action::Checkpoint { .. }

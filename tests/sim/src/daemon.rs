@@ -274,6 +274,7 @@ impl World {
                 Part::Done
             }
             Action::InitDatabase { incarnation } => self.init_database(n, work.step, incarnation),
+            Action::AdoptData { .. } => Part::Failed("there is one cluster here, and no snapshots".into()),
             Action::DiscardPartial => {
                 let disk = &mut self.machines[n].disk;
                 if disk.data.as_ref().is_some_and(|data| !data.complete) {
@@ -588,6 +589,7 @@ fn needs_answers(action: &Action) -> bool {
         | Action::Checkpoint { .. } => true,
         Action::CreateVolume
         | Action::InitDatabase { .. }
+        | Action::AdoptData { .. }
         | Action::DiscardPartial
         | Action::Clone { .. }
         | Action::Rewind { .. }

@@ -390,6 +390,7 @@ impl Machine {
                 timeline: pgstead_types::Timeline(timeline),
                 flushed: data.flushed_lsn(),
                 fork_lsn: fork,
+                parent: None,
                 end_of_recovery,
                 access: run.access,
                 sync_set: match &run.sync {

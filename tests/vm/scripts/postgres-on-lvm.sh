@@ -95,6 +95,23 @@ timeout 60 pgstead cluster update app --snapshots "every 1h keep 1d" || fail "th
 within 60 bash -c '[ "$(lvs --noheadings -o lv_name nvme | grep -c snap-)" = 2 ]'
 say "a snapshot is kept, one whose time is over is not, and one is taken by itself"
 
+begun=$(date +%s%N)
+timeout 120 pgstead cluster fork app twin || fail "there is no fork"
+say "a fork takes $((($(date +%s%N) - begun) / 1000000)) ms"
+in_twin() { pgstead psql twin -- -At -c "$1"; }
+[ "$(in_twin "SELECT count(*) FROM t")" = 1000 ] || fail "the fork lacks rows"
+in_twin "DELETE FROM t" >/dev/null
+[ "$(sql "SELECT count(*) FROM t")" = 1000 ] || fail "the source lost what its fork has deleted"
+within 20 bash -c '[ "$(pgstead snapshot list | grep -c " fork ")" = 0 ]'
+kept=$(pgstead snapshot list --cluster app | grep ' kept' | cut -d' ' -f1)
+timeout 120 pgstead cluster fork app old --snapshot "$kept" || fail "there is no fork of a snapshot"
+[ "$(pgstead psql old -- -At -c "SELECT count(*) FROM t")" = 1000 ] || fail "the fork of a snapshot lacks rows"
+for fork in twin old; do
+    timeout 60 pgstead cluster delete "$fork" --yes || fail "$fork is not deleted"
+done
+within 60 bash -c '[ "$(lvs --noheadings -o lv_name nvme | grep -c vol-)" = 1 ]'
+say "a fork has the source's rows, and neither sees what the other writes"
+
 say "every process dies"
 kill_everything
 start_daemon

@@ -55,11 +55,16 @@ pub fn write_tags(folder: &Path, new: &NewVolume, created: WallTime) -> Result<(
         owner: new.owner,
         created_unix_ms: created,
     };
-    let mut text = serde_json::to_vec_pretty(&tags).expect("a struct of ids and numbers is always JSON");
+    write_json(&path, &tags)
+}
+
+/// On disk when it returns; not at once, so only where nobody looks yet.
+pub fn write_json(path: &Path, what: &impl Serialize) -> Result<(), VolumeError> {
+    let mut text = serde_json::to_vec_pretty(what).expect("a struct of ids and numbers is always JSON");
     text.push(b'\n');
-    let mut file = File::create(&path).map_err(VolumeError::io("create", &path))?;
-    file.write_all(&text).map_err(VolumeError::io("write", &path))?;
-    file.sync_all().map_err(VolumeError::io("sync", &path))
+    let mut file = File::create(path).map_err(VolumeError::io("create", path))?;
+    file.write_all(&text).map_err(VolumeError::io("write", path))?;
+    file.sync_all().map_err(VolumeError::io("sync", path))
 }
 
 /// Reads a volume whose name says `id`; the reason when it is not one.

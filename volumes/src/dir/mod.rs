@@ -5,12 +5,14 @@
 //! <pool>/<volume id>/data/           the volume's path, the owner's, mode 0700
 //! <pool>/.new-<volume id>/           being made; becomes <volume id> by one rename
 //! <pool>/.trash-<volume id>-<n>/     removed by one rename; deleted piece by piece
+//! <pool>/snap-<snapshot id>/         the same for snapshots, with snapshot.json; made under .new-snap-, removed under .trash-snap-
 //! ```
 //! Both renames are the moment at which the thing is true; whatever a kill leaves beside them is never a volume.
 
 mod delete;
 mod layout;
 mod pool;
+mod snapshots;
 
 pub use pool::PoolError;
 
@@ -18,7 +20,7 @@ use crate::driver::{
     Capability, Creation, Extension, Inventory, NewVolume, Removal, Removed, Support, Usage, Volume, VolumeDriver,
     VolumeError, VolumeTags,
 };
-use crate::snapshot::{NewSnapshot, Snapshot, Snapshotted};
+use crate::snapshot::{Forking, NewSnapshot, Snapshot, Snapshotted};
 use async_trait::async_trait;
 use pgstead_types::{Bytes, SnapshotId, VolumeId};
 use pool::{Pool, Taken};
@@ -32,7 +34,6 @@ pub const FREE_MIN_DEFAULT: Bytes = Bytes(1 << 30);
 /// Entries deleted per turn: a few milliseconds each, so that a dropped removal stops soon and others get their turn.
 const DELETE_BATCH: usize = 500;
 
-const NO_SNAPSHOT: &str = "a directory cannot be copied at one point in time while it is written to";
 const NO_EXTEND: &str = "a directory has no size of its own; it grows with its file system";
 
 /// A directory as a pool.
@@ -70,6 +71,20 @@ impl DirDriver {
         let pool = Arc::clone(&self.pool);
         tokio::task::spawn_blocking(move || work(&pool)).await.map_err(VolumeError::Stopped)?
     }
+
+    /// Of what is set aside already, in turns.
+    async fn delete(&self, names: Vec<String>) -> Result<(), VolumeError> {
+        for name in names {
+            loop {
+                let name = name.clone();
+                match self.on_pool(move |pool| pool.delete_some(&name, DELETE_BATCH)).await? {
+                    delete::Progress::Done => break,
+                    delete::Progress::MoreLeft => {}
+                }
+            }
+        }
+        Ok(())
+    }
 }
 
 #[async_trait]
@@ -81,8 +96,6 @@ impl VolumeDriver for DirDriver {
     fn support(&self, what: Capability) -> Support {
         Support::Unsupported {
             why: match what {
-                Capability::Snapshot => NO_SNAPSHOT,
-                Capability::Fork => "a fork is made from a snapshot, which a directory does not have",
                 Capability::Extend => NO_EXTEND,
                 Capability::SizeLimit => "a directory can fill the whole file system that it is on",
             },
@@ -113,15 +126,10 @@ impl VolumeDriver for DirDriver {
         if how == Removal::Soft {
             return Ok(Removed::SetAside);
         }
-        for name in trash {
-            loop {
-                let name = name.clone();
-                match self.on_pool(move |pool| pool.delete_some(&name, DELETE_BATCH)).await? {
-                    delete::Progress::Done => break,
-                    delete::Progress::MoreLeft => {}
-                }
-            }
+        for snapshot in self.on_pool(Pool::snapshots).await?.into_iter().filter(|snapshot| snapshot.of == id) {
+            self.remove_snapshot(snapshot.id).await?;
         }
+        self.delete(trash).await?;
         Ok(Removed::Deleted)
     }
 
@@ -129,16 +137,30 @@ impl VolumeDriver for DirDriver {
         Ok(Extension::Unsupported { why: NO_EXTEND })
     }
 
-    async fn snapshot(&self, _: NewSnapshot) -> Result<Snapshotted, VolumeError> {
-        Ok(Snapshotted::Unsupported { why: NO_SNAPSHOT })
+    async fn snapshot(&self, new: NewSnapshot) -> Result<Snapshotted, VolumeError> {
+        self.on_pool(move |pool| pool.snapshot(&new)).await
+    }
+
+    async fn finish_snapshot(&self, id: SnapshotId) -> Result<Snapshot, VolumeError> {
+        self.on_pool(move |pool| pool.finish_snapshot(id)).await
     }
 
     async fn snapshots(&self) -> Result<Vec<Snapshot>, VolumeError> {
-        Ok(Vec::new())
+        self.on_pool(Pool::snapshots).await
     }
 
-    async fn remove_snapshot(&self, _: SnapshotId) -> Result<bool, VolumeError> {
-        Ok(false)
+    async fn remove_snapshot(&self, id: SnapshotId) -> Result<bool, VolumeError> {
+        let (there, left) = self.on_pool(move |pool| pool.set_snapshot_aside(id)).await?;
+        self.delete(left).await?;
+        Ok(there)
+    }
+
+    async fn fork(&self, new: NewVolume, from: SnapshotId) -> Result<Forking, VolumeError> {
+        self.on_pool(move |pool| pool.fork(&new, from)).await
+    }
+
+    async fn finish_fork(&self, id: VolumeId) -> Result<Volume, VolumeError> {
+        self.on_pool(move |pool| pool.finish_fork(id)).await
     }
 
     async fn relieve(&self) -> Result<Option<String>, VolumeError> {

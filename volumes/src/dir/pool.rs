@@ -5,7 +5,7 @@ use super::DirConfig;
 use super::delete::{self, Progress};
 use super::layout::{self, DATA, Unreadable, sync_folder, trash_name, unfinished_name, volume_name};
 use crate::driver::{
-    Creation, Inventory, NewVolume, Refusal, Stray, StrayKind, Usage, Volume, VolumeError, VolumeTags,
+    Creation, Inventory, NewVolume, Owner, Refusal, Stray, StrayKind, Usage, Volume, VolumeError, VolumeTags,
 };
 use crate::entry::Entry;
 use crate::folder;
@@ -92,6 +92,7 @@ impl Pool {
         probe_writing(&path).map_err(|source| PoolError::NotWritable { path: path.clone(), source })?;
         let pool = Self { path, free_min: config.free_min, _lock: lock, names: Mutex::new(()) };
         pool.clear_unfinished()
+            .and_then(|()| pool.clear_snapshots())
             .map_err(|source| PoolError::NotCleared { path: pool.path.clone(), source: Box::new(source) })?;
         Ok(pool)
     }
@@ -107,21 +108,10 @@ impl Pool {
         if let Some(refusal) = self.refuses(new)? {
             return Ok(Creation::Refused(refusal));
         }
-        let unfinished = unfinished_name(new.id);
-        self.delete_whole(&unfinished)?;
-        let folder = self.path.join(&unfinished);
-        make_folder(&folder, 0o755)?;
-        let data = folder.join(DATA);
-        make_folder(&data, 0o700)?;
-        chown(&data, Some(new.owner.uid), Some(new.owner.gid))
-            .map_err(VolumeError::io("give to the user of Postgres the folder", &data))?;
         let created = WallTime::now();
-        layout::write_tags(&folder, new, created)?;
-        sync_folder(&data)?;
-        sync_folder(&folder)?;
+        self.begin(new, created)?;
         let path = self.path.join(volume_name(new.id));
-        fs::rename(&folder, &path).map_err(VolumeError::io("rename to its final name", &folder))?;
-        sync_folder(&self.path)?; // Only now may anyone rely on it.
+        self.give_name(&self.path.join(unfinished_name(new.id)), &path)?;
         Ok(Creation::Made(Volume {
             id: new.id,
             tags: new.tags,
@@ -130,6 +120,27 @@ impl Pool {
             created,
             path: path.join(DATA),
         }))
+    }
+
+    /// A volume without its name yet; where its data belongs.
+    pub(super) fn begin(&self, new: &NewVolume, created: WallTime) -> Result<PathBuf, VolumeError> {
+        let unfinished = unfinished_name(new.id);
+        self.delete_whole(&unfinished)?;
+        let folder = self.path.join(&unfinished);
+        let data = make_place(&folder, new.owner)?;
+        layout::write_tags(&folder, new, created)?;
+        Ok(data)
+    }
+
+    pub(super) fn give_name(&self, unfinished: &Path, path: &Path) -> Result<(), VolumeError> {
+        sync_folder(&unfinished.join(DATA))?;
+        sync_folder(unfinished)?;
+        fs::rename(unfinished, path).map_err(VolumeError::io("rename to its final name", unfinished))?;
+        sync_folder(&self.path) // Only now may anyone rely on it.
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// `None` when there is no such name; an error when there is one that is not readable as a volume.
@@ -174,6 +185,8 @@ impl Pool {
     /// Renames the volume out of the inventory, if it is there, and names all that is set aside of it.
     pub fn set_aside(&self, id: VolumeId, tags: &VolumeTags) -> Result<Taken, VolumeError> {
         let _names = self.lock_names();
+        // A copy that was to become this volume.
+        self.delete_whole(&unfinished_name(id))?;
         if let Some(volume) = self.find(id)? {
             if volume.tags != *tags {
                 return Ok(Taken::Refused(Refusal::other_tags(id, volume.tags, *tags)));
@@ -225,7 +238,7 @@ impl Pool {
         })
     }
 
-    fn refuses(&self, new: &NewVolume) -> Result<Option<Refusal>, VolumeError> {
+    pub(super) fn refuses(&self, new: &NewVolume) -> Result<Option<Refusal>, VolumeError> {
         let free = self.usage()?.free;
         let needed = Bytes(self.free_min.0.saturating_add(new.size.unwrap_or_default().0));
         if free < needed {
@@ -250,26 +263,26 @@ impl Pool {
         Ok(())
     }
 
-    fn delete_whole(&self, name: &str) -> Result<(), VolumeError> {
+    pub(super) fn delete_whole(&self, name: &str) -> Result<(), VolumeError> {
         while self.delete_some(name, 1000)? == Progress::MoreLeft {}
         Ok(())
     }
 
     fn entries(&self) -> Result<Vec<(String, Entry)>, VolumeError> {
-        let fail = || VolumeError::io("list", &self.path);
-        let mut entries = Vec::new();
-        for entry in fs::read_dir(&self.path).map_err(fail())? {
-            let name = entry.map_err(fail())?.file_name();
-            if let Some(name) = name.to_str()
-                && let Some(entry) = layout::entry(name)
-            {
-                entries.push((name.to_string(), entry));
-            }
-        }
-        Ok(entries)
+        let names = self.names()?.into_iter();
+        Ok(names.filter_map(|name| layout::entry(&name).map(|entry| (name, entry))).collect())
     }
 
-    fn lock_names(&self) -> MutexGuard<'_, ()> {
+    pub(super) fn names(&self) -> Result<Vec<String>, VolumeError> {
+        let fail = || VolumeError::io("list", &self.path);
+        let mut names = Vec::new();
+        for entry in fs::read_dir(&self.path).map_err(fail())? {
+            names.extend(entry.map_err(fail())?.file_name().into_string());
+        }
+        Ok(names)
+    }
+
+    pub(super) fn lock_names(&self) -> MutexGuard<'_, ()> {
         // It guards names on disk, not memory: a panic elsewhere leaves nothing broken behind it.
         self.names.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -294,4 +307,14 @@ fn make_folder(path: &Path, mode: u32) -> Result<(), VolumeError> {
     fs::create_dir(path).map_err(VolumeError::io("make", path))?;
     // Set, not asked for at creation: the umask must not have a say.
     fs::set_permissions(path, Permissions::from_mode(mode)).map_err(VolumeError::io("set the mode of", path))
+}
+
+/// A folder with an empty one for data in it, which is the owner's.
+pub(super) fn make_place(folder: &Path, owner: Owner) -> Result<PathBuf, VolumeError> {
+    make_folder(folder, 0o755)?;
+    let data = folder.join(DATA);
+    make_folder(&data, 0o700)?;
+    chown(&data, Some(owner.uid), Some(owner.gid))
+        .map_err(VolumeError::io("give to the user of Postgres the folder", &data))?;
+    Ok(data)
 }

@@ -58,7 +58,7 @@ impl Inner {
         Ok(Creation::Made(volume))
     }
 
-    async fn refuses(&self, new: &NewVolume, pool: &Pool) -> Result<Option<Refusal>, VolumeError> {
+    pub(super) async fn refuses(&self, new: &NewVolume, pool: &Pool) -> Result<Option<Refusal>, VolumeError> {
         let path = self.pool_path();
         if pool.health != Health::Fine && pool.health != Health::OutOfData {
             return Ok(Some(Refusal::PoolUnwell { pool: path, why: pool.health.to_string() }));

@@ -26,7 +26,7 @@ use crate::driver::{
 };
 use crate::entry::Entry;
 use crate::folder;
-use crate::snapshot::{NewSnapshot, Snapshot, Snapshotted};
+use crate::snapshot::{Forking, NewSnapshot, Snapshot, Snapshotted};
 use async_trait::async_trait;
 use filesystem::Check;
 use make::METADATA_MAX;
@@ -179,8 +179,7 @@ impl VolumeDriver for LvmDriver {
 
     fn support(&self, what: Capability) -> Support {
         match what {
-            Capability::SizeLimit | Capability::Extend | Capability::Snapshot => Support::Offered,
-            Capability::Fork => Support::Unsupported { why: "this version does not do it yet" },
+            Capability::SizeLimit | Capability::Extend => Support::Offered,
         }
     }
 
@@ -211,6 +210,20 @@ impl VolumeDriver for LvmDriver {
     async fn snapshot(&self, new: NewSnapshot) -> Result<Snapshotted, VolumeError> {
         let inner = Arc::clone(&self.inner);
         whole(async move { inner.snapshot(&new).await }).await
+    }
+
+    /// Each is whole when it is there.
+    async fn finish_snapshot(&self, id: SnapshotId) -> Result<Snapshot, VolumeError> {
+        self.inner.finished_snapshot(id).await
+    }
+
+    async fn fork(&self, new: NewVolume, from: SnapshotId) -> Result<Forking, VolumeError> {
+        let inner = Arc::clone(&self.inner);
+        whole(async move { inner.fork(&new, from).await }).await
+    }
+
+    async fn finish_fork(&self, id: VolumeId) -> Result<Volume, VolumeError> {
+        self.open(id).await?.ok_or_else(|| unusable(id, "there is no such volume"))
     }
 
     async fn snapshots(&self) -> Result<Vec<Snapshot>, VolumeError> {

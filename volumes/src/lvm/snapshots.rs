@@ -1,8 +1,8 @@
 //! Snapshots of volumes: thin, so that one takes a moment and no room, whatever the size; what is written to the volume later does.
 
 use super::{Inner, Pool, blocking, filesystem, tags, unusable};
-use crate::driver::{Refusal, VolumeError};
-use crate::snapshot::{NewSnapshot, SNAPSHOTS_MAX, SNAPSHOTS_OF_POOL_MAX, Snapshot, Snapshotted};
+use crate::driver::{NewVolume, Refusal, VolumeError};
+use crate::snapshot::{Forking, NewSnapshot, SNAPSHOTS_MAX, SNAPSHOTS_OF_POOL_MAX, Snapshot, Snapshotted};
 use pgstead_types::storage::PoolState;
 use pgstead_types::{SnapshotId, VolumeId, WallTime};
 use tags::Unreadable;
@@ -36,17 +36,62 @@ impl Inner {
         if let Some(refusal) = self.refuses_snapshot(&pool) {
             return Ok(Snapshotted::Refused(refusal));
         }
-        let snapshot = pgstead_lvm::Snapshot {
-            of: origin.path(),
-            name: name.clone(),
-            tags: tags::written_snapshot(new, &volume, WallTime::now(), kind),
-            read_only: true,
-        };
+        let mut written = tags::written_snapshot(new, &volume, WallTime::now(), kind);
+        written.extend(tags::is_growing(origin).then(tags::growing));
+        let snapshot = pgstead_lvm::Snapshot { of: origin.path(), name: name.clone(), tags: written, read_only: true };
         self.lvm.snapshot(&snapshot).await?;
         let made = self.lvm.volume(&self.path(name)).await?;
         let made =
             made.ok_or_else(|| unusable(new.of, "LVM does not list the snapshot though it was made just now"))?;
         Ok(Snapshotted::Made(self.read_snapshot(&made, new.id)?))
+    }
+
+    pub async fn finished_snapshot(&self, id: SnapshotId) -> Result<Snapshot, VolumeError> {
+        let path = self.path(tags::snapshot_name(id));
+        let missing = || VolumeError::Unreadable { path: path.device(), why: "there is no such snapshot".to_string() };
+        self.read_snapshot(&self.lvm.volume(&path).await?.ok_or_else(missing)?, id)
+    }
+
+    /// A writable snapshot of the snapshot, which has its name and its tags from the one change of LVM's metadata that makes it.
+    pub async fn fork(&self, new: &NewVolume, from: SnapshotId) -> Result<Forking, VolumeError> {
+        let turn = self.turn(new.id);
+        let _turn = turn.lock().await;
+        let held = self.lvm.volumes(&self.config.group).await?;
+        let name = tags::volume_name(new.id);
+        if let Some(there) = held.iter().find(|volume| volume.name == name) {
+            let (volume, kind) = self.read(there, new.id)?;
+            if volume.tags != new.tags {
+                return Ok(Forking::Refused(Refusal::other_tags(new.id, volume.tags, new.tags)));
+            }
+            self.ensure_mounted(there, &volume, kind).await?;
+            return Ok(Forking::AlreadyThere(volume));
+        }
+        let origin = tags::snapshot_name(from);
+        let Some(origin) = held.iter().find(|volume| volume.name == origin) else { return Ok(Forking::NoSnapshot) };
+        let (owner, kind) = tags::read_snapshot_kind(origin, from)
+            .map_err(|Unreadable(why)| VolumeError::Unreadable { path: origin.path().device(), why })?;
+        if owner != new.owner {
+            let why = format!(
+                "snapshot {from} is of a volume of user {}:{}, expected {}:{}: Postgres could not read what is in it",
+                owner.uid, owner.gid, new.owner.uid, new.owner.gid
+            );
+            return Err(unusable(new.id, why));
+        }
+        let pool = self.pool().await?;
+        // What LVM calls its size it has already.
+        let like = NewVolume { size: Some(origin.size), ..new.clone() };
+        if let Some(refusal) = self.refuses(&like, &pool).await? {
+            return Ok(Forking::Refused(refusal));
+        }
+        let mut written = tags::written(new, WallTime::now(), kind);
+        written.extend(tags::is_growing(origin).then(tags::growing));
+        let fork = pgstead_lvm::Snapshot { of: origin.path(), name: name.clone(), tags: written, read_only: false };
+        self.lvm.snapshot(&fork).await?;
+        let made = self.lvm.volume(&self.path(name)).await?;
+        let made = made.ok_or_else(|| unusable(new.id, "LVM does not list it though it was made just now"))?;
+        let (volume, kind) = self.read(&made, new.id)?;
+        self.ensure_mounted(&made, &volume, kind).await?;
+        Ok(Forking::Made(volume))
     }
 
     /// Every write after it copies what it keeps.

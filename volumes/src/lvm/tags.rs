@@ -95,6 +95,12 @@ pub fn read_snapshot(held: &LogicalVolume, id: SnapshotId) -> Result<Snapshot, U
     })
 }
 
+/// Who owns what is in a snapshot, and of which kind its file system is.
+pub fn read_snapshot_kind(held: &LogicalVolume, id: SnapshotId) -> Result<(Owner, FileSystemKind), Unreadable> {
+    let snapshot = read_snapshot(held, id)?;
+    read(held, snapshot.of, Path::new("")).map(|(volume, kind)| (volume.owner, kind))
+}
+
 /// The tags of a volume that is to be made.
 pub fn written(new: &NewVolume, created: WallTime, file_system: FileSystemKind) -> BTreeSet<Tag> {
     let VolumeTags { deployment, cluster, member } = new.tags;

@@ -4,8 +4,8 @@
 use pgstead_types::storage::SnapshotWhy;
 use pgstead_types::{Bytes, ClusterId, DeploymentId, MemberId, SnapshotId, VolumeId, WallTime};
 use pgstead_volumes::{
-    Capability, Creation, Extension, Left, NewSnapshot, NewVolume, Owner, Refusal, Removal, Removed, Snapshotted,
-    StrayKind, Support, Volume, VolumeDriver, VolumeTags, left_of,
+    Capability, Creation, Extension, Forking, Left, NewSnapshot, NewVolume, Owner, Refusal, Removal, Removed, Snapshot,
+    Snapshotted, StrayKind, Support, ToFill, Volume, VolumeDriver, VolumeTags, left_of,
 };
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -36,6 +36,7 @@ macro_rules! promises {
             usage_adds_up,
             a_volume_in_use_grows_and_stays_grown,
             a_snapshot_keeps_what_was_and_goes_with_its_volume,
+            a_fork_has_what_the_snapshot_has_and_is_a_volume_of_its_own,
             what_is_not_offered_says_why,
         }
     };
@@ -214,18 +215,71 @@ pub async fn a_volume_in_use_grows_and_stays_grown(bench: &mut dyn Bench) {
     assert!(matches!(&huge, Extension::Refused(why) if why.to_string().contains("expected")), "{huge:?}");
 }
 
+/// What is copied by whoever asks for it is copied.
+fn fill(asked: &ToFill) {
+    for entry in fs::read_dir(&asked.from).unwrap().flatten() {
+        fs::copy(entry.path(), asked.into.join(entry.file_name())).unwrap();
+    }
+}
+
+pub async fn taken(driver: &dyn VolumeDriver, new: &NewSnapshot) -> Snapshot {
+    match driver.snapshot(new.clone()).await.unwrap() {
+        Snapshotted::Made(snapshot) => snapshot,
+        Snapshotted::ToFill(asked) => {
+            assert_eq!(driver.snapshots().await.unwrap().iter().filter(|held| held.id == new.id).count(), 0);
+            fill(&asked);
+            driver.finish_snapshot(new.id).await.unwrap()
+        }
+        other => panic!("expected a new snapshot, got {other:?}"),
+    }
+}
+
+pub async fn forked(driver: &dyn VolumeDriver, new: &NewVolume, from: SnapshotId) -> Volume {
+    match driver.fork(new.clone(), from).await.unwrap() {
+        Forking::Made(volume) => volume,
+        Forking::ToFill(asked) => {
+            assert_eq!(driver.open(new.id).await.unwrap(), None, "it is there when it is whole");
+            fill(&asked);
+            driver.finish_fork(new.id).await.unwrap()
+        }
+        other => panic!("expected a new volume, got {other:?}"),
+    }
+}
+
+pub async fn a_fork_has_what_the_snapshot_has_and_is_a_volume_of_its_own(bench: &mut dyn Bench) {
+    let volume = made(bench.driver(), &new_volume(1)).await;
+    fs::write(volume.path.join("rows"), "before").unwrap();
+    let new = NewSnapshot { id: SnapshotId::from_u128(7), of: volume.id, why: SnapshotWhy::Fork, expires: None };
+    let snapshot = taken(bench.driver(), &new).await;
+    fs::write(volume.path.join("rows"), "after").unwrap();
+    let none = bench.driver().fork(new_volume(2), SnapshotId::from_u128(8)).await.unwrap();
+    assert_eq!(none, Forking::NoSnapshot);
+    let fork = forked(bench.driver(), &new_volume(2), snapshot.id).await;
+    assert_eq!((fork.tags, fork.owner), (tags(2), owner()));
+    assert_eq!(fs::read_to_string(fork.path.join("rows")).unwrap(), "before");
+    fs::write(fork.path.join("rows"), "its own").unwrap();
+    bench.restart().await;
+    assert_eq!(bench.driver().fork(new_volume(2), snapshot.id).await.unwrap(), Forking::AlreadyThere(fork.clone()));
+    let stranger = NewVolume { tags: tags(99), ..new_volume(2) };
+    let refused = bench.driver().fork(stranger, snapshot.id).await.unwrap();
+    assert!(matches!(refused, Forking::Refused(Refusal::OtherTags { .. })), "{refused:?}");
+    // Neither needs the others.
+    let second = forked(bench.driver(), &new_volume(3), snapshot.id).await;
+    assert_eq!(fs::read_to_string(second.path.join("rows")).unwrap(), "before");
+    bench.driver().remove(volume.id, &volume.tags, Removal::Hard).await.unwrap();
+    assert_eq!(bench.driver().snapshots().await.unwrap(), []);
+    bench.restart().await;
+    assert_eq!(bench.driver().open(fork.id).await.unwrap().as_ref(), Some(&fork));
+    assert_eq!(fs::read_to_string(fork.path.join("rows")).unwrap(), "its own");
+    assert_eq!(bench.driver().list().await.unwrap().volumes, [fork, second]);
+}
+
 pub async fn a_snapshot_keeps_what_was_and_goes_with_its_volume(bench: &mut dyn Bench) {
     let volume = made(bench.driver(), &new_volume(1)).await;
     fs::write(volume.path.join("rows"), "before").unwrap();
     let expires = Some(WallTime(4_000_000_000_000));
     let new = NewSnapshot { id: SnapshotId::from_u128(7), of: volume.id, why: SnapshotWhy::Asked, expires };
-    if let Support::Unsupported { why } = bench.driver().support(Capability::Snapshot) {
-        assert_eq!(bench.driver().snapshot(new).await.unwrap(), Snapshotted::Unsupported { why });
-        assert_eq!(bench.driver().snapshots().await.unwrap(), []);
-        return;
-    }
-    let answer = bench.driver().snapshot(new.clone()).await.unwrap();
-    let Snapshotted::Made(snapshot) = answer else { panic!("{answer:?}") };
+    let snapshot = taken(bench.driver(), &new).await;
     assert_eq!((snapshot.of, snapshot.tags, snapshot.expires), (volume.id, volume.tags, expires));
     fs::write(volume.path.join("rows"), "after").unwrap();
     bench.restart().await;
@@ -237,7 +291,7 @@ pub async fn a_snapshot_keeps_what_was_and_goes_with_its_volume(bench: &mut dyn 
     let none = NewSnapshot { of: VolumeId::from_u128(2), id: SnapshotId::from_u128(8), ..new.clone() };
     assert_eq!(bench.driver().snapshot(none).await.unwrap(), Snapshotted::NotThere);
     let second = NewSnapshot { id: SnapshotId::from_u128(9), expires: None, ..new };
-    assert!(matches!(bench.driver().snapshot(second.clone()).await.unwrap(), Snapshotted::Made(_)));
+    assert_eq!(taken(bench.driver(), &second).await.id, second.id);
     assert!(bench.driver().remove_snapshot(snapshot.id).await.unwrap());
     assert!(!bench.driver().remove_snapshot(snapshot.id).await.unwrap());
     let left = bench.driver().snapshots().await.unwrap();
@@ -251,7 +305,7 @@ pub async fn a_snapshot_keeps_what_was_and_goes_with_its_volume(bench: &mut dyn 
 }
 
 pub async fn what_is_not_offered_says_why(bench: &mut dyn Bench) {
-    for what in [Capability::Snapshot, Capability::Fork, Capability::Extend, Capability::SizeLimit] {
+    for what in [Capability::Extend, Capability::SizeLimit] {
         match bench.driver().support(what) {
             Support::Offered => {}
             Support::Unsupported { why } => assert!(why.contains(' '), "{what:?}: {why:?} is not a reason"),

@@ -2,7 +2,7 @@
 
 use super::*;
 use pgstead_types::record::{
-    ClusterPorts, ClusterSecrets, Departed, EpochConfig, EpochReason, HistoryEntry, MemberRecord, SetChange,
+    ClusterPorts, ClusterSecrets, Departed, EpochConfig, EpochReason, Forked, HistoryEntry, MemberRecord, SetChange,
     Switchover, SyncSet,
 };
 use pgstead_types::report::{
@@ -11,7 +11,7 @@ use pgstead_types::report::{
 };
 use pgstead_types::spec::{ClusterSpec, Durability};
 use pgstead_types::{
-    ClusterId, Incarnation, Lsn, NodeId, OperationId, Position, Secret, Step, Timeline, VolumeId, WallTime,
+    ClusterId, Incarnation, Lsn, NodeId, OperationId, Position, Secret, SnapshotId, Step, Timeline, VolumeId, WallTime,
 };
 use std::collections::BTreeSet;
 
@@ -93,6 +93,7 @@ pub(crate) fn record() -> ClusterRecord {
         updating: None,
         fetch: None,
         upstreams: Default::default(),
+        forked: None,
         returned: Default::default(),
     }
 }
@@ -163,6 +164,7 @@ pub(crate) fn primary_seen() -> PrimarySeen {
         timeline: Timeline(3),
         flushed: Lsn(900),
         fork_lsn: Lsn(FORK),
+        parent: Some(Timeline(2)),
         end_of_recovery: Lsn(FORK + 100),
         access: ClientAccess::Open,
         sync_set: Some(SyncSet { members: others(&[B, C]), needed: 1 }),
@@ -457,6 +459,42 @@ fn a_database_is_made_once_in_the_life_of_a_cluster() {
     empty.data = DataSeen::Absent;
     assert_eq!(step(&new, &empty), Some(Step::InitDatabase));
     assert_eq!((step(&record(), &empty), codes(&record(), &empty)), (None, vec!["data_lost".to_string()]));
+}
+
+#[test]
+fn a_forks_first_member_adopts_what_its_volume_came_with_and_never_makes_an_empty_database() {
+    let mut fork = record();
+    fork.system_identifier = None;
+    fork.history.clear();
+    fork.leadership = Leadership::Chosen { leader: A };
+    fork.forked = Some(Forked {
+        cluster: ClusterId::from_u128(9),
+        name: "source".into(),
+        member: MemberId::from_u128(90),
+        snapshot: SnapshotId::from_u128(5),
+        taken: WallTime(0),
+        first: A,
+        keeps_passwords: false,
+    });
+    let with = |member, data| MemberReport { data, ..seen(member, 0, DOWN) };
+    let foreign = || DataSeen::Foreign { why: "it is member 90's".into() };
+    assert_eq!(
+        step(&fork, &MemberReport { volume_present: false, ..with(A, DataSeen::Absent) }),
+        Some(Step::CreateVolume)
+    );
+    assert_eq!(step(&fork, &with(A, foreign())), Some(Step::AdoptData));
+    assert_eq!(
+        (step(&fork, &with(B, foreign())), codes(&fork, &with(B, foreign()))),
+        (None, vec!["foreign_data".to_string()])
+    );
+    assert_eq!(
+        (step(&fork, &with(A, DataSeen::Absent)), codes(&fork, &with(A, DataSeen::Absent))),
+        (None, vec!["data_lost".to_string()])
+    );
+    assert_eq!(step(&fork, &seen(A, 2, DOWN)), Some(Step::StartStandby));
+    // Once it has led, what is not its own is somebody else's.
+    fork.system_identifier = Some("7".into());
+    assert_eq!(codes(&fork, &with(A, foreign())), ["foreign_data"]);
 }
 
 // --- following

@@ -13,7 +13,7 @@ use crate::backend::{JoinAnswer, JoinRequest};
 use crate::page::{LIMIT_MAX, Page};
 use crate::percent::encode;
 use crate::problem::{Code, Problem};
-use crate::routes::clusters::SpecChange;
+use crate::routes::clusters::{ForkCluster, SpecChange};
 use crate::routes::leaders::{FailoverBody, SwitchoverBody};
 use crate::routes::snapshots::TakeSnapshot;
 use crate::routes::tokens::NewToken;
@@ -136,6 +136,9 @@ impl Client {
     }
     pub async fn create_cluster(&self, spec: &ClusterSpec) -> Result<AcceptedView, ClientError> {
         self.post("/v1/clusters", spec, None).await
+    }
+    pub async fn fork_cluster(&self, source: &str, fork: &ForkCluster) -> Result<AcceptedView, ClientError> {
+        self.post(&format!("/v1/clusters/{}/forks", encode(source)), fork, None).await
     }
     /// With `revision`, only if the cluster is still at that one.
     pub async fn delete_cluster(&self, cluster: &str, revision: Option<u64>) -> Result<AcceptedView, ClientError> {

@@ -2,8 +2,8 @@
 //! same process.
 
 use crate::backend::{
-    Accepted, Backend, FailoverChecked, JoinAnswer, JoinRequest, MemberSeen, NewJoinToken, NodeSeen, Observations,
-    Peer, Rejected, SwitchoverAsked, SwitchoverChecked,
+    Accepted, Backend, FailoverChecked, ForkAsked, ForkOf, JoinAnswer, JoinRequest, MemberSeen, NewJoinToken, NodeSeen,
+    Observations, Peer, Rejected, SwitchoverAsked, SwitchoverChecked,
 };
 use async_trait::async_trait;
 mod listener;
@@ -14,8 +14,8 @@ use axum::Router;
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use pgstead_types::record::{
-    ClusterChange, ClusterPorts, ClusterSecrets, Command, Deployment, ForcedLoss, MemberRecord, NewCluster, NodeRecord,
-    Record, Refusal, ScheduledSwitchover, SyncSet,
+    ClusterChange, ClusterPorts, ClusterSecrets, Command, Deployment, ForcedLoss, Forked, MemberRecord, NewCluster,
+    NodeRecord, Record, Refusal, ScheduledSwitchover, SyncSet,
 };
 use pgstead_types::report::{
     ClientAccess, DataIdentity, DataSeen, MemberReport, PostgresSeen, PrimarySeen, ReceiverSeen, SenderSeen,
@@ -141,6 +141,28 @@ impl Backend for Fake {
         let operation = OperationId::from_u128(1000 + self.record().operations.len() as u128);
         let cluster = Box::new(new_cluster(id, operation, spec, 300));
         self.apply(&Command::CreateCluster { at: WallTime(0), cluster })?;
+        Ok(Accepted { operation, cluster: id })
+    }
+    async fn fork_cluster(&self, source: ClusterId, asked: ForkAsked) -> Result<Accepted, Rejected> {
+        let id = ClusterId::from_u128(200 + self.record().clusters.len() as u128);
+        let operation = OperationId::from_u128(1000 + self.record().operations.len() as u128);
+        let held = self.record().clusters[&source].clone();
+        let spec = ClusterSpec { name: asked.name, members: asked.members, ..held.spec.clone() };
+        let cluster = Box::new(new_cluster(id, operation, spec, 600));
+        let (member, snapshot) = match asked.of {
+            ForkOf::Member(member) => (member, SnapshotId::from_u128(940)),
+            ForkOf::Snapshot(_, snapshot) => (snapshot.member, snapshot.id),
+        };
+        let forked = Forked {
+            cluster: source,
+            name: held.spec.name,
+            member,
+            snapshot,
+            taken: WallTime(1_700_000_000_000),
+            first: cluster.members[0].id,
+            keeps_passwords: asked.keeps_passwords,
+        };
+        self.apply(&Command::ForkCluster { at: WallTime(0), cluster, forked })?;
         Ok(Accepted { operation, cluster: id })
     }
     async fn delete_cluster(&self, cluster: ClusterId, revision: Option<u64>) -> Result<Accepted, Rejected> {
@@ -459,6 +481,7 @@ pub fn observations(record: &Record) -> Observations {
         timeline: Timeline(2),
         flushed,
         fork_lsn: Lsn(0x0150_0000),
+        parent: None,
         end_of_recovery: Lsn(0x0150_0100),
         access: ClientAccess::Open,
         sync_set: config.map(|config| SyncSet { ..config.sync_set.clone() }),

@@ -1,8 +1,8 @@
 //! `/v1/clusters`: making, seeing and changing clusters.
 
 use super::{Look, accepted};
-use crate::backend::Rejected;
-use crate::extract::{Asked, Body, IfMatch, Params, find_cluster};
+use crate::backend::{ForkAsked, ForkOf, Rejected};
+use crate::extract::{Asked, Body, IfMatch, Params, find_cluster, find_member};
 use crate::page::{Page, PageParams, cut};
 use crate::problem::{Code, Problem};
 use crate::router::App;
@@ -29,6 +29,7 @@ pub(crate) fn routes() -> OpenApiRouter<App> {
         .routes(routes!(list, create))
         .routes(routes!(show, delete, update))
         .routes(routes!(restart))
+        .routes(routes!(fork))
         .merge(super::leaders::routes())
 }
 
@@ -175,6 +176,62 @@ async fn update(
     }
     let why = "the cluster changed each time while this was being recorded; nothing was done, ask again";
     Err(Problem::new(Code::Conflict, why))
+}
+
+/// A cluster to be made of another one's data.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ForkCluster {
+    /// Of the new cluster.
+    pub name: String,
+    /// Members in all; 1 if absent. The first one is made where the data is, the others are copies of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub members: Option<u8>,
+    /// Of this member as it is now, by name or id; of the leader if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub member: Option<String>,
+    /// Of this snapshot, by id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<String>,
+    /// Roles keep the passwords that they have in the source. Without it only the owner can log in, with a new one.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub keep_passwords: bool,
+}
+
+/// Makes a cluster that begins with the data of this one, as it is now or was when a snapshot was taken, and has nothing to do with it
+/// from then on. It has the source's database, owner and settings, and passwords, certificates and timelines of its own. The answer
+/// names the operation that ends when it serves.
+#[utoipa::path(post, path = "/v1/clusters/{cluster}/forks", tag = "clusters", operation_id = "forkCluster",
+    params(("cluster" = String, Path, description = "The source, by name or id")),
+    request_body = ForkCluster, responses(
+    (status = 202, body = AcceptedView, headers(("location" = String, description = "The operation"))),
+    (status = "4XX", body = Problem, content_type = "application/problem+json"),
+    (status = "5XX", body = Problem, content_type = "application/problem+json"),
+))]
+async fn fork(State(app): State<App>, Asked(asked): Asked, Body(body): Body<ForkCluster>) -> Result<Response, Problem> {
+    let look = Look::take(&*app).await;
+    let source = find_cluster(&look.record, &asked)?;
+    let of = match (&body.member, &body.snapshot) {
+        (Some(_), Some(_)) => {
+            let why = "member and snapshot both say what the fork is made of; leave one out";
+            return Err(Problem::new(Code::Invalid, why));
+        }
+        (None, Some(id)) => {
+            let (node, snapshot) = super::snapshots::find(&look, id)?;
+            if snapshot.cluster != source.id {
+                let why = format!("snapshot {id} is of another cluster than {}", source.spec.name);
+                return Err(Problem::new(Code::Invalid, why));
+            }
+            ForkOf::Snapshot(node, snapshot)
+        }
+        (Some(name), None) => ForkOf::Member(find_member(source, name)?.id),
+        (None, None) => ForkOf::Member(source.leadership.leader().ok_or_else(|| {
+            Problem::new(Code::Conflict, format!("{} has no leader now; name a member", source.spec.name))
+        })?),
+    };
+    let ForkCluster { name, members, keep_passwords, .. } = body;
+    let asked = ForkAsked { name, members: members.unwrap_or(1), of, keeps_passwords: keep_passwords };
+    Ok(accepted(app.fork_cluster(source.id, asked).await?))
 }
 
 /// Restarts every member, standbys first, one at a time, the leader last by a switchover.

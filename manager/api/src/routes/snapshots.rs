@@ -9,6 +9,7 @@ use crate::view::SnapshotView;
 use axum::Json;
 use axum::extract::State;
 use http::StatusCode;
+use pgstead_types::storage::SnapshotSeen;
 use pgstead_types::{NodeId, SnapshotId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -52,6 +53,15 @@ fn all(look: &Look) -> BTreeMap<SnapshotId, (NodeId, SnapshotView)> {
     let storage = look.observed.iter().flat_map(|observed| &observed.storage);
     let seen = storage.flat_map(|(node, seen)| seen.snapshots.iter().map(|snapshot| (*node, snapshot)));
     seen.map(|(node, snapshot)| (snapshot.id, (node, SnapshotView::new(&world, node, snapshot)))).collect()
+}
+
+/// One that a node has told of, and that node.
+pub(super) fn find(look: &Look, asked: &str) -> Result<(NodeId, SnapshotSeen), Problem> {
+    let storage = look.observed.iter().flat_map(|observed| &observed.storage);
+    let mut seen = storage.flat_map(|(node, seen)| seen.snapshots.iter().map(|snapshot| (*node, snapshot)));
+    let id = asked.parse::<SnapshotId>().ok();
+    let found = seen.find(|(_, snapshot)| Some(snapshot.id) == id).map(|(node, snapshot)| (node, snapshot.clone()));
+    found.ok_or_else(|| Problem::not_found("snapshot", asked))
 }
 
 /// Takes a snapshot: the volume of one member as it is now, as the end of its host's power would leave it.
@@ -104,8 +114,7 @@ async fn take(
 ))]
 async fn remove(State(app): State<App>, Asked(asked): Asked) -> Result<StatusCode, Problem> {
     let look = Look::take(&*app).await;
-    let found = asked.parse().ok().and_then(|id: SnapshotId| all(&look).remove(&id));
-    let (node, snapshot) = found.ok_or_else(|| Problem::not_found("snapshot", &asked))?;
+    let (node, snapshot) = find(&look, &asked)?;
     app.remove_snapshot(node, snapshot.id).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -241,6 +241,29 @@ async fn a_snapshot_is_of_the_leader_or_of_who_is_named_and_is_removed_by_its_id
 }
 
 #[tokio::test]
+async fn a_fork_is_of_a_member_or_of_a_snapshot_of_that_cluster() {
+    let api = router(&Fake::new(1));
+    let id = post(&api, "/v1/clusters/app/snapshots", "{}").await.json()["id"].as_str().unwrap().to_string();
+    let accepted = post(&api, "/v1/clusters/app/forks", r#"{"name":"twin","keep_passwords":true}"#).await;
+    assert_eq!(accepted.status, StatusCode::ACCEPTED, "{}", accepted.text);
+    let twin = get(&api, "/v1/clusters/twin").await.json();
+    assert_eq!((&twin["forked"]["name"], &twin["spec"]["members"]), (&"app".into(), &1.into()));
+    assert!(get(&api, "/v1/clusters/app").await.json()["forked"].is_null());
+    let none = "01930000-0000-7000-8000-000000000000";
+    for (path, body, problem) in [
+        ("/v1/clusters/nosuch/forks", r#"{"name":"x"}"#.to_string(), "not_found"),
+        ("/v1/clusters/app/forks", "{}".to_string(), "invalid"),
+        ("/v1/clusters/app/forks", r#"{"name":"x","member":"app-9"}"#.to_string(), "not_found"),
+        ("/v1/clusters/app/forks", format!(r#"{{"name":"x","snapshot":"{none}"}}"#), "not_found"),
+        ("/v1/clusters/app/forks", format!(r#"{{"name":"x","snapshot":"{id}","member":"app-1"}}"#), "invalid"),
+        ("/v1/clusters/twin/forks", format!(r#"{{"name":"x","snapshot":"{id}"}}"#), "invalid"),
+        ("/v1/clusters/app/forks", r#"{"name":"twin"}"#.to_string(), "exists"),
+    ] {
+        assert_eq!(post(&api, path, &body).await.problem(), problem, "{path} {body}");
+    }
+}
+
+#[tokio::test]
 async fn a_node_with_members_cannot_be_removed() {
     let api = router(&Fake::new(1));
     let held = send(&api, request("DELETE", "/v1/nodes/n2").body(Body::empty()).unwrap()).await;

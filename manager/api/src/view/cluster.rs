@@ -9,7 +9,7 @@ use pgstead_types::schedule::SnapshotSchedule;
 use pgstead_types::size::VolumeSize;
 use pgstead_types::slots::WalBudget;
 use pgstead_types::spec::{Cascade, ClusterSpec, Durability, OnLeaderCrash};
-use pgstead_types::{ClusterId, Epoch, Lsn, OperationId, Timeline};
+use pgstead_types::{ClusterId, Epoch, Lsn, OperationId, SnapshotId, Timeline};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use utoipa::ToSchema;
@@ -27,6 +27,8 @@ pub struct ClusterView {
     /// What the health rests on, in one sentence.
     pub why: String,
     pub postgres_major: u16,
+    /// Whose data it began with, where it is a fork.
+    pub forked: Option<ForkedView>,
     #[schema(value_type = SpecSchema)]
     pub spec: ClusterSpec,
     pub ports: PortsView,
@@ -60,6 +62,19 @@ pub struct ClusterView {
     pub observed: bool,
     /// Most severe first.
     pub findings: Vec<FindingView>,
+}
+
+/// Where the data of a fork came from. What it was taken from may be gone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ForkedView {
+    #[schema(value_type = String, format = "uuid")]
+    pub cluster: ClusterId,
+    /// That cluster's name when it was forked.
+    pub name: String,
+    #[schema(value_type = String, format = "uuid")]
+    pub snapshot: SnapshotId,
+    /// The data is as it was then.
+    pub taken_at: String,
 }
 
 /// A cluster in a list.
@@ -250,6 +265,12 @@ impl ClusterView {
             health,
             why,
             postgres_major: cluster.postgres_major,
+            forked: cluster.forked.as_ref().map(|forked| ForkedView {
+                cluster: forked.cluster,
+                name: forked.name.clone(),
+                snapshot: forked.snapshot,
+                taken_at: forked.taken.to_string(),
+            }),
             spec: cluster.spec.clone(),
             ports: PortsView {
                 postgres: cluster.ports.postgres,

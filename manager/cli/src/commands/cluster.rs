@@ -5,9 +5,9 @@ use crate::args::{ClusterCommands, WaitArgs};
 use crate::exit::{Exit, Failure};
 use crate::screen::Screen;
 use crate::{render, spec, wait};
-use pgstead_api::SpecChange;
 use pgstead_api::client::Client;
 use pgstead_api::view::{AcceptedView, ClusterView};
+use pgstead_api::{ForkCluster, SpecChange};
 use pgstead_types::size::VolumeSize;
 use pgstead_types::spec::ClusterSpec;
 
@@ -19,6 +19,21 @@ pub async fn run(command: &ClusterCommands, client: &Client, screen: &mut Screen
             let done = format!(
                 "cluster {0} serves; `pgstead cluster connection {0}` prints how to connect, `pgstead psql {0}` does",
                 spec.name
+            );
+            finish(client, &accepted, args.wait, screen, &done).await
+        }
+        ClusterCommands::Fork(args) => {
+            let fork = ForkCluster {
+                name: args.name.clone(),
+                members: args.members,
+                member: args.member.clone(),
+                snapshot: args.snapshot.map(|snapshot| snapshot.to_string()),
+                keep_passwords: args.keep_passwords,
+            };
+            let accepted = client.fork_cluster(&args.source, &fork).await?;
+            let done = format!(
+                "cluster {0} serves, with the data of {1}; `pgstead cluster connection {0}` prints how to connect",
+                args.name, args.source
             );
             finish(client, &accepted, args.wait, screen, &done).await
         }

@@ -80,6 +80,9 @@ pub fn cluster(view: &ClusterView, width: u16) -> String {
         ),
         ("created", format!("{}, revision {}", view.created_at, view.revision)),
     ];
+    if let Some(forked) = &view.forked {
+        facts.push(("forked from", format!("{} as it was at {}", forked.name, forked.taken_at)));
+    }
     if let Some(held) = &view.slots {
         facts.push(("slots", slots::summary(held)));
     }

@@ -2,13 +2,13 @@
 
 use super::*;
 use pgstead_types::record::{
-    ClusterChange, ClusterPorts, ClusterSecrets, Deployment, JoinToken, LogFetch, MemberRecord, NewCluster, NodeRecord,
-    Standing,
+    ClusterChange, ClusterPorts, ClusterSecrets, Deployment, Forked, JoinToken, LogFetch, MemberRecord, NewCluster,
+    NodeRecord, Standing,
 };
 use pgstead_types::spec::ClusterSpec;
 use pgstead_types::{
-    ClusterId, DeploymentId, Epoch, Incarnation, Lsn, MemberId, OperationId, Position, RecoveryId, Secret, Timeline,
-    TokenId, VolumeId, WallTime,
+    ClusterId, DeploymentId, Epoch, Incarnation, Lsn, MemberId, OperationId, Position, RecoveryId, Secret, SnapshotId,
+    Timeline, TokenId, VolumeId, WallTime,
 };
 use std::path::Path;
 
@@ -67,6 +67,16 @@ fn one_of_each() -> Vec<Command> {
             standing: Default::default(),
         }],
     };
+    let forked = Forked {
+        cluster: ClusterId::from_u128(100),
+        name: "app".into(),
+        member: MemberId::from_u128(300),
+        snapshot: SnapshotId::from_u128(500),
+        taken: at,
+        first: MemberId::from_u128(300),
+        keeps_passwords: true,
+    };
+    let fork = Command::ForkCluster { at, cluster: Box::new(cluster.clone()), forked };
     vec![
         Command::Found { at, deployment, node: node() },
         Command::UpdateNode { at, node: node() },
@@ -88,6 +98,7 @@ fn one_of_each() -> Vec<Command> {
             by: "ann@a".into(),
             lost: BTreeSet::from([NodeId::from_u128(2)]),
         },
+        fork,
     ]
 }
 
@@ -143,6 +154,7 @@ fn kind(command: &Command) -> &'static str {
         Command::ChangeCluster { .. } => "change_cluster",
         Command::EndOperation { .. } => "end_operation",
         Command::RecoverQuorum { .. } => "recover_quorum",
+        Command::ForkCluster { .. } => "fork_cluster",
     }
 }
 

@@ -86,6 +86,7 @@ pub(crate) fn world() -> World {
         updating: None,
         fetch: None,
         upstreams: BTreeMap::new(),
+        forked: None,
         returned: BTreeMap::new(),
     };
     let now = Tick::from_millis(100_000);
@@ -154,6 +155,7 @@ impl World {
             timeline: Timeline(2),
             flushed: Lsn(END),
             fork_lsn: Lsn(FORK),
+            parent: None,
             end_of_recovery: Lsn(FORK + 100),
             access: ClientAccess::Open,
             sync_set: Some(SyncSet::default()),
@@ -361,6 +363,7 @@ impl World {
                 timeline: Timeline(3),
                 flushed: Lsn(END + 100),
                 fork_lsn: Lsn(END),
+                parent: None,
                 end_of_recovery: Lsn(END + 100),
                 access: ClientAccess::Holding,
                 sync_set: None,

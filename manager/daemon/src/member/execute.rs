@@ -9,12 +9,12 @@ use super::supervise::NodeContext;
 use crate::report::Reports;
 use pgstead_agent::Action;
 use pgstead_replication::guard::StopMode;
-use pgstead_replication::instance::{Bootstrap, Divergence, SafetyCopy, StartAs};
+use pgstead_replication::instance::{Bootstrap, Divergence, Isolation, SafetyCopy, StartAs};
 use pgstead_replication::{Instance, InstanceError};
 use pgstead_types::record::{ClusterRecord, Lifecycle, MemberRecord};
 use pgstead_types::report::{DataSeen, PostgresSeen, PromiseAnswer, Upstream};
-use pgstead_types::{Bytes, Epoch, Lsn, MemberId, Position, Step, VolumeId};
-use pgstead_volumes::{Creation, NewVolume, Owner, Removal, Removed, VolumeError, VolumeTags};
+use pgstead_types::{Bytes, Epoch, Lsn, MemberId, Position, SnapshotId, Step, VolumeId};
+use pgstead_volumes::{Creation, Forking, NewVolume, Owner, Removal, Removed, ToFill, VolumeError, VolumeTags};
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -35,6 +35,10 @@ pub enum ExecuteError {
     Volume(#[from] VolumeError),
     #[error("{0}")]
     VolumeRefused(pgstead_volumes::Refusal),
+    #[error(
+        "there is no snapshot {0} on this node any more, of which the cluster was to be made; delete the cluster, and fork again"
+    )]
+    NoSnapshot(SnapshotId),
     #[error("the node cannot keep its notes of the member; is the disk of data_dir full?")]
     Notes(#[source] io::Error),
     #[error("what is kept in {path} cannot be read, and so is not removed")]
@@ -101,6 +105,7 @@ impl Executor<'_> {
                 self.instance.init_database(&bootstrap).await?;
                 Ok(())
             }
+            Action::AdoptData { .. } => self.adopt_data().await,
             Action::DiscardPartial => {
                 self.instance.discard_partial().await?;
                 Ok(())
@@ -128,9 +133,15 @@ impl Executor<'_> {
                 self.pass(When::After, Step::PreparePromotion);
                 self.pass(When::Before, Step::Promote);
                 self.instance.promote(*epoch, *timeline).await?;
-                Ok(())
+                // Before anybody copies it; and again before clients are let in, where this was cut short.
+                self.isolate().await
             }
-            Action::OpenClients => Ok(self.instance.open_clients().await?),
+            Action::OpenClients => {
+                if self.cluster.leadership.leader() == Some(self.member) {
+                    self.isolate().await?;
+                }
+                Ok(self.instance.open_clients().await?)
+            }
             Action::UpdateSyncSet { by, epoch, sync_set, admitted } => {
                 let by = Some(*by);
                 self.note(|noted| noted.set_by = noted.set_by.max(by))?;
@@ -202,10 +213,55 @@ impl Executor<'_> {
             size: self.cluster.spec.volume_size.map(|size| size.0),
             owner: Owner { uid: owner.uid, gid: owner.gid },
         };
+        let forked = self.cluster.forked.as_ref().filter(|forked| forked.first == self.member);
+        if let Some(forked) = forked.filter(|_| self.cluster.begins()) {
+            return self.fork_volume(new, forked.snapshot).await;
+        }
         match self.context.volumes.create(new).await? {
             Creation::Made(_) | Creation::AlreadyThere(_) => Ok(()),
             Creation::Refused(why) => Err(ExecuteError::VolumeRefused(why)),
         }
+    }
+
+    async fn fork_volume(&self, new: NewVolume, from: SnapshotId) -> Result<(), ExecuteError> {
+        let volumes = &self.context.volumes;
+        let id = new.id;
+        match volumes.fork(new, from).await? {
+            Forking::Made(_) | Forking::AlreadyThere(_) => {}
+            Forking::ToFill(ToFill { from, into }) => {
+                let free = volumes.usage().await?.free;
+                let progress = |percent: u8| self.reports.progress(self.member, percent);
+                pgstead_replication::copy_folder(&from, &into, free, &progress).await?;
+                volumes.finish_fork(id).await?;
+            }
+            Forking::NoSnapshot => return Err(ExecuteError::NoSnapshot(from)),
+            Forking::Refused(why) => return Err(ExecuteError::VolumeRefused(why)),
+        }
+        // One that was taken for this alone has done its part. If it stays, its time ends by itself.
+        self.context.storage.discard_used(from).await;
+        Ok(())
+    }
+
+    async fn adopt_data(&self) -> Result<(), ExecuteError> {
+        let forked = self.cluster.forked.as_ref();
+        let forked = forked.ok_or_else(|| SetupError::Unknown("source of this cluster's data".to_string()))?;
+        self.instance.adopt_data(forked.member).await?;
+        Ok(())
+    }
+
+    /// A fork gets its own passwords, once.
+    async fn isolate(&self) -> Result<(), ExecuteError> {
+        let Some(forked) = &self.cluster.forked else { return Ok(()) };
+        let isolation = Isolation {
+            cluster: self.cluster.id,
+            owner: self.cluster.spec.owner.clone(),
+            owner_password: self.cluster.secrets.owner_password.clone(),
+            keeps_passwords: forked.keeps_passwords,
+        };
+        if self.instance.isolate(&isolation).await? {
+            tracing::info!(cluster = %self.cluster.spec.name, source = %forked.name, "a fork has passwords of its own");
+        }
+        Ok(())
     }
 
     async fn remove_volume(&mut self) -> Result<(), ExecuteError> {

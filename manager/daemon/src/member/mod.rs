@@ -326,11 +326,14 @@ impl MemberTask {
         let interruptible = action.is_interruptible();
         let result = if interruptible {
             let mut record = self.context.consensus.watch_record();
-            let (id, epoch) = (cluster.id, cluster.epoch);
+            let (id, epoch, lifecycle) = (cluster.id, cluster.epoch, cluster.lifecycle);
             tokio::select! {
                 result = executor.execute(&action) => result,
                 // Another epoch: its leader may be another, and this copy may be of the wrong history.
-                _ = record.wait_until(|next| next.clusters.get(&id).is_none_or(|c| c.epoch != epoch)) => {
+                _ = record.wait_until(|next| {
+                    let held = next.clusters.get(&id);
+                    held.is_none_or(|held| held.epoch != epoch || held.lifecycle != lifecycle)
+                }) => {
                     Err(execute::ExecuteError::Overtaken)
                 }
             }

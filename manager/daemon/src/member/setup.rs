@@ -53,6 +53,7 @@ pub fn instance_config(
             key_pem: cluster.secrets.server_key_pem.clone(),
         },
         settings: cluster.spec.settings.clone(),
+        forked: cluster.forked.is_some(),
         logical_replication: cluster.spec.logical_replication,
         guard: GuardLaunch { program: context.binary.clone(), args: vec!["guard".to_string()] },
     })

@@ -2,7 +2,7 @@
 //! the result depends on nothing but the record and the command, so all nodes agree.
 
 use super::SyncSet;
-use super::cluster::{ClusterRecord, EpochConfig, HistoryEntry, Leadership, Lifecycle, Restart, Switchover};
+use super::cluster::{ClusterRecord, EpochConfig, Forked, HistoryEntry, Leadership, Lifecycle, Restart, Switchover};
 use super::command::{ClusterChange, Command, NewCluster};
 use super::{
     EVENTS_MAX, EventRecord, NodeRecord, OPERATIONS_MAX, OperationKind, OperationRecord, OperationState, Record,
@@ -108,7 +108,8 @@ impl Record {
                 let message = format!("join token {} made, expires {}", token.id, token.expires_at);
                 self.note(*at, "join_token_made", message, None, None);
             }
-            Command::CreateCluster { at, cluster } => self.create_cluster(*at, cluster)?,
+            Command::CreateCluster { at, cluster } => self.create_cluster(*at, cluster, None)?,
+            Command::ForkCluster { at, cluster, forked } => self.create_cluster(*at, cluster, Some(forked))?,
             Command::ChangeCluster { at, cluster, revision, change } => {
                 self.change_cluster(*at, *cluster, *revision, change)?;
             }
@@ -132,7 +133,7 @@ impl Record {
         }
     }
 
-    fn create_cluster(&mut self, at: WallTime, new: &NewCluster) -> Result<(), Refusal> {
+    fn create_cluster(&mut self, at: WallTime, new: &NewCluster, forked: Option<&Forked>) -> Result<(), Refusal> {
         if self.clusters.contains_key(&new.id) || self.cluster_named(&new.spec.name).is_some() {
             return Err(Refusal::Exists { what: "cluster".into(), name: new.spec.name.clone() });
         }
@@ -159,8 +160,12 @@ impl Record {
         let counted = new.members.iter().skip(1).filter(|_| !asynchronous);
         let standbys = counted.map(super::MemberRecord::current).collect();
         let epoch = Epoch(1);
-        // Timeline 1 is initdb's own; the first promotion makes timeline 2.
-        let timeline = Timeline(2);
+        // Timeline 1 is initdb's own; the first promotion makes timeline 2. That of a fork is above all that its source was given
+        // until now, so that what the two write can never be taken for each other's.
+        let timeline = match forked {
+            Some(forked) => self.check_forked(new, forked, first)?.last_timeline.next(),
+            None => Timeline(2),
+        };
         let config = EpochConfig {
             epoch,
             leader: first.current(),
@@ -198,13 +203,40 @@ impl Record {
             updating: None,
             fetch: None,
             upstreams: Default::default(),
+            forked: forked.cloned(),
             returned: Default::default(),
         };
-        let message = format!("cluster {} created with {} members", new.spec.name, new.members.len());
+        let message = match forked {
+            Some(forked) => {
+                format!("cluster {} forked from {} as it was at {}", new.spec.name, forked.name, forked.taken)
+            }
+            None => format!("cluster {} created with {} members", new.spec.name, new.members.len()),
+        };
         self.start_operation(at, new.operation, OperationKind::CreateCluster, new.id, &new.spec.name);
         self.clusters.insert(new.id, record);
         self.note(at, "cluster_created", message, Some(new.id), None);
         Ok(())
+    }
+
+    /// The cluster that a fork is of.
+    fn check_forked(
+        &self,
+        new: &NewCluster,
+        forked: &Forked,
+        first: &super::MemberRecord,
+    ) -> Result<&ClusterRecord, Refusal> {
+        let source = self.clusters.get(&forked.cluster).filter(|held| held.lifecycle == Lifecycle::Active);
+        let source = source.ok_or_else(|| not_found("cluster", forked.cluster))?;
+        if forked.first != first.id {
+            return Err(conflict("the data of a fork comes with its first member"));
+        }
+        if new.postgres_major != source.postgres_major {
+            return Err(conflict(format!("a fork has the Postgres of its source, which is {}", source.postgres_major)));
+        }
+        if (&new.spec.database, &new.spec.owner) != (&source.spec.database, &source.spec.owner) {
+            return Err(conflict("a fork has the database and the owner of its source"));
+        }
+        Ok(source)
     }
 
     fn change_cluster(

@@ -5,7 +5,7 @@ use super::members::{Departed, Standing};
 use super::operator::{ForcedEpoch, Planned};
 use super::recovery::Recovered;
 use super::sync_set::{SetChange, SyncSet};
-use crate::ids::{ClusterId, Incarnation, MemberId, NodeId, OperationId, VolumeId};
+use crate::ids::{ClusterId, Incarnation, MemberId, NodeId, OperationId, SnapshotId, VolumeId};
 use crate::position::{Epoch, Lsn, Position, Timeline};
 use crate::secret::Secret;
 use crate::spec::ClusterSpec;
@@ -59,6 +59,9 @@ pub struct ClusterRecord {
     /// Who streams from another standby rather than from the leader, and from whom. See [`ClusterRecord::relay_of`].
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub upstreams: BTreeMap<Incarnation, Incarnation>,
+    /// Whose data the cluster began with, where it is a fork.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forked: Option<Forked>,
     /// Who was sent back to the leader in this epoch, and by which revision. The leader's node has to know that one before it
     /// lets them in: until then that they do not hear the leader says nothing of it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -73,6 +76,24 @@ pub enum Lifecycle {
     Deleting {
         operation: OperationId,
     },
+}
+
+/// Where the data of a fork comes from: a snapshot of a member of another cluster, on the node of the fork's first member.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Forked {
+    pub cluster: ClusterId,
+    /// That cluster's name then.
+    pub name: String,
+    /// Whose volume the snapshot is of.
+    pub member: MemberId,
+    pub snapshot: SnapshotId,
+    /// When it was taken.
+    pub taken: WallTime,
+    /// The member of the fork whose volume is made from it.
+    pub first: MemberId,
+    /// Passwords of roles that are not pgstead's own stay what they were; else they are removed before anyone is let in.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub keeps_passwords: bool,
 }
 
 /// Ports, the same on every node, recorded at creation and stable for life.
@@ -326,6 +347,10 @@ impl ClusterRecord {
         let last = self.history.last().map(|entry| entry.leader);
         let its_own = self.history.iter().rev().take_while(|entry| Some(entry.leader) == last);
         its_own.last().map_or(Epoch(0), |entry| entry.epoch)
+    }
+    /// Nobody was ever promoted: there is no data yet, or that of a fork's source.
+    pub fn begins(&self) -> bool {
+        self.system_identifier.is_none() && self.history.is_empty()
     }
     pub fn member_on(&self, node: NodeId) -> Option<&MemberRecord> {
         self.members.values().find(|member| member.node == node)

@@ -1,7 +1,7 @@
 //! The entries of the replicated log. Each is stored as `{version, kind, body}` with named fields; a voter that meets a
 //! kind it does not know stops rather than skips it.
 
-use super::cluster::{ClusterPorts, ClusterSecrets, EpochReason, PossibleLoss};
+use super::cluster::{ClusterPorts, ClusterSecrets, EpochReason, Forked, PossibleLoss};
 use super::fetch::LogFetch;
 use super::operator::{ForcedLoss, ScheduledSwitchover};
 use super::sync_set::SyncSet;
@@ -48,6 +48,12 @@ pub enum Command {
         at: WallTime,
         cluster: Box<NewCluster>,
     },
+    /// The same with the data of another cluster. A kind of its own: a voter that does not know it must not make an empty one.
+    ForkCluster {
+        at: WallTime,
+        cluster: Box<NewCluster>,
+        forked: Forked,
+    },
     /// A change of one cluster, decided on exactly that revision of it.
     ChangeCluster {
         at: WallTime,
@@ -81,7 +87,7 @@ pub struct NewCluster {
     pub postgres_major: u16,
     pub ports: ClusterPorts,
     pub secrets: ClusterSecrets,
-    /// All members; the first one runs `initdb` and leads epoch 1.
+    /// All members; the first one runs `initdb`, unless the cluster is a fork, and leads epoch 1.
     pub members: Vec<MemberRecord>,
 }
 

@@ -18,7 +18,7 @@ mod update;
 
 pub use apply::{Applied, Refusal};
 pub use cluster::{
-    ClusterPorts, ClusterRecord, ClusterSecrets, EpochConfig, EpochReason, HistoryEntry, Leadership, Lifecycle,
+    ClusterPorts, ClusterRecord, ClusterSecrets, EpochConfig, EpochReason, Forked, HistoryEntry, Leadership, Lifecycle,
     MemberRecord, PossibleLoss, Restart, Switchover,
 };
 pub use members::{DEPARTED_MAX, Departed, Standing};

@@ -1,7 +1,7 @@
 //! Transitions of the record: what applies, what is refused, and that a refusal changes nothing.
 
 use super::*;
-use crate::ids::{Incarnation, MemberId, RecoveryId, VolumeId};
+use crate::ids::{Incarnation, MemberId, RecoveryId, SnapshotId, VolumeId};
 use crate::position::{Epoch, Lsn, Position, Timeline};
 use crate::secret::Secret;
 use crate::spec::ClusterSpec;
@@ -61,6 +61,74 @@ fn world() -> Record {
     };
     record.apply(&Command::CreateCluster { at: WallTime(0), cluster: Box::new(new) }).unwrap();
     record
+}
+
+/// Of the cluster that is there: one member, on node 2.
+fn fork_of(record: &Record) -> (NewCluster, Forked) {
+    let source = &record.clusters[&APP];
+    let member = MemberRecord {
+        id: MemberId::from_u128(11),
+        name: "twin-1".into(),
+        volume: VolumeId::from_u128(11),
+        ..source.members[&member(2)].clone()
+    };
+    let forked = Forked {
+        cluster: APP,
+        name: "app".into(),
+        member: MemberId::from_u128(2),
+        snapshot: SnapshotId::from_u128(5),
+        taken: WallTime(7),
+        first: member.id,
+        keeps_passwords: false,
+    };
+    let new = NewCluster {
+        id: ClusterId::from_u128(2),
+        operation: OperationId::from_u128(2),
+        spec: ClusterSpec { members: 1, ..ClusterSpec::named("twin") },
+        postgres_major: 15,
+        ports: ClusterPorts { postgres: 6010, read_write: 6011, read_only: 6012 },
+        secrets: source.secrets.clone(),
+        members: vec![member],
+    };
+    (new, forked)
+}
+
+#[test]
+fn a_fork_begins_above_every_timeline_that_its_source_was_given() {
+    let mut record = confirmed();
+    change(&mut record, begin(2)).unwrap();
+    // Given, and not used yet.
+    change(&mut record, choice(2, 2, &[1, 3], 3)).unwrap();
+    let (new, forked) = fork_of(&record);
+    let id = new.id;
+    record.apply(&Command::ForkCluster { at: WallTime(9), cluster: Box::new(new), forked: forked.clone() }).unwrap();
+    let cluster = &record.clusters[&id];
+    assert_eq!((cluster.last_timeline, cluster.config().unwrap().timeline), (Timeline(4), Timeline(4)));
+    assert!(cluster.begins() && cluster.forked.as_ref() == Some(&forked));
+    assert_eq!(record.operations[&OperationId::from_u128(2)].kind, OperationKind::CreateCluster);
+}
+
+#[test]
+fn a_fork_of_what_is_not_there_or_is_another_kind_is_refused() {
+    let whole = confirmed();
+    let refused = |alter: &dyn Fn(&mut Record, &mut NewCluster, &mut Forked)| {
+        let mut record = whole.clone();
+        let (mut new, mut forked) = fork_of(&record);
+        alter(&mut record, &mut new, &mut forked);
+        let before = record.clone();
+        let answer = record.apply(&Command::ForkCluster { at: WallTime(9), cluster: Box::new(new), forked });
+        assert_eq!(record, before, "a refusal changes nothing");
+        answer.unwrap_err().to_string()
+    };
+    assert!(refused(&|_, _, forked| forked.cluster = ClusterId::from_u128(9)).contains("no cluster"));
+    assert!(refused(&|_, _, forked| forked.first = MemberId::from_u128(9)).contains("first member"));
+    assert!(refused(&|_, new, _| new.postgres_major = 16).contains("which is 15"));
+    assert!(refused(&|_, new, _| new.spec.owner = "other".into()).contains("owner of its source"));
+    assert!(refused(&|_, new, _| new.spec.name = "app".into()).contains("exists already"));
+    let deleted = |record: &mut Record, _: &mut NewCluster, _: &mut Forked| {
+        change(record, ClusterChange::RequestDelete { operation: OperationId::from_u128(3) }).unwrap();
+    };
+    assert!(refused(&deleted).contains("no cluster"));
 }
 pub(super) fn change(record: &mut Record, change: ClusterChange) -> Result<Applied, Refusal> {
     let revision = record.clusters[&APP].revision;

@@ -8,7 +8,7 @@ use crate::support::{Bed, LATER, LONG_LEASE, SOON};
 use anyhow::{Context, bail, ensure};
 use pgstead_api::client::ClientError;
 use pgstead_api::view::{ClusterView, Health, Phase};
-use pgstead_api::{Code, SpecChange};
+use pgstead_api::{Code, ForkCluster, SpecChange};
 use pgstead_cluster_tests::{Process, Setup, Target, Testbed, until};
 use pgstead_types::Step;
 use pgstead_types::spec::{Cascade, ClusterSpec};
@@ -36,6 +36,8 @@ enum Operation {
     /// One standby begins to feed another.
     Cascading,
     Deletion,
+    /// A cluster begins with the data of another one.
+    Forking,
     /// The standby that must be chosen for its log has a full disk; gone through in `faults::disk`.
     Fetch,
 }
@@ -44,8 +46,9 @@ enum Operation {
 fn operations(step: Step) -> &'static [Operation] {
     use Operation::*;
     match step {
-        Step::CreateVolume => &[Creation],
+        Step::CreateVolume => &[Creation, Forking],
         Step::InitDatabase => &[Creation],
+        Step::AdoptData => &[Forking],
         Step::DiscardPartial => &[CopyCutShort],
         Step::Clone => &[Creation, CopyCutShort],
         Step::Rewind => &[Divergence],
@@ -56,8 +59,8 @@ fn operations(step: Step) -> &'static [Operation] {
         Step::FetchLog => &[Fetch],
         Step::Fence => &[Deletion],
         Step::PreparePromotion => &[Creation, Switchover, Failover],
-        Step::Promote => &[Creation, Switchover, Failover],
-        Step::OpenClients => &[Creation, Failover],
+        Step::Promote => &[Creation, Switchover, Failover, Forking],
+        Step::OpenClients => &[Creation, Failover, Forking],
         Step::UpdateSyncSet => &[Failover, Divergence],
         Step::Follow => &[Creation, Failover],
         Step::Relay => &[Cascading],
@@ -426,6 +429,33 @@ async fn one_standby_comes_to_feed_another_though_daemons_die_at_every_step() ->
     };
     mortals.until_all_died_and(is_fed).await?;
     bed.nothing_is_lost(writers).await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fork_is_made_though_daemons_die_at_every_step() -> anyhow::Result<()> {
+    let config = LONG_LEASE.to_string();
+    let mut bed = Bed::start_with(Setup { nodes: 2, config, ..Setup::default() }).await?;
+    bed.create_cluster(&ClusterSpec { members: 1, ..ClusterSpec::named("source") }).await?;
+    let owner = crate::support::session(&bed.read_write("source").await?).await?;
+    owner.batch_execute("CREATE TABLE kept AS SELECT generate_series(1, 100) AS id").await?;
+    let mut mortals = Mortals::begin(&mut bed, Operation::Forking, &[1, 2]).await?;
+    let client = mortals.bed.client()?;
+    let fork = ForkCluster { name: "app".into(), members: Some(2), ..ForkCluster::default() };
+    // The first steps may be passed before the answer is there, and the leader may be restarting.
+    mortals
+        .ask("the fork is accepted", async || match client.fork_cluster("source", &fork).await {
+            Err(error) if error.code() == Some(Code::Conflict) => match client.cluster("app").await {
+                Ok(_) => Ok(()),
+                Err(_) => Err(error),
+            },
+            asked => asked.map(|_| ()),
+        })
+        .await?;
+    mortals.until_all_died_and(async |bed| well(bed).await.map(|_| ())).await?;
+    let inside = crate::support::session(&bed.read_write("app").await?).await?;
+    let rows: i64 = inside.query_one("SELECT count(*) FROM kept", &[]).await?.get(0);
+    ensure!(rows == 100, "{rows} rows");
     Ok(())
 }
 

@@ -8,6 +8,7 @@ mod clients;
 mod daemon;
 mod failover;
 mod faults;
+mod forks;
 mod https;
 mod kill_points;
 mod leases;
