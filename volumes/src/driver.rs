@@ -69,7 +69,7 @@ pub trait VolumeDriver: Send + Sync + fmt::Debug {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Left {
     Nothing,
-    /// A removal was cut short. What was never finished held no data.
+    /// A removal was cut short, or a creation, which may have been a long copy.
     Remains,
     /// It is there after all, whole.
     Whole,
@@ -81,7 +81,7 @@ pub async fn left_of(driver: &dyn VolumeDriver, id: VolumeId) -> Result<Left, Vo
     if held.volumes.iter().any(|volume| volume.id == id) || held.strays.iter().any(unreadable) {
         return Ok(Left::Whole);
     }
-    let remains = held.strays.iter().any(|stray| stray.id == id && matches!(stray.kind, StrayKind::SetAside { .. }));
+    let remains = held.strays.iter().any(|stray| stray.id == id);
     Ok(if remains { Left::Remains } else { Left::Nothing })
 }
 

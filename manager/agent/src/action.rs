@@ -74,6 +74,10 @@ pub enum Action {
         admitted: BTreeSet<Incarnation>,
     },
     HoldClients,
+    /// Transactions are read-only from now on unless they say otherwise, and those that write are ended; or no more.
+    LimitWrites {
+        read_only: bool,
+    },
     Checkpoint {
         operation: OperationId,
     },
@@ -106,6 +110,7 @@ impl Action {
             Action::Follow { .. } => Step::Follow,
             Action::Relay { .. } => Step::Relay,
             Action::HoldClients => Step::HoldClients,
+            Action::LimitWrites { .. } => Step::LimitWrites,
             Action::Checkpoint { .. } => Step::Checkpoint,
             Action::StopCleanly { .. } => Step::StopCleanly,
             Action::RemoveVolume => Step::RemoveVolume,

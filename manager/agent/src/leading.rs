@@ -7,12 +7,21 @@ use crate::action::Action;
 use crate::decide::{self, Next, Scene};
 use pgstead_types::record::{EpochConfig, EpochReason, Leadership};
 use pgstead_types::report::{ClientAccess, DataSeen, PostgresSeen, PrimarySeen, SetBy, StandbySeen};
-use pgstead_types::{Finding, Incarnation};
+use pgstead_types::{Finding, Incarnation, Trouble};
 use std::collections::BTreeSet;
 
 pub(crate) fn next(scene: &Scene<'_>) -> Next {
     let Some(config) = scene.cluster.config() else { return Next::wait() };
     match &scene.seen.data {
+        DataSeen::Absent | DataSeen::Partial if begins_as_fork(scene) => {
+            return Next::refuse(scene.finding(Finding::error(
+                "fork_without_data",
+                format!(
+                    "the snapshot that {} was made from holds no complete data; delete the cluster, and fork again",
+                    scene.member.name
+                ),
+            )));
+        }
         DataSeen::Absent => return make(scene),
         DataSeen::Partial => return Next::act(Action::DiscardPartial),
         DataSeen::Lost { .. } => return decide::lost(scene),
@@ -38,10 +47,9 @@ pub(crate) fn next(scene: &Scene<'_>) -> Next {
     }
 }
 
-/// A new cluster's first member makes the database; nobody does once the record knows a system identifier, and nobody makes an
-/// empty one for a fork.
+/// A new cluster's first member makes the database; nobody does once the record knows a system identifier.
 fn make(scene: &Scene<'_>) -> Next {
-    if scene.cluster.begins() && scene.cluster.forked.is_none() {
+    if scene.cluster.begins() {
         return Next::act(Action::InitDatabase { incarnation: scene.member.current() });
     }
     decide::lost(scene)
@@ -79,7 +87,8 @@ fn promote(scene: &Scene<'_>, config: &EpochConfig, standby: &StandbySeen) -> Ne
         epoch: config.epoch,
         timeline: config.timeline,
         sync_set: config.loaded().clone(),
-        admitted: admitted(scene),
+        // Nobody copies a fork before its passwords are its own.
+        admitted: if begins_as_fork(scene) { BTreeSet::new() } else { admitted(scene) },
     })
 }
 
@@ -127,6 +136,17 @@ fn lead(scene: &Scene<'_>, config: &EpochConfig, primary: &PrimarySeen) -> Next 
     if !sync_set_loaded || lacks_admitted {
         return Next::act(update);
     }
+    // Whatever the record says: it is this node that knows how full its pool is.
+    let (full, brimming) = fullness(scene);
+    if primary.read_only != full {
+        return Next::act(Action::LimitWrites { read_only: full });
+    }
+    if brimming {
+        return match primary.access {
+            ClientAccess::Open => Next::act(Action::HoldClients),
+            ClientAccess::Holding => Next::wait(),
+        };
+    }
     match (scene.cluster.is_confirmed(), primary.access) {
         // What it acknowledges alone it may acknowledge only while its guard counts a lease.
         (true, ClientAccess::Holding) if config.acknowledges_alone() && !scene.is_alone() && !has_lease(scene) => {
@@ -151,6 +171,19 @@ fn lead(scene: &Scene<'_>, config: &EpochConfig, primary: &PrimarySeen) -> Next 
         _ if !slots_are_wanted => Next::act(update),
         _ => Next::wait(),
     }
+}
+
+fn begins_as_fork(scene: &Scene<'_>) -> bool {
+    scene.cluster.begins() && scene.cluster.forked.is_some()
+}
+
+/// Whether the pool has little room left, and whether it has hardly any.
+fn fullness(scene: &Scene<'_>) -> (bool, bool) {
+    let full = scene.seen.troubles.iter().find_map(|trouble| match trouble {
+        Trouble::PoolFull { brimming } => Some(*brimming),
+        _ => None,
+    });
+    (full.is_some(), full == Some(true))
 }
 
 fn has_lease(scene: &Scene<'_>) -> bool {

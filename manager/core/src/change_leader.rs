@@ -4,6 +4,7 @@
 use crate::decide::Plan;
 use crate::election;
 use crate::health;
+use crate::lease;
 use crate::observed::{Memory, Observed, Policy};
 use crate::quorum::electable;
 use pgstead_types::record::{ClusterRecord, EpochReason};
@@ -87,6 +88,9 @@ pub(crate) fn leave_unwell(
     let reason = match trouble {
         pgstead_types::Trouble::Corrupted { .. } => EpochReason::DataCorruption,
         pgstead_types::Trouble::Unwritable { .. } => EpochReason::StorageFailed,
+        // It works still: nothing is to be lost for that. It takes no writes until there is room.
+        pgstead_types::Trouble::PoolFull { .. } if lease::is_asynchronous(cluster) => return None,
+        pgstead_types::Trouble::PoolFull { .. } => EpochReason::StorageFailed,
         _ => return None,
     };
     let name = cluster.members.get(&leader).map_or("?", |member| member.name.as_str());

@@ -40,6 +40,7 @@ const FORK_TIME_MAX: Duration = Duration::from_secs(24 * 3600);
 /// A token that lives longer is a password.
 const TOKEN_TTL_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
 
+#[derive(Clone)]
 pub struct NodeBackend {
     pub consensus: Consensus<TokioRuntime>,
     pub controller: ControllerHandle,
@@ -162,7 +163,17 @@ impl NodeBackend {
                     keep_s: Some(FORK_TIME_MAX.as_secs()),
                     fork: true,
                 };
-                self.ask_snapshot(node_of(&self.cluster(source)?, member)?, asked).await
+                let node = node_of(&self.cluster(source)?, member)?;
+                let begun = Tick::now();
+                loop {
+                    match self.ask_snapshot(node, asked).await {
+                        // A copy that takes longer than an answer may: asked for again, it is the same one.
+                        Err(Rejected::Unknown { .. }) if Tick::now().since(begun) < FORK_TIME_MAX => {
+                            tokio::time::sleep(NODES_AGAIN).await;
+                        }
+                        answer => return answer,
+                    }
+                }
             }
         }
     }
@@ -365,13 +376,13 @@ impl Backend for NodeBackend {
 
     async fn fork_cluster(&self, source: ClusterId, asked: ForkAsked) -> Result<Accepted, Rejected> {
         let held = self.cluster(source)?;
-        let first = match &asked.of {
+        let first_node = match &asked.of {
             ForkOf::Member(member) => node_of(&held, *member)?,
             ForkOf::Snapshot(node, _) => *node,
         };
         let (members, major) = (asked.members, held.postgres_major);
         let place = |record: &Record, nodes: &BTreeSet<NodeId>| {
-            place_fork(record, nodes, first, members, major).map(|nodes| (nodes, major))
+            place_fork(record, nodes, first_node, members, major).map(|nodes| (nodes, major))
         };
         self.await_nodes(|record, nodes| place(record, nodes).is_ok()).await;
         // Whatever speaks against it is found before anything is copied.
@@ -379,19 +390,33 @@ impl Backend for NodeBackend {
         let Some(first) = new.members.first().map(|member| member.id) else {
             return Err(Rejected::Invalid { why: "a cluster needs a member".into() });
         };
-        let snapshot = self.forked(source, asked.of).await?;
-        let forked = Forked {
-            cluster: source,
-            name: held.spec.name,
-            member: snapshot.member,
-            snapshot: snapshot.id,
-            taken: snapshot.created,
-            first,
-            keeps_passwords: asked.keeps_passwords,
-        };
         let accepted = Accepted { operation: new.operation, cluster: new.id };
-        self.propose(Command::ForkCluster { at: WallTime::now(), cluster: Box::new(new), forked }).await?;
-        Ok(accepted)
+        let (backend, source_name) = (self.clone(), held.spec.name);
+        // It goes on where whoever asked has gone: a snapshot may be a copy.
+        let recorded = tokio::spawn(async move {
+            let of_now = matches!(asked.of, ForkOf::Member(_));
+            let snapshot = backend.forked(source, asked.of).await?;
+            let forked = Forked {
+                cluster: source,
+                name: source_name,
+                member: snapshot.member,
+                snapshot: snapshot.id,
+                taken: snapshot.created,
+                first,
+                keeps_passwords: asked.keeps_passwords,
+            };
+            let command = Command::ForkCluster { at: WallTime::now(), cluster: Box::new(new), forked };
+            let recorded = backend.propose(command).await.map(drop);
+            // What was taken for it alone; where nobody knows whether it was recorded, its time ends by itself.
+            if of_now
+                && matches!(recorded, Err(Rejected::Refused(_)))
+                && let Err(why) = backend.remove_snapshot(first_node, snapshot.id).await
+            {
+                tracing::warn!(snapshot = %snapshot.id, %why, "cannot remove the snapshot of a fork that was refused");
+            }
+            recorded
+        });
+        recorded.await.map_err(internal)?.map(|()| accepted)
     }
 
     async fn delete_cluster(&self, cluster: ClusterId, revision: Option<u64>) -> Result<Accepted, Rejected> {

@@ -30,6 +30,11 @@ impl Instances {
     pub async fn sessions(&self, member: MemberId) -> Result<SessionsSeen, String> {
         self.get(member)?.sessions().await.map_err(|error| error.to_string())
     }
+    /// Whether a copy of a member's volume can be another cluster's data.
+    pub async fn check_self_contained(&self, member: MemberId) -> Result<(), String> {
+        let checked = self.get(member)?.check_self_contained().await;
+        checked.map_err(|error| crate::member::chain(&error))
+    }
     /// Copies a member's data while its Postgres runs, into an empty folder. `pool_free`: what its pool can still take.
     pub async fn copy_running(&self, member: MemberId, into: &Path, pool_free: Bytes) -> Result<(), String> {
         let copied = self.get(member)?.copy_running(into, pool_free, &|_| ()).await;

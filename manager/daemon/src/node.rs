@@ -85,6 +85,7 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
         seen: Arc::default(),
         look: Arc::default(),
         news: Arc::default(),
+        copies: Arc::default(),
     };
     let backend = NodeBackend {
         consensus: consensus.clone(),

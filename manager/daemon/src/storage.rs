@@ -3,12 +3,14 @@
 
 use crate::instances::Instances;
 use pgstead_consensus::{Consensus, TokioRuntime};
-use pgstead_types::record::Record;
+use pgstead_types::record::{ClusterRecord, Record};
 use pgstead_types::schedule::SnapshotSchedule;
 use pgstead_types::storage::{
     ORPHANS_MAX, Orphan, OrphanState, PoolSeen, PoolState, SNAPSHOTS_TOLD_MAX, SnapshotSeen, SnapshotWhy, StorageSeen,
 };
-use pgstead_types::{Bytes, ClusterId, DeploymentId, Finding, MemberId, NodeId, SnapshotId, VolumeId, WallTime};
+use pgstead_types::{
+    Bytes, ClusterId, DeploymentId, Finding, MemberId, NodeId, SnapshotId, Tick, Trouble, VolumeId, WallTime,
+};
 use pgstead_volumes::{
     Inventory, NewSnapshot, Removal, Removed, Snapshot, Snapshotted, StrayKind, ToFill, VolumeDriver, VolumeError,
     VolumeTags,
@@ -18,13 +20,15 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Mutex as Mutexed, Notify, OwnedMutexGuard, watch};
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
 /// A look costs one or two calls of LVM's programs, and a pool fills within minutes at the fastest.
 const LOOK: Duration = Duration::from_secs(10);
-/// What was found for the first time may be about to have a member, or about to go.
+/// A snapshot that is due and could not be taken is tried again after that: where it is a copy, each attempt may cost one.
+const TAKE_AGAIN: Duration = Duration::from_secs(60);
+/// What was found for the first time may be about to have a member, or about to go; and what fills may be full soon.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
 /// Cheap to clone; all clones are the same.
@@ -39,6 +43,8 @@ pub struct Storage {
     pub look: Arc<Notify>,
     /// Something was found that was not before.
     pub news: Arc<Notify>,
+    /// Copies of whole volumes: two at a time would each take the room that the other one has counted on.
+    pub copies: Arc<Mutexed<()>>,
 }
 
 /// What the last look found.
@@ -96,6 +102,15 @@ impl Storage {
         self.held().storage.as_ref().map(|seen| seen.pool.free)
     }
 
+    /// What the last look means for whoever lives there.
+    pub fn trouble(&self) -> Option<Trouble> {
+        match self.held().storage.as_ref()?.pool.state {
+            PoolState::Fine | PoolState::NearlyFull { .. } | PoolState::Unwell { .. } => None,
+            PoolState::Full { .. } => Some(Trouble::PoolFull { brimming: false }),
+            PoolState::Brimming { .. } => Some(Trouble::PoolFull { brimming: true }),
+        }
+    }
+
     /// The number of the last look, and what it found if it is a later one than that.
     pub fn seen_since(&self, look: u64) -> (u64, Option<StorageSeen>) {
         let seen = self.held();
@@ -113,7 +128,7 @@ impl Storage {
         });
         let not_taken = seen.not_taken.into_iter().map(|(cluster, member, why)| {
             let text = format!(
-                "a snapshot is due by the cluster's spec and was not taken: {why}; it is tried again every 10 s"
+                "a snapshot is due by the cluster's spec and was not taken: {why}; it is tried again every minute"
             );
             Finding::warning("snapshot_not_taken", text).on_cluster(cluster).on_member(member)
         });
@@ -127,7 +142,10 @@ impl Storage {
         let mut clearing: Option<JoinHandle<()>> = None;
         // So may a copy, where a snapshot is one.
         let mut taking: Option<JoinHandle<()>> = None;
+        let mut take_from = Tick::now();
         loop {
+            // What it takes meanwhile, the look may not see.
+            let takes = taking.as_ref().is_some_and(|taking| !taking.is_finished());
             let found = match self.look_once(&mut candidates).await {
                 Ok(storage) => {
                     let now = WallTime::now();
@@ -141,7 +159,8 @@ impl Storage {
                             seen.not_taken.clear();
                         }
                     }
-                    if !due.is_empty() && taking.as_ref().is_none_or(JoinHandle::is_finished) {
+                    if !due.is_empty() && !takes && Tick::now() >= take_from {
+                        take_from = Tick::now() + TAKE_AGAIN;
                         let storage = self.clone();
                         taking = Some(tokio::spawn(async move { storage.take_what_is_due(due, now).await }));
                     }
@@ -161,7 +180,8 @@ impl Storage {
                 }
             };
             let told = self.held().storage.as_ref().map_or(0, |seen| seen.orphans.len());
-            let wait = if found && candidates.len() > told { LOOK_AGAIN } else { LOOK };
+            let filling = self.held().storage.as_ref().is_some_and(|seen| seen.pool.state != PoolState::Fine);
+            let wait = if found && (candidates.len() > told || filling) { LOOK_AGAIN } else { LOOK };
             tokio::select! {
                 () = crate::server::stopped(&mut stop) => {
                     for task in clearing.into_iter().chain(taking) {
@@ -223,6 +243,9 @@ impl Storage {
     async fn clear_all(&self, orphans: Vec<Orphan>, expired: Vec<SnapshotId>) {
         let mut cleared = false;
         for id in expired {
+            if self.fork_of(id).is_some() {
+                continue;
+            }
             match self.volumes.remove_snapshot(id).await {
                 Ok(_) => {
                     tracing::info!(snapshot = %id, "removed a snapshot whose time is over");
@@ -278,6 +301,11 @@ impl Storage {
         let member = held.filter(|member| member.node == self.consensus.node());
         let member = member.ok_or_else(|| SnapshotError::Refused("the member is not on this node".into()))?;
         let expires = asked.keep_s.map(|keep| WallTime::now().plus(Duration::from_secs(keep)));
+        if asked.fork {
+            let checked = self.instances.check_self_contained(asked.member).await;
+            checked
+                .map_err(|why| SnapshotError::Refused(format!("its data cannot become another cluster's: {why}")))?;
+        }
         let why = if asked.fork { SnapshotWhy::Fork } else { SnapshotWhy::Asked };
         let new = NewSnapshot { id: asked.id, of: member.volume, why, expires };
         let snapshot = self.taken(new, asked.member).await?;
@@ -288,8 +316,31 @@ impl Storage {
         Ok(snapshot)
     }
 
+    /// One copy at a time.
+    pub async fn copy_turn(&self) -> OwnedMutexGuard<()> {
+        Arc::clone(&self.copies).lock_owned().await
+    }
+
+    /// Goes on to its end, also when nobody waits for it any more.
     async fn taken(&self, new: NewSnapshot, member: MemberId) -> Result<SnapshotSeen, SnapshotError> {
+        let storage = self.clone();
+        let taken = tokio::spawn(async move {
+            let id = new.id;
+            let taken = storage.take(new, member).await;
+            if taken.is_err() {
+                // A copy that was begun.
+                let _turn = storage.copy_turn().await;
+                storage.volumes.remove_snapshot(id).await?;
+            }
+            taken
+        });
+        taken.await.map_err(|error| SnapshotError::Refused(error.to_string()))?
+    }
+
+    async fn take(&self, new: NewSnapshot, member: MemberId) -> Result<SnapshotSeen, SnapshotError> {
         let id = new.id;
+        // Asked for twice, it is there for the second one.
+        let _turn = self.copy_turn().await;
         let taken = |snapshot: Snapshot| {
             tracing::info!(snapshot = %snapshot.id, volume = %snapshot.of, why = %snapshot.why, "took a snapshot");
             Ok(told(snapshot))
@@ -299,10 +350,8 @@ impl Storage {
             // Storage cannot copy what is written to meanwhile; whoever knows Postgres can.
             Snapshotted::ToFill(ToFill { into, .. }) => {
                 let free = self.volumes.usage().await?.free;
-                if let Err(why) = self.instances.copy_running(member, &into, free).await {
-                    self.volumes.remove_snapshot(id).await?;
-                    return Err(SnapshotError::Refused(format!("its data cannot be copied: {why}")));
-                }
+                let copied = self.instances.copy_running(member, &into, free).await;
+                copied.map_err(|why| SnapshotError::Refused(format!("its data cannot be copied: {why}")))?;
                 taken(self.volumes.finish_snapshot(id).await?)
             }
             Snapshotted::AlreadyThere(snapshot) => Ok(told(snapshot)),
@@ -311,10 +360,24 @@ impl Storage {
         }
     }
 
+    /// A cluster that is being made of the snapshot.
+    fn fork_of(&self, id: SnapshotId) -> Option<String> {
+        self.forks_of(id).next()
+    }
+    fn forks_of(&self, id: SnapshotId) -> impl Iterator<Item = String> {
+        let record = self.consensus.record();
+        let of_it = |fork: &&ClusterRecord| fork.forked.as_ref().is_some_and(|forked| forked.snapshot == id);
+        let forks = record.clusters.values().filter(|fork| fork.is_being_forked()).filter(of_it);
+        forks.map(|fork| fork.spec.name.clone()).collect::<Vec<_>>().into_iter()
+    }
+
     /// Removes a snapshot that was taken for a fork which has been made. One that cannot be goes when its time is over.
     pub async fn discard_used(&self, id: SnapshotId) {
         let removed = async {
             let taken = self.volumes.snapshots().await?;
+            if self.forks_of(id).count() > 1 {
+                return Ok(false);
+            }
             match taken.iter().any(|snapshot| snapshot.id == id && snapshot.why == SnapshotWhy::Fork) {
                 true => self.volumes.remove_snapshot(id).await,
                 false => Ok(false),
@@ -331,7 +394,11 @@ impl Storage {
     }
 
     /// Deletes one of this node, because a person says so; whether it was there.
-    pub async fn remove_snapshot(&self, id: SnapshotId) -> Result<bool, VolumeError> {
+    pub async fn remove_snapshot(&self, id: SnapshotId) -> Result<bool, SnapshotError> {
+        if let Some(fork) = self.fork_of(id) {
+            let why = format!("cluster {fork} is being made of snapshot {id}; wait until it serves, or delete it");
+            return Err(SnapshotError::Refused(why));
+        }
         let gone = self.volumes.remove_snapshot(id).await?;
         if gone {
             tracing::info!(snapshot = %id, "a person has removed a snapshot");
@@ -519,7 +586,17 @@ fn findings(seen: &StorageSeen) -> Vec<Finding> {
         )),
         PoolState::Full { why } => Some(Finding::error(
             "pool_full",
-            format!("the pool {name} is about to fail the writes of everything on it: {why}; make room now"),
+            format!(
+                "the pool {name} has little room left: {why}; clusters that are led from here have moved, or take no writes until there \
+                 is room: remove snapshots or forks, or add a disk"
+            ),
+        )),
+        PoolState::Brimming { why } => Some(Finding::error(
+            "pool_full",
+            format!(
+                "the pool {name} is about to fail the writes of everything on it: {why}; clusters that are led from here take no clients \
+                 until there is room: remove snapshots or forks, or add a disk, now"
+            ),
         )),
         PoolState::Unwell { why } => {
             Some(Finding::error("pool_unwell", format!("the pool {name} is not well: {why}; look at its disks")))

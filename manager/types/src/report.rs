@@ -200,6 +200,9 @@ pub struct PrimarySeen {
     /// A position at or beyond the end-of-recovery record of this promotion.
     pub end_of_recovery: Lsn,
     pub access: ClientAccess,
+    /// Transactions are begun as read-only, since there is little room left.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub read_only: bool,
     /// The effective `synchronous_standby_names`; `None` when it names anything that is not an incarnation, as the
     /// default `pgstead_none` does.
     pub sync_set: Option<SyncSet>,
@@ -337,4 +340,9 @@ impl MemberReport {
             _ => None,
         }
     }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes fields by reference")]
+fn is_false(value: &bool) -> bool {
+    !*value
 }

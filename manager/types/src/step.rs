@@ -64,6 +64,8 @@ steps! {
     Relay = "relay",
     /// Keep new clients out and end the ones that are in, for a planned change of leader.
     HoldClients = "hold_clients",
+    /// Let the leader take no writes while its pool has little room, or take them again.
+    LimitWrites = "limit_writes",
     /// Write a checkpoint, so that the clean stop that follows is short.
     Checkpoint = "checkpoint",
     /// Stop Postgres cleanly, its whole log sent.

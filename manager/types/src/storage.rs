@@ -99,8 +99,12 @@ pub enum PoolState {
     NearlyFull {
         why: String,
     },
-    /// Soon nothing on it can be written.
+    /// Soon nothing on it can be written: what is led from it takes no writes.
     Full {
+        why: String,
+    },
+    /// The next writes may fail: what is led from it takes no clients either.
+    Brimming {
         why: String,
     },
     /// Its storage has a fault.

@@ -20,6 +20,8 @@ pub enum Trouble {
     Corrupted { failures: u64 },
     /// The file system of the data takes no writes: it is full, read-only, failing, or a write does not return.
     Unwritable { why: String },
+    /// The pool that it is on has little room left, which it shares with others. Writes still work. `brimming`: not for long.
+    PoolFull { brimming: bool },
 }
 
 impl Trouble {
@@ -28,7 +30,10 @@ impl Trouble {
         match self {
             Trouble::StreamRefused { .. } | Trouble::RecoveryStuck { .. } | Trouble::Corrupted { .. } => true,
             // A setting or the host may be the cause as well, and then a copy ends in the same way.
-            Trouble::CrashLoop { .. } | Trouble::Hung { .. } | Trouble::Unwritable { .. } => false,
+            Trouble::CrashLoop { .. }
+            | Trouble::Hung { .. }
+            | Trouble::Unwritable { .. }
+            | Trouble::PoolFull { .. } => false,
         }
     }
     /// Whether another member should lead rather than this one.
@@ -38,7 +43,8 @@ impl Trouble {
             | Trouble::CrashLoop { .. }
             | Trouble::Corrupted { .. }
             | Trouble::Hung { .. }
-            | Trouble::Unwritable { .. } => true,
+            | Trouble::Unwritable { .. }
+            | Trouble::PoolFull { .. } => true,
             Trouble::StreamRefused { .. } => false,
         }
     }
@@ -51,6 +57,7 @@ impl Trouble {
             Trouble::Hung { .. } => "postgres_hung",
             Trouble::Corrupted { .. } => "data_corruption",
             Trouble::Unwritable { .. } => "storage_unwritable",
+            Trouble::PoolFull { .. } => "on_full_pool",
         }
     }
 }
@@ -66,6 +73,8 @@ impl fmt::Display for Trouble {
             Trouble::Hung { why } => write!(f, "its Postgres answers nobody: {why}"),
             Trouble::Corrupted { failures } => write!(f, "{failures} reads found a page with a wrong checksum"),
             Trouble::Unwritable { why } => write!(f, "its storage takes no writes: {why}"),
+            Trouble::PoolFull { brimming: false } => f.write_str("the pool that it is on has little room left"),
+            Trouble::PoolFull { brimming: true } => f.write_str("the pool that it is on has hardly any room left"),
         }
     }
 }

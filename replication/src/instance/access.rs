@@ -45,6 +45,18 @@ impl Instance {
         self.note_access_seen(generation)
     }
 
+    /// Has transactions begin as read-only, and ends those that write; or lets them write again. Sessions go on, and read. One that
+    /// says that it writes is let, until its next write meets [`Instance::hold_clients`].
+    pub async fn limit_writes(&self, read_only: bool) -> Result<(), InstanceError> {
+        let _changing = self.changing.lock().await;
+        let shape = Shape { read_only, ..self.wanted() };
+        let (sql, generation) = self.load_shape(shape).await?;
+        if read_only {
+            self.end_writers(&sql).await?;
+        }
+        self.note_access_seen(generation)
+    }
+
     /// Makes the leader's sync set, slots and replication identities those of the record. `epoch` is the leader's.
     pub async fn update_sync_set(
         &self,

@@ -1,5 +1,6 @@
 //! Data of another cluster's member, as a volume was made with it, becomes this member's own: the beginning of a fork.
 
+use super::data::elsewhere;
 use super::{Instance, InstanceConfig, InstanceError, hba, on_disk};
 use crate::files;
 use crate::instance::sql::Sql;
@@ -38,6 +39,13 @@ impl Instance {
                 let found = found.map_or_else(|| "nobody's".to_string(), |found| format!("member {found}'s"));
                 return Err(io::Error::other(format!("it is {found}, expected that of member {of}")));
             }
+            // Two that share a folder would destroy each other's data.
+            if let Some(link) = elsewhere(&config.data_dir)? {
+                let link = link.display();
+                return Err(io::Error::other(format!(
+                    "a part of it lies outside of its volume, by {link}; expected none"
+                )));
+            }
             discard_what_is_the_sources(&config)
         })
         .await?;
@@ -57,7 +65,7 @@ impl Instance {
             return Ok(false);
         }
         let of_subscriptions = "SELECT DISTINCT datname FROM pg_subscription JOIN pg_database ON pg_database.oid = subdbid \
-                                WHERE datallowconn AND (subenabled OR subslotname IS NOT NULL)";
+                                WHERE datallowconn AND datconnlimit <> -2 AND (subenabled OR subslotname IS NOT NULL)";
         for database in sql.values(doing, of_subscriptions).await?.into_iter().flatten() {
             let inside = Sql::try_connect_to(&config, &database).await?;
             let statements = "SELECT format('ALTER SUBSCRIPTION %I DISABLE; ALTER SUBSCRIPTION %I SET (slot_name = NONE)', subname, subname) \
@@ -77,6 +85,12 @@ impl Instance {
                 isolation.owner.replace('\'', "''")
             );
             statements.extend(sql.values(doing, &others).await?.into_iter().flatten());
+        }
+        // Their role is tended later, by a mark that tells which password it has.
+        let consumers = hba::CONSUMER_ROLE;
+        let consumers_known = format!("SELECT 1 FROM pg_authid WHERE rolname = '{consumers}'");
+        if sql.value(doing, &consumers_known).await?.is_some() {
+            statements.push(format!("ALTER ROLE {consumers} PASSWORD NULL; COMMENT ON ROLE {consumers} IS NULL"));
         }
         statements.push(format!("COMMENT ON ROLE {role} IS '{mark}'"));
         // What the statements say stays out of logs.

@@ -31,6 +31,9 @@ pub struct Shape {
     /// Who may replicate from here, and under which epoch. `None`: nobody, as on every standby that feeds no other.
     pub admitted: Option<Admitted>,
     pub upstream: Option<Follow>,
+    /// Transactions are read-only unless they say otherwise.
+    #[serde(default)]
+    pub read_only: bool,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -50,7 +53,7 @@ pub struct Follow {
 impl Shape {
     /// What Postgres is started with: nobody to follow, nobody admitted, nothing acknowledged.
     pub fn at_start(access: ClientAccess) -> Self {
-        Self { access, sync_names: SyncNames::Nobody, admitted: None, upstream: None }
+        Self { access, sync_names: SyncNames::Nobody, admitted: None, upstream: None, read_only: false }
     }
     /// The same member as a standby without an upstream, whatever it was prepared for: nobody is admitted, and nothing is
     /// acknowledged unless it was started as the only member.
@@ -181,15 +184,15 @@ impl Applied {
     }
     /// Who may connect was seen in effect. WAL senders were not asked.
     pub fn note_access_seen(&mut self) {
-        let access = self.wanted.access;
+        let (access, read_only) = (self.wanted.access, self.wanted.read_only);
         self.seen = Some(match (&self.seen, self.senders_pending) {
             // Nobody has looked whether its receiver is gone.
             (Some(seen), false) if self.wanted.upstream.is_none() => {
                 Shape { upstream: seen.upstream.clone(), ..self.wanted.clone() }
             }
             (_, false) => self.wanted.clone(),
-            (Some(seen), true) => Shape { access, ..seen.clone() },
-            (None, true) => Shape { access, upstream: self.wanted.upstream.clone(), ..Shape::at_start(access) },
+            (Some(seen), true) => Shape { access, read_only, ..seen.clone() },
+            (None, true) => Shape { read_only, upstream: self.wanted.upstream.clone(), ..Shape::at_start(access) },
         });
     }
     /// Holding only when that was seen.
@@ -202,6 +205,12 @@ impl Applied {
                 _ => ClientAccess::Open,
             }
         }
+    }
+    /// What is wanted once that was seen, and the contrary before.
+    pub fn read_only(&self) -> bool {
+        let wanted = self.wanted.read_only;
+        let is_seen = self.seen.as_ref().is_some_and(|seen| seen.read_only == wanted);
+        if is_seen { wanted } else { !wanted }
     }
     /// The set, once every WAL sender has seen it.
     pub fn sync_set(&self) -> Option<&SyncSet> {

@@ -60,6 +60,14 @@ impl Instance {
         }
     }
 
+    /// Ends clients whose transactions have written.
+    pub(super) async fn end_writers(&self, sql: &Sql) -> Result<(), InstanceError> {
+        let terminate = format!(
+            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE backend_xid IS NOT NULL AND {CLIENTS}"
+        );
+        sql.value("end clients that write", &terminate).await.map(drop)
+    }
+
     fn signal_backends(&self, backends: &[ProcessId]) -> Result<(), InstanceError> {
         backends.iter().try_for_each(|backend| {
             let told = backend.signal(Signal::TERM);

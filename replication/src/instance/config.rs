@@ -116,6 +116,9 @@ fn render_conf(config: &InstanceConfig, applied: &Applied) -> String {
     for (name, value) in &config.settings {
         set(name, value);
     }
+    if shape.read_only {
+        set("default_transaction_read_only", "on");
+    }
     // Every start is a standby start, and a standby that is below the last primary in one of these does not start. So
     // they can be raised and not lowered.
     for (name, floor) in applied.floors.iter().filter(|(name, _)| *name != "max_wal_senders") {

@@ -114,6 +114,17 @@ impl Instance {
         }
     }
 
+    /// Whether a copy of the volume is a copy of the data: it is complete, and nothing of it lies elsewhere, where two would share it.
+    pub async fn check_self_contained(&self) -> Result<(), InstanceError> {
+        self.present_data().await?;
+        let config = self.config();
+        let data_dir = config.data_dir.clone();
+        match on_disk("look into", &config.data_dir, move || elsewhere(&data_dir)).await? {
+            None => Ok(()),
+            Some(link) => Err(InstanceError::Elsewhere { link }),
+        }
+    }
+
     /// The identity of complete data, or why there is none.
     pub(super) async fn present_data(&self) -> Result<DataIdentity, InstanceError> {
         let config = self.config();
@@ -248,6 +259,19 @@ fn looking(data_dir: &Path) -> impl FnOnce(std::io::Error) -> InstanceError + us
 }
 
 /// `postgres (PostgreSQL) 15.20 (Debian ...)`
+/// A link of a data folder that leads out of it: a tablespace, or log on another disk.
+pub(super) fn elsewhere(data_dir: &Path) -> std::io::Result<Option<std::path::PathBuf>> {
+    for folder in [data_dir.to_path_buf(), data_dir.join("pg_tblspc")] {
+        for entry in fs::read_dir(&folder)? {
+            let entry = entry?;
+            if entry.file_type()?.is_symlink() {
+                return Ok(Some(entry.path()));
+            }
+        }
+    }
+    Ok(None)
+}
+
 fn version_in(said: &str) -> Option<u32> {
     let mut numbers = said.split(") ").nth(1)?.split_whitespace().next()?.split('.');
     let (major, minor): (u32, u32) = (numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?);

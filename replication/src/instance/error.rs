@@ -64,8 +64,10 @@ pub enum InstanceError {
     LostData { incarnation: Incarnation },
     #[error("a copy of it needs {needed}, and {free} can be used for that; make room there")]
     NoRoom { needed: Bytes, free: Bytes },
-    #[error("it has tablespaces, which lie outside of its volume; expected none")]
-    Tablespaces,
+    #[error("a part of it lies outside of its volume, by {link}; expected a data folder without tablespaces and links")]
+    Elsewhere { link: PathBuf },
+    #[error("log that the copy needs was removed while it was made: segment {segment}")]
+    LogGone { segment: u64 },
     #[error("there is a data folder at {data_dir} already; it is left alone")]
     DataExists { data_dir: PathBuf },
     #[error("the data is incarnation {found}, expected {expected}")]

@@ -14,6 +14,8 @@ use std::time::Duration;
 
 /// What must stay free on the file system beside a copy, since Postgres goes on writing meanwhile: so many hundredths of it, and
 /// never more than that many bytes.
+/// A copy looks at the room that is left whenever it has written so much.
+const LOOK_BYTES: u64 = 64 << 20;
 const FREE_PERCENT: u64 = 10;
 const FREE_BYTES_MAX: u64 = 4 << 30;
 
@@ -90,9 +92,32 @@ pub fn shares_blocks(file: &Path, to: &Path) -> io::Result<bool> {
     Ok(shared)
 }
 
+/// What the file has, into a new one; a link is not followed, whoever puts one there.
+pub fn plain_copy(from: &Path, to: &Path) -> io::Result<()> {
+    io::copy(&mut open_plain(from)?, &mut new_file(to)?).map(drop)
+}
+
+fn open_plain(path: &Path) -> io::Result<File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
+    let file = File::options().read(true).custom_flags(flags.bits().cast_signed()).open(path)?;
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(io::Error::other("it is no plain file")),
+    }
+}
+
+fn new_file(path: &Path) -> io::Result<File> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    File::options().write(true).create_new(true).open(path)
+}
+
 /// Whether `to` is now a copy of `from` that shares its blocks; the file is there in any case.
 fn share(from: &Path, to: &Path) -> io::Result<bool> {
-    let (from, to) = (File::open(from)?, File::create(to)?);
+    let (from, to) = (open_plain(from)?, new_file(to)?);
     Ok(rustix::fs::ioctl_ficlone(&to, &from).is_ok())
 }
 
@@ -153,7 +178,11 @@ impl Copy<'_> {
                     Err(error) if self.left.forgives(&error) => return Ok(()),
                     copied => copied?,
                 }
+                let before = copied;
                 copied += metadata.blocks() * 512;
+                if before / LOOK_BYTES != copied / LOOK_BYTES {
+                    self.check_room(to)?;
+                }
                 let percent = copied.saturating_mul(100) / self.bytes.max(1);
                 self.percent.store(percent.min(99) as u8, Ordering::Relaxed);
             } else {
@@ -168,9 +197,21 @@ impl Copy<'_> {
 
     fn copy_file(&self, path: &Path, target: &Path) -> io::Result<()> {
         if !(self.shares && share(path, target)?) {
-            fs::copy(path, target)?;
+            plain_copy(path, target)?;
         }
         File::open(target)?.sync_all()
+    }
+
+    /// Others write meanwhile, and what they need is not to be taken from them.
+    fn check_room(&self, to: &Path) -> io::Result<()> {
+        let StatVfs { f_frsize, f_bavail, f_blocks, .. } = statvfs(to)?;
+        let least = (f_blocks * f_frsize / 100 * FREE_PERCENT).min(FREE_BYTES_MAX) / 2;
+        match self.shares || f_bavail * f_frsize >= least {
+            true => Ok(()),
+            false => {
+                Err(io::Error::new(io::ErrorKind::StorageFull, "there is less and less room; the copy is given up"))
+            }
+        }
     }
 }
 

@@ -2,11 +2,12 @@
 //! copy a volume at one moment. The copy begins with a label, by which recovery knows from where on it needs the log.
 
 use super::basebackup::CloneProgress;
-use super::folder_copy::{Copy, Left, NoRoom, shares_blocks, with_progress};
+use super::folder_copy::{Copy, Left, NoRoom, plain_copy, shares_blocks, with_progress};
 use super::sql::Sql;
 use super::{Instance, InstanceError, on_disk, timelines};
 use crate::files::{self, Survives};
 use pgstead_types::{Bytes, Lsn};
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -74,11 +75,9 @@ impl Instance {
         progress: CloneProgress<'_>,
     ) -> Result<(), InstanceError> {
         let config = self.config();
-        self.present_data().await?;
+        let identity = self.present_data().await?;
+        self.check_self_contained().await?;
         let control = self.control_data().await?;
-        if fs::read_dir(config.data_dir.join("pg_tblspc")).is_ok_and(|mut links| links.next().is_some()) {
-            return Err(InstanceError::Tablespaces);
-        }
         let name = config.data_dir.file_name().unwrap_or_default();
         let target = into.join(name);
         // The slot and the backup end with the connection.
@@ -86,6 +85,9 @@ impl Instance {
         let slot = format!("pgstead_copy_{}_{}", std::process::id(), COPIES.fetch_add(1, Ordering::Relaxed));
         let reserve = format!("SELECT pg_create_physical_replication_slot('{slot}', true, true)");
         sql.values("keep log for a copy", &reserve).await?;
+        // On a standby it may be more than was replayed, and all of it was acknowledged.
+        let received = "SELECT coalesce(pg_last_wal_receive_lsn(), '0/0')::text";
+        let received = sql.value("ask what was received", received).await?.and_then(|text| text.parse::<Lsn>().ok());
         let begin = match config.major {
             ..=14 => "SELECT pg_start_backup('pgstead', true, false)",
             _ => "SELECT pg_backup_start('pgstead', true)",
@@ -111,9 +113,12 @@ impl Instance {
         if let Some(NoRoom { needed, free }) = copied.await.map_err(failed)? {
             return Err(InstanceError::NoRoom { needed: Bytes(needed), free: Bytes(free) });
         }
-        let ended = end(&sql, config.major).await?;
+        let mut ended = end(&sql, config.major).await?;
+        ended.upto = ended.upto.max(received.unwrap_or_default());
+        // A tablespace may have been made meanwhile.
+        self.check_self_contained().await?;
         let (from, segment_bytes) = (config.data_dir.clone(), control.segment_bytes);
-        let (identity, owner) = (config.beside_data("identity"), config.owner());
+        let (whose, owner) = (config.beside_data("identity"), config.owner());
         on_disk("copy the log of", &config.data_dir, move || {
             let Some(begin) = begin_of(&ended.label) else {
                 return Err(io::Error::other("the label of the copy does not say where its log begins"));
@@ -126,28 +131,42 @@ impl Instance {
                 own(&target.join(folder), &from.join("pg_wal"))?;
             }
             let needed = timelines::segment_numbers(begin, ended.upto, segment_bytes);
+            let mut missing: BTreeSet<u64> = needed.clone().collect();
             for entry in fs::read_dir(from.join("pg_wal"))? {
                 let entry = entry?;
                 let Some(name) = entry.file_name().to_str().map(str::to_string) else { continue };
-                let of_log = timelines::number_of_segment(&name, segment_bytes).is_some_and(|n| needed.contains(&n));
-                if of_log || name.ends_with(".history") {
+                let number = timelines::number_of_segment(&name, segment_bytes).filter(|n| needed.contains(n));
+                if number.is_some() || name.ends_with(".history") {
                     copy_file(&entry.path(), &target.join("pg_wal").join(name))?;
                 }
+                number.map(|number| missing.remove(&number));
             }
             files::replace(&target.join("backup_label"), ended.label.as_bytes(), owner, Survives::PowerLoss)?;
             let mut beside = target.clone().into_os_string();
             beside.push(".identity");
-            copy_file(&identity, Path::new(&beside))?;
+            copy_file(&whose, Path::new(&beside))?;
             files::sync_parent(&target.join("pg_wal/archive_status"))?;
-            files::sync_parent(&target)
+            files::sync_parent(&target)?;
+            Ok(missing)
         })
         .await
+        .and_then(|missing| match missing.first() {
+            Some(segment) => Err(InstanceError::LogGone { segment: *segment }),
+            None => Ok(()),
+        })?;
+        // The slot was there to the end, and so was the data.
+        sql.value("see the copy through", "SELECT 1").await?;
+        let found = self.present_data().await?.incarnation;
+        match found == identity.incarnation {
+            true => Ok(()),
+            false => Err(InstanceError::OtherIncarnation { found, expected: identity.incarnation }),
+        }
     }
 }
 
 /// With its owner and mode, and on disk.
 fn copy_file(from: &Path, to: &Path) -> io::Result<()> {
-    fs::copy(from, to)?;
+    plain_copy(from, to)?;
     own(to, from)?;
     fs::File::open(to)?.sync_all()
 }
@@ -165,15 +184,14 @@ async fn end(sql: &Sql, major: u16) -> Result<Ended, InstanceError> {
         ..=14 => "pg_stop_backup(false, false)",
         _ => "pg_backup_stop(false)",
     };
-    let text = format!("SELECT json_build_array(lsn, labelfile, spcmapfile)::text FROM {call}");
+    let text = format!("SELECT json_build_array(lsn, labelfile)::text FROM {call}");
     let answer = sql.values_within(doing, &text, BEGIN_TIME_MAX).await?.into_iter().next().flatten();
     let answer = answer.unwrap_or_default();
-    let read: Option<(Lsn, String, Option<String>)> = serde_json::from_str::<(String, String, Option<String>)>(&answer)
+    let read: Option<(Lsn, String)> = serde_json::from_str::<(String, String)>(&answer)
         .ok()
-        .and_then(|(lsn, label, map)| Some((lsn.parse().ok()?, label, map)));
+        .and_then(|(lsn, label)| Some((lsn.parse().ok()?, label)));
     match read {
-        Some((_, _, Some(map))) if !map.trim().is_empty() => Err(InstanceError::Tablespaces),
-        Some((upto, label, _)) => Ok(Ended { label, upto }),
+        Some((upto, label)) => Ok(Ended { label, upto }),
         None => Err(InstanceError::SqlAnswer { doing, answer }),
     }
 }

@@ -235,6 +235,7 @@ fn primary_seen(
         parent,
         end_of_recovery: done.map_or(row.flushed, |(_, outcome)| outcome.end_of_recovery),
         access: applied.access(),
+        read_only: applied.read_only(),
         sync_set,
         admitted: applied.admitted(epoch),
         slots: members_of(&row.slots),

@@ -74,6 +74,7 @@ impl Instance {
             return Err(InstanceError::NotCut { epoch: upstream.epoch });
         }
         let shape = Shape {
+            read_only: false,
             access: ClientAccess::Holding,
             sync_names: SyncNames::Set(sync_set.clone()),
             admitted: Some(Admitted { epoch, incarnations: admitted.clone() }),

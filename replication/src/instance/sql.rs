@@ -49,8 +49,10 @@ impl Sql {
         options.host_path(&config.run_dir).port(config.port).user(hba::SUPERUSER).dbname(database);
         options.application_name("pgstead").ssl_mode(tokio_postgres::config::SslMode::Disable);
         // Nothing that a role or database is set to may bend our own statements, or make them wait for standbys.
-        options
-            .options("-c search_path=pg_catalog -c synchronous_commit=local -c statement_timeout=0 -c lock_timeout=0");
+        options.options(
+            "-c search_path=pg_catalog -c synchronous_commit=local -c statement_timeout=0 -c lock_timeout=0 \
+             -c default_transaction_read_only=off -c idle_session_timeout=0 -c idle_in_transaction_session_timeout=0",
+        );
         let connecting = tokio::time::timeout(CONNECT_TIME_MAX, options.connect(NoTls)).await;
         let too_slow = NoConnection::Other(InstanceError::SqlTooSlow { doing, waited: CONNECT_TIME_MAX });
         let (client, connection) = connecting.map_err(|_| too_slow)?.map_err(|error| {

@@ -219,6 +219,7 @@ impl Member {
                 parent: None,
                 end_of_recovery: lsn(primary.fork + 1),
                 access: if primary.open { ClientAccess::Open } else { ClientAccess::Holding },
+                read_only: false,
                 sync_set: primary.before.is_empty().then(|| SyncSet::from(&primary.sync)),
                 admitted: primary.admitted.clone(),
                 slots: primary.admitted.clone(),

@@ -383,6 +383,7 @@ impl State {
             | Action::CreateVolume
             | Action::InitDatabase { .. }
             | Action::AdoptData { .. }
+            | Action::LimitWrites { .. }
             | Action::DiscardPartial
             | Action::Relay { .. }
             | Action::Checkpoint { .. }

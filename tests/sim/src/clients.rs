@@ -5,7 +5,6 @@ use crate::machine::{Mode, SyncNames, Wait};
 use crate::wal::What;
 use crate::world::{Event, World};
 use pgstead_types::Lsn;
-use pgstead_types::report::ClientAccess;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -114,9 +113,7 @@ impl World {
             return self.answer(to, client, row, Answer::Refused);
         };
         let timeline = match run.mode {
-            Mode::Primary { timeline, .. } if run.postmaster && !run.stopping && run.access == ClientAccess::Open => {
-                timeline
-            }
+            Mode::Primary { timeline, .. } if run.takes_writes() => timeline,
             _ => return self.answer(to, client, row, Answer::Refused),
         };
         let end = data.wal.write(timeline, What::Row(row));
@@ -128,7 +125,7 @@ impl World {
     pub(crate) fn write_bulk(&mut self, n: usize) {
         let Some((run, data)) = self.machines[n].live() else { return };
         let Mode::Primary { timeline, .. } = run.mode else { return };
-        if run.postmaster && !run.stopping && run.access == ClientAccess::Open {
+        if run.takes_writes() {
             data.wal.write(timeline, What::Bulk);
             self.flush(n);
         }

@@ -378,6 +378,16 @@ impl World {
                 self.hold_clients(n);
                 Part::Done
             }
+            Action::LimitWrites { read_only } => {
+                if let Some(run) = self.machines[n].run.as_mut() {
+                    run.read_only = read_only;
+                }
+                // Those that write are ended, and so are those that wait for an acknowledgement.
+                if read_only {
+                    self.break_waits(n);
+                }
+                Part::Done
+            }
             Action::Checkpoint { operation } => match work.step {
                 0 => Part::Next(quick * 20),
                 _ => {
@@ -586,6 +596,7 @@ fn needs_answers(action: &Action) -> bool {
         | Action::Follow { .. }
         | Action::Relay { .. }
         | Action::HoldClients
+        | Action::LimitWrites { .. }
         | Action::Checkpoint { .. } => true,
         Action::CreateVolume
         | Action::InitDatabase { .. }

@@ -29,6 +29,7 @@ pub struct Machine {
     pub slow_volume: u32,
     /// Nothing more can be written to the volume.
     pub full: bool,
+    pub pool: PoolLevel,
     pub clock: Clock,
     pub daemon: Option<Daemon>,
     pub disk: Disk,
@@ -175,6 +176,14 @@ pub enum SyncNames {
     Set(SyncSet),
 }
 
+/// How much room the pool below a volume has. Writes work at any level; what follows from it is the product's.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PoolLevel {
+    Fine,
+    Full,
+    Brimming,
+}
+
 /// The processes of one Postgres, from its start to the end of the last of them.
 pub struct Run {
     pub id: u64,
@@ -185,6 +194,8 @@ pub struct Run {
     pub held: Vec<Event>,
     pub mode: Mode,
     pub access: ClientAccess,
+    /// As a primary: it takes no writes of clients.
+    pub read_only: bool,
     pub stopping: bool,
     pub promoting: bool,
     /// A flush is under way and covers so many records.
@@ -301,6 +312,10 @@ impl Run {
     pub fn is_primary(&self) -> bool {
         matches!(self.mode, Mode::Primary { .. })
     }
+    /// Of clients, as a primary.
+    pub fn takes_writes(&self) -> bool {
+        self.postmaster && !self.stopping && self.access == ClientAccess::Open && !self.read_only
+    }
     pub fn timeline(&self) -> Option<u32> {
         match self.mode {
             Mode::Primary { timeline, .. } => Some(timeline),
@@ -320,6 +335,7 @@ impl Machine {
             slow: 1,
             slow_volume: 1,
             full: false,
+            pool: PoolLevel::Fine,
             clock: Clock::new(std::time::Duration::from_secs(3600 * n as u64)),
             daemon: None,
             disk: Disk::default(),
@@ -342,7 +358,12 @@ impl Machine {
         let corrupted = corrupted.then_some(Trouble::Corrupted { failures: 1 });
         let hung = hung.then(|| Trouble::Hung { why: "no answer".into() });
         let full = self.full.then(|| Trouble::Unwritable { why: "no space left on device".into() });
-        corrupted.into_iter().chain(hung).chain(full).collect()
+        let pool = match self.pool {
+            PoolLevel::Fine => None,
+            PoolLevel::Full => Some(Trouble::PoolFull { brimming: false }),
+            PoolLevel::Brimming => Some(Trouble::PoolFull { brimming: true }),
+        };
+        corrupted.into_iter().chain(hung).chain(full).chain(pool).collect()
     }
     pub fn data_seen(&self) -> DataSeen {
         match (&self.disk.data, self.disk.notes.held) {
@@ -393,6 +414,7 @@ impl Machine {
                 parent: None,
                 end_of_recovery,
                 access: run.access,
+                read_only: run.read_only,
                 sync_set: match &run.sync {
                     _ if !run.sync_before.is_empty() => None,
                     SyncNames::Set(set) => Some(set.clone()),

@@ -85,6 +85,7 @@ impl World {
             held: Vec::new(),
             mode: Mode::Recovering,
             access,
+            read_only: false,
             stopping: false,
             promoting: false,
             flushing: None,
@@ -585,6 +586,7 @@ impl World {
         run.sync =
             if set.members.is_empty() && set.needed == 0 { SyncNames::Alone } else { SyncNames::Set(set.clone()) };
         run.access = ClientAccess::Holding;
+        run.read_only = false;
         run.serving = Some(epoch);
         run.admitted = admitted.clone();
         run.slots = admitted.clone();

@@ -182,6 +182,11 @@ fn run(world: &mut World, command: &str) -> Result<(), String> {
         ["resume", "postgres", "of", member] => fault(world, member, Fault::ResumePostgres),
         ["fill", "disk", "of", node] => fault(world, node, Fault::FillDisk),
         ["free", "disk", "of", node] => fault(world, node, Fault::FreeDisk),
+        ["fill", "pool", "of", node] => fault(world, node, |node| Fault::FillPool { node, brimming: false }),
+        ["fill", "pool", "of", node, "to", "the", "brim"] => {
+            fault(world, node, |node| Fault::FillPool { node, brimming: true })
+        }
+        ["free", "pool", "of", node] => fault(world, node, Fault::FreePool),
         ["kill", "daemon", "of", node] => fault(world, node, Fault::KillDaemon),
         ["start", "daemon", "of", node] => fault(world, node, Fault::StartDaemon),
         ["suspend", node] => fault(world, node, Fault::Freeze),
@@ -404,11 +409,8 @@ fn expect(world: &World, key: &str, value: &str) -> Result<(), String> {
         }
         "writes" => {
             // Whether the member that leads still acknowledges.
-            let open = |n: usize| {
-                world.machines[n].run.as_ref().is_some_and(|run| {
-                    run.is_primary() && run.postmaster && run.access == pgstead_types::report::ClientAccess::Open
-                })
-            };
+            let open =
+                |n: usize| world.machines[n].run.as_ref().is_some_and(|run| run.is_primary() && run.takes_writes());
             if world.leader().is_some_and(open) { "yes" } else { "no" }.to_string()
         }
         // On the leader; where nobody leads, on the disk that holds most.

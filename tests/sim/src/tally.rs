@@ -34,6 +34,7 @@ fn never_recorded(reason: EpochReason) -> Option<&'static str> {
 fn never_simulated(step: Step) -> Option<&'static str> {
     match step {
         Step::Reload => Some("certificates and settings are not modelled"),
+        Step::AdoptData => Some("there is one cluster, and no snapshots"),
         _ => None,
     }
 }

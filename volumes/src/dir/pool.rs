@@ -133,6 +133,8 @@ impl Pool {
     }
 
     pub(super) fn give_name(&self, unfinished: &Path, path: &Path) -> Result<(), VolumeError> {
+        fs::set_permissions(unfinished, Permissions::from_mode(0o755))
+            .map_err(VolumeError::io("set the mode of", unfinished))?;
         sync_folder(&unfinished.join(DATA))?;
         sync_folder(unfinished)?;
         fs::rename(unfinished, path).map_err(VolumeError::io("rename to its final name", unfinished))?;
@@ -227,7 +229,8 @@ impl Pool {
         let state = match free {
             free if free >= least => PoolState::Fine,
             free if free.0 >= least.0 / 4 => PoolState::NearlyFull { why: said() },
-            _ => PoolState::Full { why: said() },
+            free if free.0 >= least.0 / 16 => PoolState::Full { why: said() },
+            _ => PoolState::Brimming { why: said() },
         };
         Ok(Usage {
             total: bytes(found.f_blocks),
@@ -311,7 +314,8 @@ fn make_folder(path: &Path, mode: u32) -> Result<(), VolumeError> {
 
 /// A folder with an empty one for data in it, which is the owner's.
 pub(super) fn make_place(folder: &Path, owner: Owner) -> Result<PathBuf, VolumeError> {
-    make_folder(folder, 0o755)?;
+    // Nobody else gets in until it is whole: what is copied into it is copied by root.
+    make_folder(folder, 0o700)?;
     let data = folder.join(DATA);
     make_folder(&data, 0o700)?;
     chown(&data, Some(owner.uid), Some(owner.gid))

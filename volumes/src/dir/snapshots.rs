@@ -63,7 +63,10 @@ impl Pool {
         }
         match self.usage()?.state {
             PoolState::Fine => {}
-            PoolState::NearlyFull { why } | PoolState::Full { why } | PoolState::Unwell { why } => {
+            PoolState::NearlyFull { why }
+            | PoolState::Full { why }
+            | PoolState::Brimming { why }
+            | PoolState::Unwell { why } => {
                 return Ok(Snapshotted::Refused(Refusal::PoolUnwell { pool: self.path().to_path_buf(), why }));
             }
         }

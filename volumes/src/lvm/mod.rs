@@ -47,6 +47,11 @@ use tokio::sync::Mutex;
 const ADMISSION_LIMIT: Percent = Percent::whole(80);
 /// From here on what is there is in danger: a pool that is full fails writes of everything on it.
 const FULL_LIMIT: Percent = Percent::whole(95);
+const BRIM_LIMIT: Percent = Percent::whole(98);
+/// What the Postgres of a volume may still write when it takes no writes any more, mostly log up to a checkpoint (`max_wal_size`):
+/// so much is to be free for each as well, up to a tenth of the pool, and a quarter of that at the brim.
+const RESERVE: Bytes = Bytes(1 << 30);
+const RESERVE_MAX: Percent = Percent::whole(10);
 const DATA: &str = "data";
 /// udev reads a device when whoever wrote to it closes it.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
@@ -242,11 +247,10 @@ impl VolumeDriver for LvmDriver {
 
     async fn usage(&self) -> Result<Usage, VolumeError> {
         let pool = self.inner.pool().await?;
-        let used = pool.data_used.of(pool.size);
         Ok(Usage {
             total: pool.size,
-            used,
-            free: Bytes(pool.size.0.saturating_sub(used.0)),
+            used: pool.data_used.of(pool.size),
+            free: pool.free(),
             metadata_used: Some(pool.metadata_used),
             state: pool.state(),
         })
@@ -283,6 +287,8 @@ struct Pool {
     metadata_used: Percent,
     metadata_size: Bytes,
     health: Health,
+    /// For the volumes that are there.
+    reserve: Bytes,
 }
 
 impl Pool {
@@ -294,13 +300,28 @@ impl Pool {
             true => ("metadata", self.metadata_used),
             false => ("data", self.data_used),
         };
+        let free = self.free();
+        let lacks =
+            |reserve: Bytes| format!("{free} are free, expected {reserve} for what its volumes may write at once");
+        let brim = Bytes(self.reserve.0 / 4);
         match used {
-            used if used < ADMISSION_LIMIT => PoolState::Fine,
-            used if used < FULL_LIMIT => PoolState::NearlyFull {
+            used if used >= BRIM_LIMIT => {
+                PoolState::Brimming { why: format!("its {what} is {used} full, expected less than {BRIM_LIMIT}") }
+            }
+            _ if free < brim => PoolState::Brimming { why: lacks(brim) },
+            used if used >= FULL_LIMIT => {
+                PoolState::Full { why: format!("its {what} is {used} full, expected less than {FULL_LIMIT}") }
+            }
+            _ if free < self.reserve => PoolState::Full { why: lacks(self.reserve) },
+            used if used >= ADMISSION_LIMIT => PoolState::NearlyFull {
                 why: format!("its {what} is {used} full, expected less than {ADMISSION_LIMIT}"),
             },
-            used => PoolState::Full { why: format!("its {what} is {used} full, expected less than {FULL_LIMIT}") },
+            _ => PoolState::Fine,
         }
+    }
+
+    fn free(&self) -> Bytes {
+        Bytes(self.size.0.saturating_sub(self.data_used.of(self.size).0))
     }
 }
 
@@ -344,6 +365,9 @@ impl Inner {
         let _turn = turn.lock().await;
         let mut held = self.lvm.volumes(&self.config.group).await?;
         let name = tags::volume_name(id);
+        if let Some(unfinished) = held.iter().find(|volume| tags::entry(volume) == Some(Entry::Unfinished(id))) {
+            self.delete(unfinished).await?;
+        }
         if let Some(whole) = held.iter().find(|volume| volume.name == name) {
             let (volume, _) = self.read(whole, id)?;
             if volume.tags != *tags {
@@ -379,7 +403,12 @@ impl Inner {
     async fn pool(&self) -> Result<Pool, VolumeError> {
         let path = self.path(self.config.pool.clone());
         let unreadable = |why: &str| VolumeError::Unreadable { path: self.pool_path(), why: why.to_string() };
-        let held = self.lvm.volume(&path).await?.ok_or_else(|| unreadable("it is not there"))?;
+        let all = self.lvm.volumes(&self.config.group).await?;
+        let volumes = all.iter().filter(|held| matches!(tags::entry(held), Some(Entry::Volume(_)))).count();
+        let held = all.into_iter().find(|held| held.name == self.config.pool);
+        let held = held.ok_or_else(|| unreadable("it is not there"))?;
+        let reserve = RESERVE.0.saturating_mul(u64::try_from(volumes).unwrap_or(u64::MAX));
+        let reserve = Bytes(reserve.min(RESERVE_MAX.of(held.size).0));
         let Kind::ThinPool { data_used, metadata_used, metadata_size, .. } = held.kind else {
             return Err(unreadable("it is not a thin pool"));
         };
@@ -396,7 +425,7 @@ impl Inner {
                 }
             }
         };
-        Ok(Pool { size: held.size, data_used, metadata_used, metadata_size, health: held.health })
+        Ok(Pool { size: held.size, data_used, metadata_used, metadata_size, health: held.health, reserve })
     }
 
     async fn ensure_mounted(

@@ -98,9 +98,10 @@ impl Inner {
     fn refuses_snapshot(&self, pool: &Pool) -> Option<Refusal> {
         match pool.state() {
             PoolState::Fine => None,
-            PoolState::NearlyFull { why } | PoolState::Full { why } | PoolState::Unwell { why } => {
-                Some(Refusal::PoolUnwell { pool: self.pool_path(), why })
-            }
+            PoolState::NearlyFull { why }
+            | PoolState::Full { why }
+            | PoolState::Brimming { why }
+            | PoolState::Unwell { why } => Some(Refusal::PoolUnwell { pool: self.pool_path(), why }),
         }
     }
 

@@ -167,6 +167,7 @@ pub(crate) fn primary_seen() -> PrimarySeen {
         parent: Some(Timeline(2)),
         end_of_recovery: Lsn(FORK + 100),
         access: ClientAccess::Open,
+        read_only: false,
         sync_set: Some(SyncSet { members: others(&[B, C]), needed: 1 }),
         admitted: others(&[B, C]),
         slots: others(&[B, C]),
@@ -395,6 +396,7 @@ fn clients_are_let_in_only_when_the_epoch_is_confirmed() {
 fn the_set_in_postgres_follows_the_record_before_clients_are_let_in() {
     let other = PrimarySeen {
         access: ClientAccess::Holding,
+        read_only: false,
         sync_set: Some(SyncSet { members: others(&[B]), needed: 1 }),
         ..primary_seen()
     };
@@ -487,14 +489,36 @@ fn a_forks_first_member_adopts_what_its_volume_came_with_and_never_makes_an_empt
         (step(&fork, &with(B, foreign())), codes(&fork, &with(B, foreign()))),
         (None, vec!["foreign_data".to_string()])
     );
-    assert_eq!(
-        (step(&fork, &with(A, DataSeen::Absent)), codes(&fork, &with(A, DataSeen::Absent))),
-        (None, vec!["data_lost".to_string()])
-    );
+    for nothing in [DataSeen::Absent, DataSeen::Partial] {
+        let nothing = with(A, nothing);
+        assert_eq!((step(&fork, &nothing), codes(&fork, &nothing)), (None, vec!["fork_without_data".to_string()]));
+    }
     assert_eq!(step(&fork, &seen(A, 2, DOWN)), Some(Step::StartStandby));
     // Once it has led, what is not its own is somebody else's.
     fork.system_identifier = Some("7".into());
     assert_eq!(codes(&fork, &with(A, foreign())), ["foreign_data"]);
+}
+
+#[test]
+fn a_leader_on_a_full_pool_takes_no_writes_and_at_the_brim_no_clients() {
+    let on = |brimming: Option<bool>, read_only: bool, access: ClientAccess| {
+        let mut seen = leads(&[B, C]);
+        seen.troubles = brimming.map(|brimming| Trouble::PoolFull { brimming }).into_iter().collect();
+        let PostgresSeen::Primary(primary) = &mut seen.postgres else { unreachable!() };
+        (primary.read_only, primary.access) = (read_only, access);
+        step(&record(), &seen)
+    };
+    use ClientAccess::{Holding, Open};
+    assert_eq!(on(None, false, Open), None);
+    assert_eq!(on(Some(false), false, Open), Some(Step::LimitWrites));
+    assert_eq!(on(Some(false), true, Open), None);
+    // Before it lets anybody in.
+    assert_eq!(on(Some(false), false, Holding), Some(Step::LimitWrites));
+    assert_eq!(on(Some(false), true, Holding), Some(Step::OpenClients));
+    assert_eq!(on(Some(true), true, Open), Some(Step::HoldClients));
+    assert_eq!(on(Some(true), true, Holding), None);
+    assert_eq!(on(None, true, Holding), Some(Step::LimitWrites));
+    assert_eq!(on(None, true, Open), Some(Step::LimitWrites));
 }
 
 // --- following

@@ -484,6 +484,7 @@ pub fn observations(record: &Record) -> Observations {
         parent: None,
         end_of_recovery: Lsn(0x0150_0100),
         access: ClientAccess::Open,
+        read_only: false,
         sync_set: config.map(|config| SyncSet { ..config.sync_set.clone() }),
         admitted: [first_life(2), first_life(3)].into(),
         slots: [first_life(2), first_life(3)].into(),

@@ -71,8 +71,10 @@ pub enum PoolStateView {
     Fine,
     /// It takes no new volume.
     NearlyFull,
-    /// Soon nothing on it can be written.
+    /// Soon nothing on it can be written; what is led from it takes no writes.
     Full,
+    /// The next writes may fail; what is led from it takes no clients.
+    Brimming,
     /// Its storage has a fault.
     Unwell,
 }
@@ -83,6 +85,7 @@ impl PoolView {
             PoolState::Fine => (PoolStateView::Fine, None),
             PoolState::NearlyFull { why } => (PoolStateView::NearlyFull, Some(why)),
             PoolState::Full { why } => (PoolStateView::Full, Some(why)),
+            PoolState::Brimming { why } => (PoolStateView::Brimming, Some(why)),
             PoolState::Unwell { why } => (PoolStateView::Unwell, Some(why)),
         };
         Self {

@@ -153,6 +153,27 @@ fn a_member_whose_recovery_is_stuck_and_that_is_needed_is_made_anew_with_the_cho
 }
 
 #[test]
+fn a_leader_on_a_full_pool_gives_way_to_one_with_room_and_loses_nothing_for_it() {
+    let on_full = || Trouble::PoolFull { brimming: false };
+    assert_eq!(begins(&three().ails("a", on_full()).decide()), Some(EpochReason::StorageFailed));
+    // Of those who promise, one with room.
+    let world = three().ails("a", on_full()).ails("b", on_full()).electing(EpochReason::StorageFailed, None);
+    let world = world.promised("a", 2, at(2, END)).promised("b", 2, at(2, END));
+    assert_eq!(chosen(&world.promised("c", 2, at(2, END)).decide()), Some(member("c")));
+    // It works still: with no room anywhere it stays, and so it does where a change of leader could lose something.
+    let nowhere = three().ails("a", on_full()).ails("b", on_full()).ails("c", on_full());
+    assert_eq!(begins(&{ nowhere }.decide()), None);
+    let asynchronous = |record: &mut pgstead_types::record::ClusterRecord| {
+        record.spec.durability = pgstead_types::spec::Durability::Asynchronous;
+        for config in &mut record.configs {
+            config.asynchronous = true;
+            config.sync_set = Default::default();
+        }
+    };
+    assert_eq!(begins(&three().recorded(asynchronous).ails("a", on_full()).decide()), None);
+}
+
+#[test]
 fn nobody_is_made_anew_from_a_corrupted_leader() {
     // b is away, so that c cannot take over; c has diverged or lost its log, and is the last good copy.
     let refused = || Trouble::StreamRefused { why: "requested WAL segment has already been removed".into() };

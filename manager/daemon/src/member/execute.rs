@@ -39,6 +39,10 @@ pub enum ExecuteError {
         "there is no snapshot {0} on this node any more, of which the cluster was to be made; delete the cluster, and fork again"
     )]
     NoSnapshot(SnapshotId),
+    #[error(
+        "cluster {0} is being made of a snapshot of it, and is waited for; delete that cluster if it does not come to be"
+    )]
+    ForkUnderWay(String),
     #[error("the node cannot keep its notes of the member; is the disk of data_dir full?")]
     Notes(#[source] io::Error),
     #[error("what is kept in {path} cannot be read, and so is not removed")]
@@ -133,7 +137,6 @@ impl Executor<'_> {
                 self.pass(When::After, Step::PreparePromotion);
                 self.pass(When::Before, Step::Promote);
                 self.instance.promote(*epoch, *timeline).await?;
-                // Before anybody copies it; and again before clients are let in, where this was cut short.
                 self.isolate().await
             }
             Action::OpenClients => {
@@ -148,6 +151,8 @@ impl Executor<'_> {
                 if self.notes.get().set_by > by {
                     return Err(ExecuteError::StaleSet);
                 }
+                // Before anybody is admitted that could copy it.
+                self.isolate().await?;
                 Ok(self.instance.update_sync_set_within(*epoch, sync_set, admitted, CHECKPOINT_PATIENCE).await?)
             }
             Action::Follow { of } => {
@@ -156,6 +161,12 @@ impl Executor<'_> {
             }
             Action::Relay { epoch, admitted } => Ok(self.instance.relay(*epoch, admitted).await?),
             Action::HoldClients => Ok(self.instance.hold_clients().await?),
+            Action::LimitWrites { read_only } => {
+                if *read_only {
+                    tracing::warn!(cluster = %self.cluster.spec.name, member = %self.member, "takes no writes: its pool has little room left");
+                }
+                Ok(self.instance.limit_writes(*read_only).await?)
+            }
             Action::Checkpoint { operation } => {
                 self.instance.checkpoint_for(*operation, CHECKPOINT_PATIENCE).await?;
                 let operation = *operation;
@@ -229,6 +240,7 @@ impl Executor<'_> {
         match volumes.fork(new, from).await? {
             Forking::Made(_) | Forking::AlreadyThere(_) => {}
             Forking::ToFill(ToFill { from, into }) => {
+                let _turn = self.context.storage.copy_turn().await;
                 let free = volumes.usage().await?.free;
                 let progress = |percent: u8| self.reports.progress(self.member, percent);
                 pgstead_replication::copy_folder(&from, &into, free, &progress).await?;
@@ -269,6 +281,12 @@ impl Executor<'_> {
         let volume = self.record()?.volume;
         if self.cluster.lifecycle == Lifecycle::Active {
             self.check_nothing_kept(volume).await?;
+        }
+        // It takes its snapshots along.
+        let record = self.context.consensus.record();
+        let of_it = |fork: &&ClusterRecord| fork.forked.as_ref().is_some_and(|forked| forked.member == self.member);
+        if let Some(fork) = record.clusters.values().find(|fork| fork.is_being_forked() && of_it(fork)) {
+            return Err(ExecuteError::ForkUnderWay(fork.spec.name.clone()));
         }
         match self.context.volumes.remove(volume, &self.tags(), Removal::Hard).await? {
             Removed::Refused(why) => Err(ExecuteError::VolumeRefused(why)),

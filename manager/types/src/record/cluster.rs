@@ -352,6 +352,10 @@ impl ClusterRecord {
     pub fn begins(&self) -> bool {
         self.system_identifier.is_none() && self.history.is_empty()
     }
+    /// A fork whose first member may still need the snapshot that it is made of.
+    pub fn is_being_forked(&self) -> bool {
+        self.begins() && self.forked.is_some() && self.lifecycle == Lifecycle::Active
+    }
     pub fn member_on(&self, node: NodeId) -> Option<&MemberRecord> {
         self.members.values().find(|member| member.node == node)
     }

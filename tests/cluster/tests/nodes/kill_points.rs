@@ -40,6 +40,8 @@ enum Operation {
     Forking,
     /// The standby that must be chosen for its log has a full disk; gone through in `faults::disk`.
     Fetch,
+    /// No node's pool has room left; gone through in `faults::disk`.
+    FullPools,
 }
 
 /// What passes through a step.
@@ -65,6 +67,7 @@ fn operations(step: Step) -> &'static [Operation] {
         Step::Follow => &[Creation, Failover],
         Step::Relay => &[Cascading],
         Step::HoldClients => &[Switchover],
+        Step::LimitWrites => &[FullPools],
         Step::Checkpoint => &[Switchover],
         Step::StopCleanly => &[Switchover],
         Step::Reload => &[Joining],

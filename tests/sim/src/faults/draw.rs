@@ -127,6 +127,9 @@ impl World {
         if self.members > 1 && self.later.chance(8) {
             self.draw_leaders_in_a_row();
         }
+        if self.later.chance(12) {
+            self.draw_full_pools();
+        }
     }
 
     fn has_corrupted(&self) -> bool {
@@ -190,6 +193,23 @@ impl World {
         for _ in 0..2 + self.later.below(2) {
             self.at(next, Event::Fault(Fault::KillLeaderIn(Phase::Promoted)));
             next = next + self.later.ms(400, 3000);
+        }
+    }
+
+    /// Pools fill one after the other, some to the brim; the last ones may leave nobody to lead with room.
+    fn draw_full_pools(&mut self) {
+        let all = self.members as u64;
+        let (first, count) = (self.later.below(all), 1 + self.later.below(all));
+        let mut at = self.now + self.later.ms(100, 2000);
+        let until = at + self.later.ms(3000, 15_000);
+        for node in (first..first + count).map(|n| (n % all) as usize) {
+            self.both(Span { at, until }, Fault::FillPool { node, brimming: false }, Fault::FreePool(node));
+            if self.later.chance(40) {
+                let soon = at + self.later.ms(100, 2000);
+                self.at(soon.min(until), Event::Fault(Fault::FillPool { node, brimming: true }));
+                self.at(until, Event::Fault(Fault::FreePool(node)));
+            }
+            at = (at + self.later.ms(0, 3000)).min(until);
         }
     }
 

@@ -7,6 +7,7 @@ mod traps;
 pub use traps::Traps;
 
 use crate::clock::TRUE_RATE;
+use crate::machine::PoolLevel;
 use crate::world::{Event, World, member_id};
 use pgstead_types::Step;
 use pgstead_types::record::{ClusterChange, Leadership};
@@ -51,6 +52,7 @@ kinds! {
     OlderRecordShown = "older record shown",
     DiskSlow = "disk slow",
     DiskFull = "disk full",
+    PoolFull = "pool full, or brimming",
     ClockWrong = "clock slow or fast",
     DataLost = "data lost",
     LogRemoved = "old log removed",
@@ -120,6 +122,12 @@ pub enum Fault {
     /// Nothing more can be written to the volume; Postgres ends where it must write.
     FillDisk(usize),
     FreeDisk(usize),
+    /// The pool below the volume has little room left, or hardly any.
+    FillPool {
+        node: usize,
+        brimming: bool,
+    },
+    FreePool(usize),
     /// The node's own clock goes on by so many thousandths of the time.
     DriftClock {
         node: usize,
@@ -198,6 +206,7 @@ impl Fault {
             Fault::OldRecord(_) | Fault::RecentRecord { .. } => FaultKind::OlderRecordShown,
             Fault::SlowDisk(_) | Fault::SlowVolume(_) => FaultKind::DiskSlow,
             Fault::FillDisk(_) => FaultKind::DiskFull,
+            Fault::FillPool { .. } => FaultKind::PoolFull,
             Fault::DriftClock { .. } => FaultKind::ClockWrong,
             Fault::LoseData(_) => FaultKind::DataLost,
             Fault::RemoveLog(_) => FaultKind::LogRemoved,
@@ -219,6 +228,7 @@ impl Fault {
             | Fault::NewRecord(_)
             | Fault::NormalDisk(_)
             | Fault::FreeDisk(_)
+            | Fault::FreePool(_)
             | Fault::TrueClock(_)
             | Fault::GoodReports
             | Fault::GoodRaft
@@ -245,6 +255,9 @@ impl Fault {
             Fault::NewRecord(_) => "newest record shown",
             Fault::NormalDisk(_) => "disk normal",
             Fault::FreeDisk(_) => "disk has space",
+            Fault::FreePool(_) => "pool has room",
+            Fault::FillPool { brimming: false, .. } => "pool full",
+            Fault::FillPool { brimming: true, .. } => "pool brimming",
             Fault::TrueClock(_) => "clock true",
             Fault::GoodReports => "reports good",
             Fault::GoodRaft => "raft messages good",
@@ -278,6 +291,8 @@ impl Fault {
             | Fault::NormalDisk(n)
             | Fault::FillDisk(n)
             | Fault::FreeDisk(n)
+            | Fault::FillPool { node: n, .. }
+            | Fault::FreePool(n)
             | Fault::TrueClock(n)
             | Fault::RemoveLog(n)
             | Fault::Corrupt(n)
@@ -400,6 +415,14 @@ impl World {
                 (machine.slow, machine.slow_volume) = (1, 1);
             }
             Fault::FillDisk(n) => self.machines[n].full = true,
+            Fault::FillPool { node, brimming } => {
+                self.machines[node].pool = if brimming { PoolLevel::Brimming } else { PoolLevel::Full };
+                self.touch(node);
+            }
+            Fault::FreePool(n) => {
+                self.machines[n].pool = PoolLevel::Fine;
+                self.touch(n);
+            }
             Fault::FreeDisk(n) => {
                 self.machines[n].full = false;
                 self.touch(n);
@@ -539,6 +562,7 @@ impl World {
         for n in 0..self.machines.len() {
             self.inflict_quietly(Fault::NormalDisk(n));
             self.inflict_quietly(Fault::FreeDisk(n));
+            self.inflict_quietly(Fault::FreePool(n));
             self.inflict_quietly(Fault::TrueClock(n));
             self.inflict_quietly(Fault::ResumePostgres(n));
             self.thaw(n);

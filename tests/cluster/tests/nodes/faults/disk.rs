@@ -94,7 +94,7 @@ fn the_standby_with_the_most_has_no_room_and_the_other_one_leads_with_its_log() 
             let [holder, behind] = others[..] else { bail!("three nodes") };
             if mortal {
                 bed.kill_daemon(behind)?;
-                start_to_die(bed, behind)?;
+                start_to_die_at(bed, behind, Step::FetchLog)?;
             }
             // Its Postgres goes on in the segments that it has.
             let ballast = fill(bed, holder)?;
@@ -111,7 +111,7 @@ fn the_standby_with_the_most_has_no_room_and_the_other_one_leads_with_its_log() 
                 if ended.await.is_err() {
                     bail!("the daemon that fetches has died {} of 2 times\n{}", death - 1, bed.describe().await);
                 }
-                start_to_die(bed, behind)?;
+                start_to_die_at(bed, behind, Step::FetchLog)?;
             }
             let second = another_leads(bed, leader, &others).await?;
             ensure!(mortal || second == behind, "node {second} leads, whose disk is full");
@@ -138,7 +138,81 @@ fn the_standby_with_the_most_has_no_room_and_the_other_one_leads_with_its_log() 
     })
 }
 
-fn start_to_die(bed: &mut Bed, node: usize) -> anyhow::Result<()> {
-    let points = format!("before:{0},after:{0}", Step::FetchLog);
+/// At the first step it dies before and after, whichever daemon this is.
+fn start_to_die_at(bed: &mut Bed, node: usize, step: Step) -> anyhow::Result<()> {
+    let points = format!("before:{step},after:{step}");
     bed.start_daemon_with(node, &[("PGSTEAD_TEST_ABORT".to_string(), points)])
 }
+
+/// Of a pool that is a directory: below a quarter of the gibibyte that a new volume must leave it has little room, below a sixteenth
+/// hardly any.
+const LITTLE: u64 = 160 << 20;
+const HARDLY_ANY: u64 = 56 << 20;
+
+/// Leaves so much of a node's disk, by a file that takes the rest.
+fn leave(bed: &Bed, node: usize, room: u64) -> anyhow::Result<std::path::PathBuf> {
+    let ballast = bed.lab()?.outside(&bed.node(node).disk()).join("ballast");
+    let _ = fs::remove_file(&ballast);
+    let ballast = fill(bed, node)?;
+    let length = fs::metadata(&ballast)?.len().saturating_sub(room);
+    File::options().write(true).open(&ballast)?.set_len(length)?;
+    Ok(ballast)
+}
+
+/// A leader whose pool gets full hands over; the last one that could lead takes no writes, and at the brim no clients, and goes on by
+/// itself when there is room. Its daemon dies before and after it is told to.
+#[test]
+fn a_leader_leaves_a_full_pool_and_one_that_cannot_takes_no_writes_until_there_is_room() -> anyhow::Result<()> {
+    let setup = Setup { disk_mib: Some(DISK_MIB), config: LONG_LEASE.to_string(), ..Setup::default() };
+    let settings = [("max_wal_size", "64MB"), ("min_wal_size", "32MB"), ("wal_keep_size", "32MB")];
+    let settings: BTreeMap<_, _> = settings.map(|(name, value)| (name.to_string(), value.to_string())).into();
+    in_lab(Course { setup, settings, ..Course::default() }, async |bed| {
+        let clients = Clients::start(bed).await?;
+        let first = bed.leader_node("app").await?;
+        let others = bed.others(first);
+        leave(bed, first, LITTLE)?;
+        let next = another_leads(bed, first, &others).await?;
+        clients.all_write_through(bed, &[1, 2, 3], Tick::now()).await?;
+
+        let last = others.into_iter().find(|node| *node != next).unwrap_or_default();
+        leave(bed, last, LITTLE)?;
+        bed.finding("app", "on_full_pool").await?;
+        bed.kill_daemon(next)?;
+        leave(bed, next, LITTLE)?;
+        for _ in 1..=2 {
+            start_to_die_at(bed, next, Step::LimitWrites)?;
+            let ended = until(LATER, async || if bed.daemon_runs(next) { Err("it runs".to_string()) } else { Ok(()) });
+            if let Err((passed, seen)) = ended.await {
+                bail!("after {passed:?} {seen}\n{}", bed.describe().await);
+            }
+        }
+        bed.start_daemon(next)?;
+        let writes = "create table never (id int)";
+        let refused = async || {
+            let session = bed.read_write("app").await.map_err(|error| error.to_string())?.connect().await;
+            let session = session.map_err(|error| error.to_string())?;
+            let read = session.query_one("select 1", &[]).await.map_err(|error| error.to_string())?;
+            match session.batch_execute(writes).await {
+                Err(error) if error.code() == Some(&READ_ONLY) => Ok(read.get::<_, i32>(0)),
+                other => Err(format!("{other:?}")),
+            }
+        };
+        bed.wait_for("clients read and do not write", LATER, refused).await?;
+        ensure!(bed.leader_node("app").await? == next, "another leads, with as little room");
+
+        leave(bed, next, HARDLY_ANY)?;
+        let kept_out = async || match bed.direct("app").await.map_err(|error| error.to_string())?.connect().await {
+            Ok(_) => Err("clients are let in".to_string()),
+            Err(_) => Ok(()),
+        };
+        bed.wait_for("clients are kept out", LATER, kept_out).await?;
+        for node in [1, 2, 3] {
+            fs::remove_file(bed.lab()?.outside(&bed.node(node).disk()).join("ballast"))?;
+        }
+        clients.all_write_through(bed, &[1, 2, 3], Tick::now()).await?;
+        bed.wait_healthy("app", LATER).await?;
+        clients.verify(bed).await.map(drop)
+    })
+}
+
+const READ_ONLY: tokio_postgres::error::SqlState = tokio_postgres::error::SqlState::READ_ONLY_SQL_TRANSACTION;
