@@ -87,8 +87,8 @@ fn promote(scene: &Scene<'_>, config: &EpochConfig, standby: &StandbySeen) -> Ne
         epoch: config.epoch,
         timeline: config.timeline,
         sync_set: config.loaded().clone(),
-        // Nobody copies a fork before its passwords are its own.
-        admitted: if begins_as_fork(scene) { BTreeSet::new() } else { admitted(scene) },
+        // Nobody copies a fork before its passwords are its own, which the next step sees to.
+        admitted: if scene.cluster.forked.is_some() { BTreeSet::new() } else { admitted(scene) },
     })
 }
 
@@ -102,6 +102,14 @@ fn lead(scene: &Scene<'_>, config: &EpochConfig, primary: &PrimarySeen) -> Next 
             ClientAccess::Open => Next::act(Action::HoldClients),
             ClientAccess::Holding => Next::act(Action::StopCleanly { planned: Some(EpochReason::Switchover) }),
         };
+    }
+    // Whatever the record says: it is this node that knows how full its pool is.
+    let (full, brimming) = fullness(scene);
+    if primary.read_only != full {
+        return Next::act(Action::LimitWrites { read_only: full });
+    }
+    if brimming && primary.access == ClientAccess::Open {
+        return Next::act(Action::HoldClients);
     }
     let admitted = admitted(scene);
     let lacks_admitted = primary.admitted != admitted;
@@ -136,25 +144,18 @@ fn lead(scene: &Scene<'_>, config: &EpochConfig, primary: &PrimarySeen) -> Next 
     if !sync_set_loaded || lacks_admitted {
         return Next::act(update);
     }
-    // Whatever the record says: it is this node that knows how full its pool is.
-    let (full, brimming) = fullness(scene);
-    if primary.read_only != full {
-        return Next::act(Action::LimitWrites { read_only: full });
-    }
-    if brimming {
-        return match primary.access {
-            ClientAccess::Open => Next::act(Action::HoldClients),
-            ClientAccess::Holding => Next::wait(),
-        };
-    }
     match (scene.cluster.is_confirmed(), primary.access) {
         // What it acknowledges alone it may acknowledge only while its guard counts a lease.
-        (true, ClientAccess::Holding) if config.acknowledges_alone() && !scene.is_alone() && !has_lease(scene) => {
+        (true, ClientAccess::Holding)
+            if !brimming && config.acknowledges_alone() && !scene.is_alone() && !has_lease(scene) =>
+        {
             return Next::refuse(scene.finding(Finding::warning(
                 "no_lease",
                 format!("{} holds no lease yet: its clients are let in with it", scene.member.name),
             )));
         }
+        // Whatever else is to be done is done.
+        (true, ClientAccess::Holding) if brimming => {}
         (true, ClientAccess::Holding) => return Next::act(Action::OpenClients),
         (false, ClientAccess::Open) => return Next::act(Action::HoldClients),
         _ => {}

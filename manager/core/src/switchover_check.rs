@@ -3,6 +3,7 @@
 
 use crate::cascade;
 use crate::election::could_promise;
+use crate::health;
 use crate::lease;
 use crate::observed::{Observed, Policy};
 use crate::slots;
@@ -10,7 +11,7 @@ use crate::steady::streams;
 use crate::switchover::LAG_MAX;
 use pgstead_types::record::{ClusterRecord, Leadership, Lifecycle, MemberRecord, Standing};
 use pgstead_types::report::PrimarySeen;
-use pgstead_types::{Bytes, Finding, Incarnation, MemberId, Severity};
+use pgstead_types::{Bytes, Finding, Incarnation, MemberId, Severity, Trouble};
 use std::collections::BTreeSet;
 
 /// What a switchover would be, and what blocks it.
@@ -102,7 +103,10 @@ pub fn closest_standby(cluster: &ClusterRecord, observed: &Observed, policy: &Po
         .members
         .values()
         .filter(|member| Some(member.id) != leader && member.standing != Standing::Leaving && streams(primary, member));
-    standbys.filter_map(|member| Some((lag(primary, member)?, member.id))).min().map(|(_, id)| id)
+    let unfit = health::unfit(cluster, observed);
+    let closest =
+        standbys.filter_map(|member| Some((unfit.contains(&member.id), lag(primary, member)?, member.id))).min();
+    closest.map(|(_, _, id)| id)
 }
 
 pub fn check_switchover(
@@ -179,6 +183,10 @@ fn target(
         check.findings.push(about(Finding::error("target_away", text)));
         return;
     };
+    if report.troubles.iter().any(|trouble| matches!(trouble, Trouble::PoolFull { .. })) {
+        let text = format!("the pool that {} is on has little room left, so it would not be elected", member.name);
+        check.findings.push(about(Finding::error("target_on_full_pool", text)));
+    }
     if let Some(primary) = primary {
         check.lag = lag(primary, member).or_else(|| fed_lag(cluster, observed, policy, primary, member));
         match check.lag {

@@ -131,6 +131,7 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
         asks,
         session,
     };
+    tokio::spawn(storage.clone().run(stop.clone()));
     let members = tokio::spawn(supervise(Arc::new(context), reports.clone(), stop.clone()));
     let reporter = Reporter {
         consensus: consensus.clone(),
@@ -144,7 +145,6 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
         leases,
     };
     tokio::spawn(reporter.run(stop.clone()));
-    tokio::spawn(storage.run(stop.clone()));
     let feed = GatewayFeed {
         layout,
         config: config.gateway,

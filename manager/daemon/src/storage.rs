@@ -4,6 +4,7 @@
 use crate::instances::Instances;
 use pgstead_consensus::{Consensus, TokioRuntime};
 use pgstead_types::record::{ClusterRecord, Record};
+use pgstead_types::report::{ClientAccess, PostgresSeen};
 use pgstead_types::schedule::SnapshotSchedule;
 use pgstead_types::storage::{
     ORPHANS_MAX, Orphan, OrphanState, PoolSeen, PoolState, SNAPSHOTS_TOLD_MAX, SnapshotSeen, SnapshotWhy, StorageSeen,
@@ -16,7 +17,7 @@ use pgstead_volumes::{
     VolumeTags,
 };
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -26,6 +27,9 @@ use uuid::Uuid;
 
 /// A look costs one or two calls of LVM's programs, and a pool fills within minutes at the fastest.
 const LOOK: Duration = Duration::from_secs(10);
+/// A pool that was full has room again when it has had some for so long.
+const ROOM_AGAIN: Duration = Duration::from_secs(10);
+const FAILED_COPIES_KEPT: usize = 100;
 /// A snapshot that is due and could not be taken is tried again after that: where it is a copy, each attempt may cost one.
 const TAKE_AGAIN: Duration = Duration::from_secs(60);
 /// What was found for the first time may be about to have a member, or about to go; and what fills may be full soon.
@@ -57,6 +61,37 @@ pub struct Seen {
     failed: Option<String>,
     /// Of clusters whose snapshots are due and could not be taken, and why.
     not_taken: Vec<(ClusterId, MemberId, String)>,
+    /// How full the pool is for those who live there: rises at once, and falls after a while.
+    fullness: Fullness,
+    /// Why the last copies did not come to be.
+    failed_copies: BTreeMap<SnapshotId, String>,
+}
+
+/// Of one pool, over several looks. What fills it and goes would else limit clients and let them in by turns.
+#[derive(Clone, Copy, Debug, Default)]
+struct Fullness {
+    /// `None` before the first look; then whether there is little room, `Some(false)`, or hardly any, `Some(true)`.
+    level: Option<Option<bool>>,
+    lower_since: Option<Tick>,
+}
+
+impl Fullness {
+    fn note(&mut self, state: &PoolState, now: Tick) {
+        let seen = match state {
+            PoolState::Fine | PoolState::NearlyFull { .. } => None,
+            PoolState::Full { .. } => Some(false),
+            PoolState::Brimming { .. } => Some(true),
+            // A fault makes no room.
+            PoolState::Unwell { .. } => return,
+        };
+        let Some(level) = self.level.filter(|level| seen < *level) else {
+            *self = Self { level: Some(seen), lower_since: None };
+            return;
+        };
+        let since = *self.lower_since.get_or_insert(now);
+        let level = if now.since(since) >= ROOM_AGAIN { seen } else { level };
+        *self = Self { level: Some(level), lower_since: self.lower_since.filter(|_| level != seen) };
+    }
 }
 
 /// Why a volume is not removed.
@@ -102,13 +137,14 @@ impl Storage {
         self.held().storage.as_ref().map(|seen| seen.pool.free)
     }
 
-    /// What the last look means for whoever lives there.
-    pub fn trouble(&self) -> Option<Trouble> {
-        match self.held().storage.as_ref()?.pool.state {
-            PoolState::Fine | PoolState::NearlyFull { .. } | PoolState::Unwell { .. } => None,
-            PoolState::Full { .. } => Some(Trouble::PoolFull { brimming: false }),
-            PoolState::Brimming { .. } => Some(Trouble::PoolFull { brimming: true }),
-        }
+    /// What the looks mean for a member that lives there. Before the first one its leader stays as limited as it is.
+    pub fn trouble(&self, of: &PostgresSeen) -> Option<Trouble> {
+        let brimming = match (self.held().fullness.level, of) {
+            (Some(level), _) => level?,
+            (None, PostgresSeen::Primary(primary)) if primary.read_only => primary.access == ClientAccess::Holding,
+            (None, _) => return None,
+        };
+        Some(Trouble::PoolFull { brimming })
     }
 
     /// The number of the last look, and what it found if it is a later one than that.
@@ -154,6 +190,7 @@ impl Storage {
                     {
                         let mut seen = self.held();
                         seen.look += 1;
+                        seen.fullness.note(&storage.pool.state, Tick::now());
                         (seen.storage, seen.failed) = (Some(storage), None);
                         if due.is_empty() {
                             seen.not_taken.clear();
@@ -180,7 +217,11 @@ impl Storage {
                 }
             };
             let told = self.held().storage.as_ref().map_or(0, |seen| seen.orphans.len());
-            let filling = self.held().storage.as_ref().is_some_and(|seen| seen.pool.state != PoolState::Fine);
+            let filling = {
+                let seen = self.held();
+                let fine = |storage: &StorageSeen| storage.pool.state == PoolState::Fine;
+                !seen.storage.as_ref().is_none_or(fine) || seen.fullness.level.flatten().is_some()
+            };
             let wait = if found && (candidates.len() > told || filling) { LOOK_AGAIN } else { LOOK };
             tokio::select! {
                 () = crate::server::stopped(&mut stop) => {
@@ -325,13 +366,14 @@ impl Storage {
     async fn taken(&self, new: NewSnapshot, member: MemberId) -> Result<SnapshotSeen, SnapshotError> {
         let storage = self.clone();
         let taken = tokio::spawn(async move {
-            let id = new.id;
-            let taken = storage.take(new, member).await;
-            if taken.is_err() {
-                // A copy that was begun.
-                let _turn = storage.copy_turn().await;
-                storage.volumes.remove_snapshot(id).await?;
+            let (id, turn) = (new.id, storage.copy_turn().await);
+            // Asked for twice, it is there for the second one, or has failed for it as well: a copy is not begun anew for whoever has
+            // not heard how it ended.
+            if let Some(why) = storage.held().failed_copies.get(&id) {
+                return Err(SnapshotError::Refused(why.clone()));
             }
+            let taken = storage.take(new, member).await;
+            drop(turn);
             taken
         });
         taken.await.map_err(|error| SnapshotError::Refused(error.to_string()))?
@@ -339,8 +381,6 @@ impl Storage {
 
     async fn take(&self, new: NewSnapshot, member: MemberId) -> Result<SnapshotSeen, SnapshotError> {
         let id = new.id;
-        // Asked for twice, it is there for the second one.
-        let _turn = self.copy_turn().await;
         let taken = |snapshot: Snapshot| {
             tracing::info!(snapshot = %snapshot.id, volume = %snapshot.of, why = %snapshot.why, "took a snapshot");
             Ok(told(snapshot))
@@ -351,8 +391,23 @@ impl Storage {
             Snapshotted::ToFill(ToFill { into, .. }) => {
                 let free = self.volumes.usage().await?.free;
                 let copied = self.instances.copy_running(member, &into, free).await;
-                copied.map_err(|why| SnapshotError::Refused(format!("its data cannot be copied: {why}")))?;
-                taken(self.volumes.finish_snapshot(id).await?)
+                let finished = match copied {
+                    Ok(()) => self.volumes.finish_snapshot(id).await.map_err(|error| crate::member::chain(&error)),
+                    Err(why) => Err(why),
+                };
+                match finished {
+                    Ok(snapshot) => taken(snapshot),
+                    Err(why) => {
+                        self.volumes.remove_snapshot(id).await?;
+                        let why = format!("its data cannot be copied: {why}");
+                        let failed = &mut self.held().failed_copies;
+                        failed.insert(id, why.clone());
+                        if failed.len() > FAILED_COPIES_KEPT {
+                            failed.pop_first();
+                        }
+                        Err(SnapshotError::Refused(why))
+                    }
+                }
             }
             Snapshotted::AlreadyThere(snapshot) => Ok(told(snapshot)),
             Snapshotted::NotThere => Err(SnapshotError::Refused("the member has no volume yet".into())),
@@ -646,6 +701,26 @@ mod tests {
             stray(11, StrayKind::Unreadable { why: "no tags".into() }),
         ];
         Inventory { volumes: vec![volume], strays }
+    }
+
+    #[test]
+    fn a_full_pool_is_full_at_once_and_has_room_after_a_while() {
+        let full = || PoolState::Full { why: "95 %".into() };
+        let at = |ms| Tick::from_millis(ms);
+        let mut fullness = Fullness::default();
+        assert_eq!(fullness.level, None);
+        fullness.note(&full(), at(0));
+        assert_eq!(fullness.level, Some(Some(false)));
+        fullness.note(&PoolState::Brimming { why: "98 %".into() }, at(1));
+        assert_eq!(fullness.level, Some(Some(true)));
+        fullness.note(&PoolState::Unwell { why: "needs a check".into() }, at(20_000));
+        fullness.note(&PoolState::Fine, at(20_001));
+        fullness.note(&full(), at(29_000));
+        assert_eq!(fullness.level, Some(Some(true)));
+        fullness.note(&PoolState::Fine, at(30_001));
+        assert_eq!(fullness.level, Some(None));
+        fullness.note(&full(), at(30_002));
+        assert_eq!(fullness.level, Some(Some(false)), "at once");
     }
 
     #[test]

@@ -122,7 +122,7 @@ impl Instance {
         wanted: &BTreeSet<Incarnation>,
     ) -> Result<(), InstanceError> {
         self.drop_slots(sql, wanted).await?;
-        self.note_seen(generation)?;
+        self.note_set_seen(generation)?;
         self.ensure_slots(sql, wanted).await
     }
 

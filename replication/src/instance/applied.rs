@@ -182,6 +182,14 @@ impl Applied {
         self.seen = Some(self.wanted.clone());
         self.senders_pending = false;
     }
+    /// The sync set and who is admitted were seen in effect. Whether clients of other rules are gone nobody has looked.
+    pub fn note_set_seen(&mut self) {
+        let before = self.seen.as_ref();
+        let access = before.map_or(ClientAccess::Open, |seen| seen.access);
+        let read_only = before.map_or(!self.wanted.read_only, |seen| seen.read_only);
+        self.note_seen();
+        self.seen = Some(Shape { access, read_only, ..self.wanted.clone() });
+    }
     /// Who may connect was seen in effect. WAL senders were not asked.
     pub fn note_access_seen(&mut self) {
         let (access, read_only) = (self.wanted.access, self.wanted.read_only);

@@ -231,6 +231,17 @@ impl Instance {
         Ok(())
     }
 
+    /// See [`Applied::note_set_seen`].
+    pub(super) fn note_set_seen(&self, generation: u64) -> Result<(), InstanceError> {
+        let config = self.config();
+        let mut applied = self.applied.lock().unwrap_or_else(PoisonError::into_inner);
+        if applied.generation == generation {
+            applied.note_set_seen();
+            applied.save(&config).map_err(InstanceError::file("write", &config.run_file("applied.json")))?;
+        }
+        Ok(())
+    }
+
     /// Notes that nobody connects by other rules than the wanted ones; see [`Applied::note_access_seen`].
     pub(super) fn note_access_seen(&self, generation: u64) -> Result<(), InstanceError> {
         let config = self.config();

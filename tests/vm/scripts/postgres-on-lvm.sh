@@ -1,44 +1,18 @@
 #!/bin/bash
 # Inside the machine: a node as the README makes one, with a pool of LVM, and a cluster of one member on it. Its host loses everything but
 # the disks, twice: first its processes, then mounts and activation as well, as in a reboot. No row goes, and nothing is copied.
-set -euo pipefail
-export PATH=/payload:$PATH:$(echo /usr/lib/postgresql/*/bin) PGSTEAD_PROFILE=/var/lib/pgstead/secrets/admin.json
+. /payload/common.sh
+export PGSTEAD_PROFILE=/var/lib/pgstead/secrets/admin.json
 # Everything that is started here is in it, and nothing else.
 processes=/sys/fs/cgroup/node
 
-say() { echo "postgres-on-lvm: $*"; }
-fail() {
-    say "$*"
-    tail -n 40 /var/log/pgstead.log
-    tail -n 10 /var/lib/pgstead/run/*/postgres.log 2>/dev/null
-    exit 1
-}
-# It makes a volume group of a whole disk.
-mountpoint -q /payload && [ "$(cat /proc/sys/kernel/hostname)" = vm ] ||
-    { say "this is for the virtual machine of make vm, and nowhere else"; exit 1; }
-
-# At most $1 seconds, until the command that follows succeeds.
-within() {
-    local end=$((SECONDS + $1)) left
-    shift
-    while left=$((end - SECONDS)); [ "$left" -gt 0 ]; do
-        if timeout "$left" "$@" >/tmp/said 2>&1; then return 0; fi
-        sleep 0.2
-    done
-    cat /tmp/said
-    fail "in vain: $*"
-}
 start_daemon() {
     mkdir -p "$processes"
     bash -c "echo \$\$ >$processes/cgroup.procs; exec pgstead node run" >>/var/log/pgstead.log 2>&1 &
 }
-kill_everything() {
-    echo 1 >"$processes/cgroup.kill"
-    within 20 grep -qx 'populated 0' "$processes/cgroup.events"
-}
+kill_everything() { kill_group "$processes"; }
 sql() { pgstead psql app -- -At -c "$1"; }
 
-mkdir -p /etc/pgstead /var/log
 ! pgstead pool create nvme --device /dev/vdc </dev/null >/tmp/said 2>&1 || fail "it did not ask"
 grep -q "give --yes if you are sure" /tmp/said || fail "$(cat /tmp/said)"
 pgstead pool create nvme --device /dev/vdc --dry-run

@@ -27,6 +27,8 @@ fn every_promise_of_a_volume_driver_is_kept_on_real_lvm() {
 #[test]
 fn a_cluster_on_lvm_outlives_its_processes_and_its_hosts_reboot() {
     let product: PathBuf = Path::new(env!("CARGO_BIN_EXE_vm-guest")).with_file_name("pgstead");
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/postgres-on-lvm.sh");
-    run(&[("pgstead", &product), ("postgres-on-lvm.sh", &script)], "exec /payload/postgres-on-lvm.sh");
+    let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts");
+    let (script, common) = (scripts.join("postgres-on-lvm.sh"), scripts.join("common.sh"));
+    let programs = [("pgstead", product.as_path()), ("common.sh", &common), ("postgres-on-lvm.sh", &script)];
+    run(&programs, "exec /payload/postgres-on-lvm.sh");
 }

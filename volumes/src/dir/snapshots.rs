@@ -164,6 +164,8 @@ impl Pool {
                 false => Forking::Refused(Refusal::other_tags(new.id, volume.tags, new.tags)),
             });
         }
+        // What an earlier copy has left takes the room that this one is to have.
+        self.delete_whole(&unfinished_name(new.id))?;
         if self.find_snapshot(from)?.is_none() {
             return Ok(Forking::NoSnapshot);
         }

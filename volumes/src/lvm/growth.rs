@@ -26,7 +26,7 @@ impl Inner {
             return Ok(Extension::Holds(held.size));
         }
         let pool = self.pool().await?;
-        if let PoolState::Unwell { why } | PoolState::Full { why } = pool.state() {
+        if let PoolState::Unwell { why } | PoolState::Full { why } | PoolState::Brimming { why } = pool.state() {
             return Ok(Extension::Refused(Refusal::PoolUnwell { pool: self.pool_path(), why }));
         }
         if to > pool.size {

@@ -293,6 +293,9 @@ struct Pool {
 
 impl Pool {
     fn state(&self) -> PoolState {
+        if self.health == Health::MetadataReadOnly {
+            return PoolState::Brimming { why: format!("{}: it is full, or needs a repair", self.health) };
+        }
         if self.health != Health::Fine && self.health != Health::OutOfData {
             return PoolState::Unwell { why: self.health.to_string() };
         }

@@ -236,14 +236,18 @@ impl Executor<'_> {
 
     async fn fork_volume(&self, new: NewVolume, from: SnapshotId) -> Result<(), ExecuteError> {
         let volumes = &self.context.volumes;
-        let id = new.id;
+        let (id, tags) = (new.id, new.tags);
         match volumes.fork(new, from).await? {
             Forking::Made(_) | Forking::AlreadyThere(_) => {}
             Forking::ToFill(ToFill { from, into }) => {
                 let _turn = self.context.storage.copy_turn().await;
                 let free = volumes.usage().await?.free;
                 let progress = |percent: u8| self.reports.progress(self.member, percent);
-                pgstead_replication::copy_folder(&from, &into, free, &progress).await?;
+                if let Err(error) = pgstead_replication::copy_folder(&from, &into, free, &progress).await {
+                    // A part of a copy is of no use, and takes room from others.
+                    volumes.remove(id, &tags, Removal::Hard).await?;
+                    return Err(error.into());
+                }
                 volumes.finish_fork(id).await?;
             }
             Forking::NoSnapshot => return Err(ExecuteError::NoSnapshot(from)),

@@ -193,7 +193,7 @@ impl MemberTask {
         }
         seen.working = self.pace.working();
         seen.troubles = self.watch.look(&self.instance, &seen, &mut self.notes).await;
-        seen.troubles.extend(self.context.storage.trouble());
+        seen.troubles.extend(self.context.storage.trouble(&seen.postgres));
         // A volume may say that it has room which its pool does not.
         let in_pool = self.context.storage.free();
         let free = self.watch.free().map(|free| in_pool.map_or(free, |in_pool| free.min(in_pool)));

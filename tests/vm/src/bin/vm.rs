@@ -6,7 +6,9 @@ use pgstead_vm::machine::{self, Boot};
 use std::path::Path;
 use std::time::Duration;
 
-const POSTGRES: &str = "postgres-on-lvm.sh";
+const COMMON: &str = "common.sh";
+/// With how many disks of so many GiB.
+const SCRIPTS: [(&str, usize, u64); 2] = [("postgres-on-lvm.sh", 2, 8), ("three-nodes-on-lvm.sh", 3, 3)];
 
 fn main() -> anyhow::Result<()> {
     let parts: Vec<String> = std::env::args().skip(1).collect();
@@ -14,29 +16,26 @@ fn main() -> anyhow::Result<()> {
     let (guest, product) = (own.with_file_name("vm-guest"), own.with_file_name("pgstead"));
     let wanted = |name: &str| parts.is_empty() || parts.iter().any(|part| name.contains(part.as_str()));
     let root = machine::root()?;
-    let suite = format!("PGSTEAD_TEST_OWNER=105:105 exec /payload/vm-guest {}", parts.join(" "));
-    let mut runs = vec![];
-    if parts.iter().any(|part| !POSTGRES.contains(part.as_str())) || parts.is_empty() {
-        runs.push((suite.as_str(), vec![("vm-guest", guest.as_path())]));
-    }
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts").join(POSTGRES);
-    let of_script = format!("exec /payload/{POSTGRES}");
-    if wanted(POSTGRES) {
-        runs.push((&of_script, vec![("pgstead", product.as_path()), (POSTGRES, script.as_path())]));
-    }
-    for (run, programs) in runs {
-        let boot = Boot {
-            root: &root,
-            programs: &programs,
-            run,
-            disks: 2,
-            disk_bytes: 8 << 30,
-            limit: Duration::from_secs(900),
-        };
+    let boot = |run: &str, programs: &[(&str, &Path)], disks: usize, gib: u64| {
+        let limit = Duration::from_secs(900);
+        let boot = Boot { root: &root, programs, run, disks, disk_bytes: gib << 30, limit };
         let verdict = machine::run(&boot, |line| println!("{line}"))?;
-        if !verdict.succeeded {
-            bail!("it failed in the machine: {run}");
-        }
+        if verdict.succeeded { Ok(()) } else { bail!("it failed in the machine: {run}") }
+    };
+    let of_scripts = |part: &String| SCRIPTS.iter().any(|(script, ..)| script.contains(part.as_str()));
+    if parts.is_empty() || !parts.iter().all(of_scripts) {
+        let suite = format!("PGSTEAD_TEST_OWNER=105:105 exec /payload/vm-guest {}", parts.join(" "));
+        boot(&suite, &[("vm-guest", &guest)], 2, 8)?;
+    }
+    let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts");
+    for (script, disks, gib) in SCRIPTS.into_iter().filter(|(script, ..)| wanted(script)) {
+        let (path, common) = (scripts.join(script), scripts.join(COMMON));
+        boot(
+            &format!("exec /payload/{script}"),
+            &[("pgstead", &product), (COMMON, &common), (script, &path)],
+            disks,
+            gib,
+        )?;
     }
     Ok(())
 }
