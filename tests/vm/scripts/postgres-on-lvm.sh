@@ -1,6 +1,7 @@
 #!/bin/bash
 # Inside the machine: a node as the README makes one, with a pool of LVM, and a cluster of one member on it. Its host loses everything but
 # the disks, twice: first its processes, then mounts and activation as well, as in a reboot. No row goes, and nothing is copied.
+set -euo pipefail
 . /payload/common.sh
 export PGSTEAD_PROFILE=/var/lib/pgstead/secrets/admin.json
 # Everything that is started here is in it, and nothing else.

@@ -2,6 +2,7 @@
 # Inside the machine: three nodes, each with a network namespace, a disk and a pool of its own, and a cluster of three on them with a
 # client that never stops writing. Nodes die, a fork is made, volumes grow, a pool is filled to the brim, a disk forgets what was
 # written to it, and at last the whole machine loses its power. No row that was acknowledged may be missing at any time.
+set -euo pipefail
 . /payload/common.sh
 export PGSTEAD_PROFILE=/tmp/admin.json
 export DM_DISABLE_UDEV=1

@@ -313,6 +313,7 @@ impl MemberTask {
             _ => {}
         }
         let begun = Tick::now();
+        let down = matches!(seen.postgres, PostgresSeen::Down { .. });
         seen.working = Some(Working { step, elapsed_ms: 0, attempt, percent: None, error: None });
         self.reports.put(seen);
         tracing::debug!(cluster = %cluster.spec.name, member = %self.member, action = %step, attempt, "begins");
@@ -352,6 +353,10 @@ impl MemberTask {
                 let error = chain(&error);
                 tracing::warn!(cluster = %cluster.spec.name, member = %self.member, epoch = %cluster.epoch, action = %step, attempt, %error, "failed");
                 self.pace.failed(step, error, Tick::now());
+                // Its file system may have become read-only after an error: while nothing uses it, opening mounts it anew.
+                if down {
+                    self.volume = None;
+                }
             }
         }
         self.observer.forget_probe();
