@@ -235,7 +235,7 @@ pub struct ForkArgs {
     /// Members in all: 1 to 7. The first one is made where the data is, the others are copies of it [default: 1]
     #[arg(long, value_name = "N")]
     pub members: Option<u8>,
-    /// Leave roles the passwords that they have in the source; without it only the owner can log in, with a new one
+    /// Leave roles but the owner the passwords that they have in the source; without it none but the owner can log in
     #[arg(long)]
     pub keep_passwords: bool,
     #[command(flatten)]
@@ -369,7 +369,7 @@ pub enum VolumeCommands {
 
 #[derive(Subcommand, Clone, Debug)]
 pub enum SnapshotCommands {
-    /// Take a snapshot of a member's volume as it is now; it takes a moment, whatever the size
+    /// Take a snapshot of a member's volume as it is now: in a moment, whatever the size, or as a copy in a pool of driver dir
     #[command(
         after_help = "Examples:\n  pgstead snapshot create app --keep 12h\n  pgstead snapshot create app --member app-2"
     )]

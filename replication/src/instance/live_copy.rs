@@ -66,8 +66,8 @@ struct Ended {
 }
 
 impl Instance {
-    /// Copies the data of the running Postgres, and whose it is, into an empty folder, under the names that they have here. It has
-    /// all that was acknowledged before this was called.
+    /// Copies the data of the running Postgres, and whose it is, into an empty folder, under the names that they have here. Of a
+    /// primary it has all that was acknowledged before this was called, of a standby all that it had received.
     pub async fn copy_running(
         &self,
         into: &Path,

@@ -161,7 +161,7 @@ impl Record {
         let standbys = counted.map(super::MemberRecord::current).collect();
         let epoch = Epoch(1);
         // Timeline 1 is initdb's own; the first promotion makes timeline 2. That of a fork is above all that its source was given
-        // until now, so that what the two write can never be taken for each other's.
+        // until now: above all that its data can hold.
         let timeline = match forked {
             Some(forked) => self.check_forked(new, forked, first)?.last_timeline.next(),
             None => Timeline(2),
