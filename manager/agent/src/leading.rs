@@ -17,7 +17,8 @@ pub(crate) fn next(scene: &Scene<'_>) -> Next {
             return Next::refuse(scene.finding(Finding::error(
                 "fork_without_data",
                 format!(
-                    "the snapshot that {} was made from holds no complete data; delete the cluster, and fork again",
+                    "the snapshot that {} was made from holds no complete data; delete the cluster, and fork from another \
+                     snapshot or member",
                     scene.member.name
                 ),
             )));

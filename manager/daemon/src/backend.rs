@@ -10,16 +10,15 @@ use crate::storage::{RemoveError, SnapshotRequest, Storage};
 use async_trait::async_trait;
 use bytes::Bytes;
 use pgstead_api::backend::{
-    Accepted, Backend, FailoverChecked, ForkAsked, ForkOf, JoinAnswer, JoinRequest, MemberSeen, NewJoinToken, NodeSeen,
+    Accepted, Backend, FailoverChecked, ForkAsked, JoinAnswer, JoinRequest, MemberSeen, NewJoinToken, NodeSeen,
     Observations, Peer, Rejected, SwitchoverAsked, SwitchoverChecked,
 };
 use pgstead_consensus::{Consensus, ProposeError, TokioRuntime};
-use pgstead_core::{Connection, PlacementError, Policy, place, place_fork, place_more};
+use pgstead_core::{Connection, PlacementError, Policy, place, place_more};
 use pgstead_types::record::{
-    ClusterChange, ClusterPorts, ClusterRecord, ClusterSecrets, Command, Forked, JoinToken, MemberRecord, NewCluster,
+    ClusterChange, ClusterPorts, ClusterRecord, ClusterSecrets, Command, JoinToken, MemberRecord, NewCluster,
     NodeRecord, Record, Refusal, Standing,
 };
-use pgstead_types::schedule::SnapshotSchedule;
 use pgstead_types::spec::{ClusterSpec, check_name};
 use pgstead_types::storage::SnapshotSeen;
 use pgstead_types::{ClusterId, Finding, MemberId, NodeId, OperationId, SnapshotId, Tick, TokenId, VolumeId, WallTime};
@@ -34,9 +33,7 @@ const PROPOSE_TIMEOUT: Duration = Duration::from_secs(5);
 const FORWARD_TIMEOUT: Duration = Duration::from_secs(65);
 /// For nodes of the record to be heard, where too few are for a new cluster.
 const NODES_PATIENCE: Duration = Duration::from_secs(5);
-const NODES_AGAIN: Duration = Duration::from_millis(100);
-/// A snapshot that was taken for a fork goes after that, whatever became of the fork.
-const FORK_TIME_MAX: Duration = Duration::from_secs(24 * 3600);
+pub(crate) const NODES_AGAIN: Duration = Duration::from_millis(100);
 /// A token that lives longer is a password.
 const TOKEN_TTL_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
 
@@ -54,7 +51,7 @@ pub struct NodeBackend {
 }
 
 impl NodeBackend {
-    async fn propose(&self, command: Command) -> Result<u64, Rejected> {
+    pub(crate) async fn propose(&self, command: Command) -> Result<u64, Rejected> {
         match self.consensus.propose(command, PROPOSE_TIMEOUT).await {
             Ok(Ok(applied)) => Ok(applied.revision),
             Ok(Err(refusal)) => Err(Rejected::Refused(refusal)),
@@ -109,7 +106,7 @@ impl NodeBackend {
     }
 
     /// A controller that has just begun, or a busy host: the reports of nodes that would do are on their way.
-    async fn await_nodes(&self, can_place: impl Fn(&Record, &BTreeSet<NodeId>) -> bool) {
+    pub(crate) async fn await_nodes(&self, can_place: impl Fn(&Record, &BTreeSet<NodeId>) -> bool) {
         let until = Tick::now() + NODES_PATIENCE;
         loop {
             let record = self.consensus.record();
@@ -140,7 +137,7 @@ impl NodeBackend {
     }
 
     /// Takes a snapshot on a node, this one or another.
-    async fn ask_snapshot(&self, node: NodeId, asked: SnapshotRequest) -> Result<SnapshotSeen, Rejected> {
+    pub(crate) async fn ask_snapshot(&self, node: NodeId, asked: SnapshotRequest) -> Result<SnapshotSeen, Rejected> {
         if node == self.consensus.node() {
             let taken = self.storage.snapshot(asked).await;
             return taken.map_err(|why| Rejected::Conflict { why: crate::member::chain(&why) });
@@ -151,34 +148,7 @@ impl NodeBackend {
         serde_json::from_slice(&answer).map_err(internal)
     }
 
-    /// What is there to be forked, and where it is; a snapshot is taken only of a member that is asked for as it is now.
-    async fn forked(&self, source: ClusterId, of: ForkOf) -> Result<SnapshotSeen, Rejected> {
-        match of {
-            ForkOf::Snapshot(_, snapshot) => Ok(snapshot),
-            ForkOf::Member(member) => {
-                let asked = SnapshotRequest {
-                    id: SnapshotId::from_uuid(Uuid::now_v7()),
-                    cluster: source,
-                    member,
-                    keep_s: Some(FORK_TIME_MAX.as_secs()),
-                    fork: true,
-                };
-                let node = node_of(&self.cluster(source)?, member)?;
-                let begun = Tick::now();
-                loop {
-                    match self.ask_snapshot(node, asked).await {
-                        // A copy that takes longer than an answer may: asked for again, it is the same one.
-                        Err(Rejected::Unknown { .. }) if Tick::now().since(begun) < FORK_TIME_MAX => {
-                            tokio::time::sleep(NODES_AGAIN).await;
-                        }
-                        answer => return answer,
-                    }
-                }
-            }
-        }
-    }
-
-    fn new_cluster(
+    pub(crate) fn new_cluster(
         &self,
         spec: ClusterSpec,
         place: impl FnOnce(&Record, &BTreeSet<NodeId>) -> Result<(Vec<NodeId>, u16), PlacementError>,
@@ -239,29 +209,14 @@ impl NodeBackend {
     }
 }
 
-fn internal(error: impl std::fmt::Display) -> Rejected {
+pub(crate) fn internal(error: impl std::fmt::Display) -> Rejected {
     Rejected::Internal { why: error.to_string() }
 }
 
 /// The node that has a member of a cluster.
-fn node_of(cluster: &ClusterRecord, member: MemberId) -> Result<NodeId, Rejected> {
+pub(crate) fn node_of(cluster: &ClusterRecord, member: MemberId) -> Result<NodeId, Rejected> {
     let held = cluster.members.get(&member).ok_or(Rejected::NotFound { what: "member", id: member.to_string() })?;
     Ok(held.node)
-}
-
-/// What the source asks for, but for what is a fork's own: by default it has one member, and takes no snapshots by itself.
-fn fork_spec(source: &ClusterSpec, asked: &ForkAsked) -> ClusterSpec {
-    let mut settings = source.settings.clone();
-    // A fork has none of them, until somebody gives it some.
-    settings.retain(|name, _| !name.eq_ignore_ascii_case("max_logical_replication_workers"));
-    ClusterSpec {
-        name: asked.name.clone(),
-        members: asked.members,
-        sync_replicas: source.sync_replicas.filter(|_| asked.members == source.members),
-        snapshots: SnapshotSchedule::Off,
-        settings,
-        ..source.clone()
-    }
 }
 
 /// Three neighbouring ports that no cluster has.
@@ -375,48 +330,7 @@ impl Backend for NodeBackend {
     }
 
     async fn fork_cluster(&self, source: ClusterId, asked: ForkAsked) -> Result<Accepted, Rejected> {
-        let held = self.cluster(source)?;
-        let first_node = match &asked.of {
-            ForkOf::Member(member) => node_of(&held, *member)?,
-            ForkOf::Snapshot(node, _) => *node,
-        };
-        let (members, major) = (asked.members, held.postgres_major);
-        let place = |record: &Record, nodes: &BTreeSet<NodeId>| {
-            place_fork(record, nodes, first_node, members, major).map(|nodes| (nodes, major))
-        };
-        self.await_nodes(|record, nodes| place(record, nodes).is_ok()).await;
-        // Whatever speaks against it is found before anything is copied.
-        let new = self.new_cluster(fork_spec(&held.spec, &asked), place)?;
-        let Some(first) = new.members.first().map(|member| member.id) else {
-            return Err(Rejected::Invalid { why: "a cluster needs a member".into() });
-        };
-        let accepted = Accepted { operation: new.operation, cluster: new.id };
-        let (backend, source_name) = (self.clone(), held.spec.name);
-        // It goes on where whoever asked has gone: a snapshot may be a copy.
-        let recorded = tokio::spawn(async move {
-            let of_now = matches!(asked.of, ForkOf::Member(_));
-            let snapshot = backend.forked(source, asked.of).await?;
-            let forked = Forked {
-                cluster: source,
-                name: source_name,
-                member: snapshot.member,
-                snapshot: snapshot.id,
-                taken: snapshot.created,
-                first,
-                keeps_passwords: asked.keeps_passwords,
-            };
-            let command = Command::ForkCluster { at: WallTime::now(), cluster: Box::new(new), forked };
-            let recorded = backend.propose(command).await.map(drop);
-            // What was taken for it alone; where nobody knows whether it was recorded, its time ends by itself.
-            if of_now
-                && matches!(recorded, Err(Rejected::Refused(_)))
-                && let Err(why) = backend.remove_snapshot(first_node, snapshot.id).await
-            {
-                tracing::warn!(snapshot = %snapshot.id, %why, "cannot remove the snapshot of a fork that was refused");
-            }
-            recorded
-        });
-        recorded.await.map_err(internal)?.map(|()| accepted)
+        self.begin_fork(source, asked).await
     }
 
     async fn delete_cluster(&self, cluster: ClusterId, revision: Option<u64>) -> Result<Accepted, Rejected> {

@@ -6,6 +6,7 @@ mod command;
 mod config;
 mod controller;
 mod files;
+mod forking;
 mod founding;
 mod gateway_process;
 mod granting;

@@ -1,35 +1,33 @@
 //! This node's pool, looked at every now and then: how full it is, and what lies there that no member has. A volume is made
 //! and removed by its member's own task; here is only what such tasks cannot know of.
 
+mod snapshots;
+
+pub use snapshots::SnapshotRequest;
+use snapshots::{due, expired, told};
+
 use crate::instances::Instances;
 use pgstead_consensus::{Consensus, TokioRuntime};
-use pgstead_types::record::{ClusterRecord, Record};
+use pgstead_types::record::Record;
 use pgstead_types::report::{ClientAccess, PostgresSeen};
-use pgstead_types::schedule::SnapshotSchedule;
 use pgstead_types::storage::{
-    ORPHANS_MAX, Orphan, OrphanState, PoolSeen, PoolState, SNAPSHOTS_TOLD_MAX, SnapshotSeen, SnapshotWhy, StorageSeen,
+    ORPHANS_MAX, Orphan, OrphanState, PoolSeen, PoolState, SNAPSHOTS_TOLD_MAX, SnapshotSeen, StorageSeen,
 };
 use pgstead_types::{
     Bytes, ClusterId, DeploymentId, Finding, MemberId, NodeId, SnapshotId, Tick, Trouble, VolumeId, WallTime,
 };
-use pgstead_volumes::{
-    Inventory, NewSnapshot, Removal, Removed, Snapshot, Snapshotted, StrayKind, ToFill, VolumeDriver, VolumeError,
-    VolumeTags,
-};
-use serde::{Deserialize, Serialize};
+use pgstead_volumes::{Inventory, Removal, Removed, StrayKind, VolumeDriver, VolumeError, VolumeTags};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::sync::{Mutex as Mutexed, Notify, OwnedMutexGuard, watch};
+use tokio::sync::{Mutex as AsyncMutex, Notify, watch};
 use tokio::task::JoinHandle;
-use uuid::Uuid;
 
 /// A look costs one or two calls of LVM's programs, and a pool fills within minutes at the fastest.
 const LOOK: Duration = Duration::from_secs(10);
 /// A pool that was full has room again when it has had some for so long.
 const ROOM_AGAIN: Duration = Duration::from_secs(10);
-const FAILED_COPIES_KEPT: usize = 100;
 /// A snapshot that is due and could not be taken is tried again after that: where it is a copy, each attempt may cost one.
 const TAKE_AGAIN: Duration = Duration::from_secs(60);
 /// What was found for the first time may be about to have a member, or about to go; and what fills may be full soon.
@@ -48,7 +46,7 @@ pub struct Storage {
     /// Something was found that was not before.
     pub news: Arc<Notify>,
     /// Copies of whole volumes: two at a time would each take the room that the other one has counted on.
-    pub copies: Arc<Mutexed<()>>,
+    pub copies: Arc<AsyncMutex<()>>,
 }
 
 /// What the last look found.
@@ -103,28 +101,6 @@ pub enum RemoveError {
         "volume {id} cannot be read ({why}), so nobody can say whose it is; look at it on the host, and remove it there"
     )]
     Unreadable { id: VolumeId, why: String },
-    #[error("{0}")]
-    Refused(String),
-    #[error(transparent)]
-    Volume(#[from] VolumeError),
-}
-
-/// What the controller asks a node for.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-pub struct SnapshotRequest {
-    pub id: SnapshotId,
-    pub cluster: ClusterId,
-    pub member: MemberId,
-    /// For so many seconds; for ever if absent. Counted by the clock of the node that has it.
-    pub keep_s: Option<u64>,
-    /// A cluster is to be made from it.
-    #[serde(default)]
-    pub fork: bool,
-}
-
-/// Why there is no snapshot.
-#[derive(Debug, thiserror::Error)]
-pub enum SnapshotError {
     #[error("{0}")]
     Refused(String),
     #[error(transparent)]
@@ -316,152 +292,6 @@ impl Storage {
         }
     }
 
-    /// By the specs of the clusters that are led from here. A leader that is new takes its first at once: there is none of its own yet.
-    async fn take_what_is_due(&self, all: Vec<Due>, now: WallTime) {
-        let mut not_taken = Vec::new();
-        for due in all {
-            let new = NewSnapshot {
-                id: SnapshotId::from_uuid(Uuid::now_v7()),
-                of: due.volume,
-                why: SnapshotWhy::Scheduled,
-                expires: Some(now.plus(due.keep)),
-            };
-            match self.taken(new, due.member).await {
-                Ok(snapshot) => self.change_seen(|seen| seen.snapshots.push(snapshot)),
-                Err(why) => not_taken.push((due.cluster, due.member, crate::member::chain(&why))),
-            }
-        }
-        self.held().not_taken = not_taken;
-        self.news.notify_one();
-    }
-
-    /// Takes a snapshot of a member's volume. Repeated with its id, it says what there is.
-    pub async fn snapshot(&self, asked: SnapshotRequest) -> Result<SnapshotSeen, SnapshotError> {
-        let record = self.consensus.record();
-        let held = record.clusters.get(&asked.cluster).and_then(|cluster| cluster.members.get(&asked.member));
-        let member = held.filter(|member| member.node == self.consensus.node());
-        let member = member.ok_or_else(|| SnapshotError::Refused("the member is not on this node".into()))?;
-        let expires = asked.keep_s.map(|keep| WallTime::now().plus(Duration::from_secs(keep)));
-        if asked.fork {
-            let checked = self.instances.check_self_contained(asked.member).await;
-            checked
-                .map_err(|why| SnapshotError::Refused(format!("its data cannot become another cluster's: {why}")))?;
-        }
-        let why = if asked.fork { SnapshotWhy::Fork } else { SnapshotWhy::Asked };
-        let new = NewSnapshot { id: asked.id, of: member.volume, why, expires };
-        let snapshot = self.taken(new, asked.member).await?;
-        self.change_seen(|seen| {
-            seen.snapshots.retain(|held| held.id != snapshot.id);
-            seen.snapshots.push(snapshot.clone());
-        });
-        Ok(snapshot)
-    }
-
-    /// One copy at a time.
-    pub async fn copy_turn(&self) -> OwnedMutexGuard<()> {
-        Arc::clone(&self.copies).lock_owned().await
-    }
-
-    /// Goes on to its end, also when nobody waits for it any more.
-    async fn taken(&self, new: NewSnapshot, member: MemberId) -> Result<SnapshotSeen, SnapshotError> {
-        let storage = self.clone();
-        let taken = tokio::spawn(async move {
-            let (id, turn) = (new.id, storage.copy_turn().await);
-            // Asked for twice, it is there for the second one, or has failed for it as well: a copy is not begun anew for whoever has
-            // not heard how it ended.
-            if let Some(why) = storage.held().failed_copies.get(&id) {
-                return Err(SnapshotError::Refused(why.clone()));
-            }
-            let taken = storage.take(new, member).await;
-            drop(turn);
-            taken
-        });
-        taken.await.map_err(|error| SnapshotError::Refused(error.to_string()))?
-    }
-
-    async fn take(&self, new: NewSnapshot, member: MemberId) -> Result<SnapshotSeen, SnapshotError> {
-        let id = new.id;
-        let taken = |snapshot: Snapshot| {
-            tracing::info!(snapshot = %snapshot.id, volume = %snapshot.of, why = %snapshot.why, "took a snapshot");
-            Ok(told(snapshot))
-        };
-        match self.volumes.snapshot(new).await? {
-            Snapshotted::Made(snapshot) => taken(snapshot),
-            // Storage cannot copy what is written to meanwhile; whoever knows Postgres can.
-            Snapshotted::ToFill(ToFill { into, .. }) => {
-                let free = self.volumes.usage().await?.free;
-                let copied = self.instances.copy_running(member, &into, free).await;
-                let finished = match copied {
-                    Ok(()) => self.volumes.finish_snapshot(id).await.map_err(|error| crate::member::chain(&error)),
-                    Err(why) => Err(why),
-                };
-                match finished {
-                    Ok(snapshot) => taken(snapshot),
-                    Err(why) => {
-                        self.volumes.remove_snapshot(id).await?;
-                        let why = format!("its data cannot be copied: {why}");
-                        let failed = &mut self.held().failed_copies;
-                        failed.insert(id, why.clone());
-                        if failed.len() > FAILED_COPIES_KEPT {
-                            failed.pop_first();
-                        }
-                        Err(SnapshotError::Refused(why))
-                    }
-                }
-            }
-            Snapshotted::AlreadyThere(snapshot) => Ok(told(snapshot)),
-            Snapshotted::NotThere => Err(SnapshotError::Refused("the member has no volume yet".into())),
-            Snapshotted::Refused(why) => Err(SnapshotError::Refused(why.to_string())),
-        }
-    }
-
-    /// A cluster that is being made of the snapshot.
-    fn fork_of(&self, id: SnapshotId) -> Option<String> {
-        self.forks_of(id).next()
-    }
-    fn forks_of(&self, id: SnapshotId) -> impl Iterator<Item = String> {
-        let record = self.consensus.record();
-        let of_it = |fork: &&ClusterRecord| fork.forked.as_ref().is_some_and(|forked| forked.snapshot == id);
-        let forks = record.clusters.values().filter(|fork| fork.is_being_forked()).filter(of_it);
-        forks.map(|fork| fork.spec.name.clone()).collect::<Vec<_>>().into_iter()
-    }
-
-    /// Removes a snapshot that was taken for a fork which has been made. One that cannot be goes when its time is over.
-    pub async fn discard_used(&self, id: SnapshotId) {
-        let removed = async {
-            let taken = self.volumes.snapshots().await?;
-            if self.forks_of(id).count() > 1 {
-                return Ok(false);
-            }
-            match taken.iter().any(|snapshot| snapshot.id == id && snapshot.why == SnapshotWhy::Fork) {
-                true => self.volumes.remove_snapshot(id).await,
-                false => Ok(false),
-            }
-        };
-        match removed.await {
-            Ok(true) => self.change_seen(|seen| seen.snapshots.retain(|snapshot| snapshot.id != id)),
-            Ok(false) => {}
-            Err(error) => {
-                let why = crate::member::chain(&error);
-                tracing::warn!(snapshot = %id, %why, "cannot remove the snapshot that a fork was made from");
-            }
-        }
-    }
-
-    /// Deletes one of this node, because a person says so; whether it was there.
-    pub async fn remove_snapshot(&self, id: SnapshotId) -> Result<bool, SnapshotError> {
-        if let Some(fork) = self.fork_of(id) {
-            let why = format!("cluster {fork} is being made of snapshot {id}; wait until it serves, or delete it");
-            return Err(SnapshotError::Refused(why));
-        }
-        let gone = self.volumes.remove_snapshot(id).await?;
-        if gone {
-            tracing::info!(snapshot = %id, "a person has removed a snapshot");
-        }
-        self.change_seen(|seen| seen.snapshots.retain(|snapshot| snapshot.id != id));
-        Ok(gone)
-    }
-
     /// Removes what holds nothing, or what was being removed already. Whether it did.
     async fn clear(&self, orphan: &Orphan) -> Result<bool, VolumeError> {
         // Looked at again: what came before this one may have taken hours.
@@ -556,44 +386,6 @@ impl Storage {
     fn held(&self) -> std::sync::MutexGuard<'_, Seen> {
         self.seen.lock().expect("nothing panics while it holds what was seen")
     }
-}
-
-fn expired(snapshots: &[SnapshotSeen], now: WallTime) -> Vec<SnapshotId> {
-    snapshots.iter().filter(|seen| seen.expires.is_some_and(|at| at <= now)).map(|seen| seen.id).collect()
-}
-
-/// A snapshot that it is time for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Due {
-    cluster: ClusterId,
-    member: MemberId,
-    volume: VolumeId,
-    keep: Duration,
-}
-
-fn due(record: &Record, node: NodeId, taken: &[SnapshotSeen], now: WallTime) -> Vec<Due> {
-    let led = record.clusters.values().filter_map(|cluster| {
-        let SnapshotSchedule::Every { every, keep } = cluster.spec.snapshots else { return None };
-        let leader = cluster.leadership.leader().filter(|_| cluster.is_confirmed())?;
-        let member = cluster.members.get(&leader).filter(|member| member.node == node)?;
-        Some((Due { cluster: cluster.id, member: leader, volume: member.volume, keep }, every))
-    });
-    let of_it = |due: &Due| {
-        let volume = due.volume;
-        let scheduled = move |seen: &&SnapshotSeen| seen.volume == volume && seen.why == SnapshotWhy::Scheduled;
-        taken.iter().filter(scheduled).map(|seen| seen.created)
-    };
-    led.filter(|(due, every)| is_time(of_it(due), *every, now)).map(|(due, _)| due).collect()
-}
-
-fn is_time(taken: impl Iterator<Item = WallTime>, every: Duration, now: WallTime) -> bool {
-    // One from the future is of a clock that was put back since. It counts for nothing, and goes in its own time.
-    taken.filter(|at| *at <= now).max().is_none_or(|last| last.plus(every) <= now)
-}
-
-fn told(snapshot: Snapshot) -> SnapshotSeen {
-    let Snapshot { id, of, tags, why, created, expires, size } = snapshot;
-    SnapshotSeen { id, volume: of, cluster: tags.cluster, member: tags.member, why, created, expires, size }
 }
 
 /// Those of what is set aside there: `None` where nothing is, and none inside where they are gone.
@@ -721,18 +513,6 @@ mod tests {
         assert_eq!(fullness.level, Some(None));
         fullness.note(&full(), at(30_002));
         assert_eq!(fullness.level, Some(Some(false)), "at once");
-    }
-
-    #[test]
-    fn a_snapshot_is_due_when_the_last_is_old_enough_whatever_the_clock_has_done() {
-        let hour = Duration::from_secs(3600);
-        let at = |hours: i64| WallTime(hours * 3_600_000);
-        let due = |taken: &[i64], now: i64| is_time(taken.iter().map(|hours| at(*hours)), hour * 6, at(now));
-        assert!(due(&[], 100));
-        assert!(due(&[80, 94], 100));
-        assert!(!due(&[80, 95], 100));
-        assert!(due(&[120], 100), "taken before the clock was put back");
-        assert!(!due(&[120, 99], 100));
     }
 
     #[test]

@@ -66,7 +66,9 @@ pub enum InstanceError {
     NoRoom { needed: Bytes, free: Bytes },
     #[error("a part of it lies outside of its volume, by {link}; expected a data folder without tablespaces and links")]
     Elsewhere { link: PathBuf },
-    #[error("log that the copy needs was removed while it was made: segment {segment}")]
+    #[error(
+        "log that the copy needs was removed while it was made (segment {segment}); expected all of it to stay, take it again"
+    )]
     LogGone { segment: u64 },
     #[error("there is a data folder at {data_dir} already; it is left alone")]
     DataExists { data_dir: PathBuf },

@@ -12,10 +12,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::Duration;
 
-/// What must stay free on the file system beside a copy, since Postgres goes on writing meanwhile: so many hundredths of it, and
-/// never more than that many bytes.
 /// A copy looks at the room that is left whenever it has written so much.
 const LOOK_BYTES: u64 = 64 << 20;
+/// What must stay free on the file system beside a copy, since Postgres goes on writing meanwhile: so many hundredths of it, and
+/// never more than that many bytes.
 const FREE_PERCENT: u64 = 10;
 const FREE_BYTES_MAX: u64 = 4 << 30;
 

@@ -88,11 +88,7 @@ impl Instance {
         // On a standby it may be more than was replayed, and all of it was acknowledged.
         let received = "SELECT coalesce(pg_last_wal_receive_lsn(), '0/0')::text";
         let received = sql.value("ask what was received", received).await?.and_then(|text| text.parse::<Lsn>().ok());
-        let begin = match config.major {
-            ..=14 => "SELECT pg_start_backup('pgstead', true, false)",
-            _ => "SELECT pg_backup_start('pgstead', true)",
-        };
-        sql.values_within("begin a copy", begin, BEGIN_TIME_MAX).await?;
+        sql.values_within("begin a copy", "SELECT pg_backup_start('pgstead', true)", BEGIN_TIME_MAX).await?;
         let (from, to) = (config.data_dir.clone(), target.clone());
         let failed = InstanceError::file("copy", &from);
         let copied = with_progress(
@@ -113,7 +109,7 @@ impl Instance {
         if let Some(NoRoom { needed, free }) = copied.await.map_err(failed)? {
             return Err(InstanceError::NoRoom { needed: Bytes(needed), free: Bytes(free) });
         }
-        let mut ended = end(&sql, config.major).await?;
+        let mut ended = end(&sql).await?;
         ended.upto = ended.upto.max(received.unwrap_or_default());
         // A tablespace may have been made meanwhile.
         self.check_self_contained().await?;
@@ -178,14 +174,10 @@ fn own(path: &Path, like: &Path) -> io::Result<()> {
     chown(path, Some(like.uid()), Some(like.gid()))
 }
 
-async fn end(sql: &Sql, major: u16) -> Result<Ended, InstanceError> {
+async fn end(sql: &Sql) -> Result<Ended, InstanceError> {
     let doing = "end a copy";
-    let call = match major {
-        ..=14 => "pg_stop_backup(false, false)",
-        _ => "pg_backup_stop(false)",
-    };
-    let text = format!("SELECT json_build_array(lsn, labelfile)::text FROM {call}");
-    let answer = sql.values_within(doing, &text, BEGIN_TIME_MAX).await?.into_iter().next().flatten();
+    let text = "SELECT json_build_array(lsn, labelfile)::text FROM pg_backup_stop(false)";
+    let answer = sql.values_within(doing, text, BEGIN_TIME_MAX).await?.into_iter().next().flatten();
     let answer = answer.unwrap_or_default();
     let read: Option<(Lsn, String)> = serde_json::from_str::<(String, String)>(&answer)
         .ok()

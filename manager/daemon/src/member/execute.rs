@@ -137,7 +137,7 @@ impl Executor<'_> {
                 self.pass(When::After, Step::PreparePromotion);
                 self.pass(When::Before, Step::Promote);
                 self.instance.promote(*epoch, *timeline).await?;
-                self.isolate().await
+                Ok(())
             }
             Action::OpenClients => {
                 if self.cluster.leadership.leader() == Some(self.member) {
