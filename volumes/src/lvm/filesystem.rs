@@ -168,6 +168,17 @@ fn unescape(text: &str) -> String {
     out
 }
 
+/// Whether the file system that is mounted there has given up after an error. The kernel need not list it as read-only then; but it
+/// begins no change any more, not even the removal of an attribute that is not there, which changes nothing.
+pub fn has_stopped(place: &Path) -> Result<bool, VolumeError> {
+    use rustix::io::Errno;
+    match rustix::fs::removexattr(place, "trusted.pgstead-none") {
+        Ok(()) | Err(Errno::NODATA) => Ok(false),
+        Err(Errno::IO | Errno::ROFS) => Ok(true),
+        Err(errno) => Err(VolumeError::io("look at", place)(errno.into())),
+    }
+}
+
 /// Blocks while a log is replayed.
 pub fn mount_at(kind: FileSystemKind, device: &Path, path: &Path) -> Result<(), VolumeError> {
     let flags = MountFlags::NOATIME | MountFlags::NODEV | MountFlags::NOSUID;

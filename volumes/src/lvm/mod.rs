@@ -451,15 +451,24 @@ impl Inner {
         };
         let number = held.device_number.ok_or_else(|| unusable(volume.id, "it was activated and has no device"))?;
         let (device, place) = (held.path().device(), self.mount_point(volume.id));
-        match is_mounted(&device, number, &place)? {
+        let mounted = {
+            let (device, place) = (device.clone(), place.clone());
+            blocking(move || is_mounted(&device, number, &place)).await?
+        };
+        match mounted {
             Some(MountedAs::Writable) => return self.ensure_grown(&held, volume.id, kind).await,
             // After an error, which may be over: it is checked and mounted again as soon as nothing uses it.
-            Some(MountedAs::ReadOnly) => {
+            Some(MountedAs::Stopped) => {
+                let said = "its file system takes no writes since an error";
+                let pool = self.pool().await?;
+                if pool.free() == Bytes(0) {
+                    return Err(unusable(volume.id, format!("{said}, and its pool has no room to mend it")));
+                }
                 let place = place.clone();
                 if let Err(error) = blocking(move || filesystem::unmount_from(&place)).await {
-                    let why = format!("its file system has become read-only after an error, and is in use ({error})");
-                    return Err(unusable(volume.id, why));
+                    return Err(unusable(volume.id, format!("{said}, and is in use ({error})")));
                 }
+                tracing::warn!(volume = %volume.id, "a file system has stopped after an error; checking it and mounting it anew");
             }
             None => {}
         }
@@ -564,7 +573,8 @@ fn is_mounted(device: &Path, number: (u32, u32), place: &Path) -> Result<Option<
     let here = mounts.iter().rev().find(|mounted| mounted.at == place);
     match here {
         Some(mounted) if mounted.device_number == number => {
-            return Ok(Some(if mounted.read_only { MountedAs::ReadOnly } else { MountedAs::Writable }));
+            let stopped = mounted.read_only || filesystem::has_stopped(place)?;
+            return Ok(Some(if stopped { MountedAs::Stopped } else { MountedAs::Writable }));
         }
         Some(mounted) => {
             return Err(VolumeError::OtherMounted {
@@ -585,7 +595,8 @@ fn is_mounted(device: &Path, number: (u32, u32), place: &Path) -> Result<Option<
 
 enum MountedAs {
     Writable,
-    ReadOnly,
+    /// It answers reads alone, if those.
+    Stopped,
 }
 
 fn make_folder(path: &Path) -> Result<(), VolumeError> {

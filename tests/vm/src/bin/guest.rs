@@ -32,6 +32,7 @@ async fn main() -> ExitCode {
         a_creation_that_was_cut_short_is_no_volume_and_leaves_nothing,
         a_volume_comes_back_after_a_power_cut_with_what_was_synced,
         a_file_system_that_became_read_only_is_mounted_anew_when_nothing_uses_it,
+        a_volume_whose_pool_was_full_can_be_written_to_again_once_it_has_room,
         a_disk_with_a_file_system_is_not_made_a_pool_of,
         a_pool_is_made_of_disks_that_hold_nothing_and_goes_on_where_it_stopped,
         a_snapshot_has_what_was_written_before_it_though_nobody_synced_it,
