@@ -59,7 +59,7 @@ model: ## Search every state of small clusters, larger ones than `make test` doe
 
 BODIES ?=
 .PHONY: vm
-vm: ## Run the volume suite on real LVM in a virtual machine: some eight minutes (BODIES=name for some)
+vm: ## Run the volume suite on real LVM in a virtual machine: some fifteen minutes (BODIES=name for some)
 	@scripts/setup.sh build vm
 	@cargo build --quiet $(LOCKED) -p pgstead -p pgstead-vm --bins
 	@target/debug/vm $(BODIES)
@@ -107,5 +107,14 @@ bench-calm: ## Count changes of leader that nobody needed, under more load than 
 	@scripts/setup.sh build postgres
 	cargo build --release $(LOCKED) -p pgstead -p pgstead-cluster-tests --bin pgstead --bin bench-calm
 	MINUTES=$(MINUTES) target/release/bench-calm
+
+# Of the larger database that is snapshotted, forked and copied, in the machine.
+MEGABYTES ?= 2048
+
+.PHONY: bench-volumes
+bench-volumes: ## Measure snapshots, forks and thin volumes beside plain disks and pg_basebackup, in the virtual machine
+	@scripts/setup.sh build vm
+	cargo build --release $(LOCKED) -p pgstead -p pgstead-vm --bin pgstead --bin bench-volumes
+	ROUNDS=$(if $(filter file,$(origin ROUNDS)),5,$(ROUNDS)) MEGABYTES=$(MEGABYTES) target/release/bench-volumes
 
 # Measurements: `bench`.

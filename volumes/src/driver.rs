@@ -255,6 +255,8 @@ pub enum Capability {
     Extend,
     /// A volume that cannot outgrow its size.
     SizeLimit,
+    /// A snapshot of one moment, whatever is written meanwhile, that takes no copy.
+    Snapshot,
 }
 
 /// Whether a driver can do it.

@@ -2,7 +2,7 @@
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use pgstead_types::record::{ForcedLoss, Record, Refusal};
+use pgstead_types::record::{ForcedLoss, NodeService, Record, Refusal};
 use pgstead_types::report::MemberReport;
 use pgstead_types::spec::{ClusterSpec, SpecError};
 use pgstead_types::storage::{SnapshotSeen, StorageSeen};
@@ -66,6 +66,12 @@ pub trait Backend: Send + Sync + 'static {
     async fn create_join_token(&self, ttl: Duration) -> Result<NewJoinToken, Rejected>;
     async fn join(&self, request: JoinRequest) -> Result<JoinAnswer, Rejected>;
     async fn remove_node(&self, node: NodeId) -> Result<(), Rejected>;
+    async fn set_node_service(&self, node: NodeId, service: NodeService) -> Result<(), Rejected>;
+    /// Replaces a member by a new one on that node, or on the best one.
+    async fn move_member(&self, cluster: ClusterId, member: MemberId, to: Option<NodeId>)
+    -> Result<Accepted, Rejected>;
+    /// Takes back a move whose old member is not leaving yet.
+    async fn cancel_move(&self, cluster: ClusterId) -> Result<Accepted, Rejected>;
     /// Removes a volume of that node that no member has.
     async fn remove_volume(&self, node: NodeId, volume: VolumeId) -> Result<(), Rejected>;
     /// Takes a snapshot of a member's volume, to be kept for so long.

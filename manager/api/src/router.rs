@@ -24,6 +24,7 @@ pub(crate) fn controller_routes() -> OpenApiRouter<App> {
         .merge(routes::tokens::routes())
         .merge(routes::clusters::routes())
         .merge(routes::members::routes())
+        .merge(routes::moves::routes())
         .merge(routes::volumes::routes())
         .merge(routes::snapshots::routes())
 }

@@ -324,6 +324,27 @@ pub enum NodeCommands {
         #[arg(value_name = "NODE")]
         name: String,
     },
+    /// Have a node take no new members; those that it has stay
+    Cordon {
+        /// Name or id
+        #[arg(value_name = "NODE")]
+        name: String,
+    },
+    /// Have a node that is cordoned or being drained take members again
+    Uncordon {
+        /// Name or id
+        #[arg(value_name = "NODE")]
+        name: String,
+    },
+    /// Empty a node: leaders on it hand over, and its members are replaced by new ones on other nodes, which are copied and count before
+    /// the old ones leave. It takes no new members until `pgstead node uncordon`
+    Drain {
+        /// Name or id
+        #[arg(value_name = "NODE")]
+        name: String,
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
     /// Remove a node that holds no members
     Remove {
         /// Name or id
@@ -349,6 +370,24 @@ pub enum MemberCommands {
         /// Only this cluster's
         #[arg(long, value_name = "CLUSTER")]
         cluster: Option<String>,
+    },
+    /// Replace a member by a new one on another node, which is copied and counts before the old one leaves. A leader does not move: have
+    /// another member lead first
+    #[command(
+        after_help = "Examples:\n  pgstead member move app-2\n  pgstead member move app-2 --to db4\n  pgstead member move app-2 --cancel"
+    )]
+    Move {
+        /// Name or id
+        #[arg(value_name = "MEMBER")]
+        name: String,
+        /// The node for the new one [default: the best one for the cluster]
+        #[arg(long, value_name = "NODE")]
+        to: Option<String>,
+        /// Take a move back that is under way: the old member stays
+        #[arg(long, conflicts_with_all = ["to", "no_wait", "timeout"])]
+        cancel: bool,
+        #[command(flatten)]
+        wait: WaitArgs,
     },
 }
 

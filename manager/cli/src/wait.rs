@@ -6,7 +6,7 @@ use crate::screen::Screen;
 use indicatif::{ProgressBar, ProgressStyle};
 use pgstead_api::Code;
 use pgstead_api::client::{Client, ClientError};
-use pgstead_api::view::{OperationStateView, OperationView};
+use pgstead_api::view::{NodeServiceView, NodeView, OperationStateView, OperationView};
 use pgstead_types::{OperationId, Tick};
 use std::time::Duration;
 
@@ -96,6 +96,66 @@ async fn watch(
             ));
         }
     }
+}
+
+/// The node when it has no members any more.
+pub async fn for_empty(
+    client: &Client,
+    node: &str,
+    timeout: Duration,
+    screen: &mut Screen<'_>,
+) -> Result<NodeView, Failure> {
+    let mut progress = Progress::begin(screen);
+    let goes_on = |text: String| {
+        format!(
+            "{text}; it goes on: follow it with `pgstead node show {node}`, end it with `pgstead node uncordon {node}`"
+        )
+    };
+    let emptied = tokio::select! {
+        emptied = watch_node(client, node, timeout, &mut progress) => emptied,
+        Ok(()) = tokio::signal::ctrl_c() => Err(Failure::new(Exit::Interrupted, goes_on("interrupted".to_string()))),
+    };
+    progress.end();
+    match emptied? {
+        Some(node) => Ok(node),
+        None => {
+            let text = format!("{node} is not empty after {} s", timeout.as_secs());
+            Err(Failure::new(Exit::InVain, goes_on(text)))
+        }
+    }
+}
+
+/// `None`: the time is over.
+async fn watch_node(
+    client: &Client,
+    node: &str,
+    timeout: Duration,
+    progress: &mut Progress<'_, '_>,
+) -> Result<Option<NodeView>, Failure> {
+    let began = Tick::now();
+    let mut heard = began;
+    while Tick::now().since(began) < timeout {
+        match client.node(node).await {
+            Ok(view) if view.members.is_empty() => return Ok(Some(view)),
+            Ok(view) if view.service != NodeServiceView::Draining => {
+                return Err(Failure::failed(format!("{node} is not being drained any more: somebody has ended that")));
+            }
+            Ok(view) => {
+                heard = Tick::now();
+                let names: Vec<&str> = view.members.iter().map(|held| held.member.name.as_str()).collect();
+                let blocked = view.findings.iter().filter(|finding| finding.code == "drain_blocked");
+                let blocked: Vec<&str> = blocked.map(|finding| finding.message.as_str()).collect();
+                let joint = if blocked.is_empty() { "" } else { "; " };
+                progress.say(&format!("still there: {}{joint}{}", names.join(", "), blocked.join("; ")))?;
+            }
+            Err(error) if is_passing(&error) && Tick::now().since(heard) < SILENCE_MAX => {
+                progress.say("no server answers now; trying on")?;
+            }
+            Err(error) => return Err(error.into()),
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+    Ok(None)
 }
 
 fn is_passing(error: &ClientError) -> bool {

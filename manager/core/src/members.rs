@@ -9,6 +9,7 @@ use crate::cascade;
 use crate::decide::Plan;
 use crate::health;
 use crate::lease;
+use crate::moving;
 use crate::observed::{Memory, Observed, Policy, Presence};
 use crate::steady::{streams, why_rebuild};
 use crate::sync_set::caught_up;
@@ -100,6 +101,9 @@ pub(crate) fn plan(
     };
     let world = Members::of(cluster, observed, policy, memory, primary, leader);
     world.note_missed(memory);
+    if let Some(plan) = moving::plan(cluster, observed, policy, memory, primary, leader) {
+        return plan;
+    }
     let Some(from) = may_leave_from(cluster, observed, policy, memory) else {
         let name = cluster.members.get(&leader).map_or("?", |member| member.name.as_str());
         let text = format!(
@@ -121,7 +125,11 @@ pub(crate) fn plan(
     }
     let marked = || cluster.members.values().filter(|member| member.standing == Standing::Leaving);
     if marked().count() < cluster.members_surplus() {
-        let next = world.staying().min_by_key(|member| world.use_of(member));
+        let moves = moving::who_leaves(cluster);
+        let next = match moves {
+            Some(moves) => world.staying().find(|member| member.id == moves),
+            None => world.staying().min_by_key(|member| world.use_of(member)),
+        };
         return next.map_or_else(Plan::default, |member| {
             Plan::change(ClusterChange::MarkLeaving { member: member.id, instead_of: None })
         });

@@ -2,34 +2,39 @@
 //! spread over regions and zones, then the least loaded.
 
 use pgstead_types::record::{ClusterRecord, NodeRecord, Record};
-use pgstead_types::{ClusterId, NodeId};
+use pgstead_types::{ClusterId, MemberId, NodeId};
 use std::collections::BTreeSet;
 
 /// Why a cluster cannot be placed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PlacementError {
     #[error(
-        "{asked} members need {asked} nodes that are reachable and have the same major version of Postgres, and there are \
-         {found}; add nodes or ask for fewer members"
+        "{asked} members need {asked} nodes that are reachable, take members and have the same major version of Postgres, and there \
+         are {found}; add nodes, uncordon some, or ask for fewer members"
     )]
     TooFewNodes { asked: u8, found: usize },
     #[error(
-        "{asked} more members need as many nodes that are reachable, have Postgres {major}, and hold nothing of this cluster yet, \
-         and there are {found}; add nodes or ask for fewer members"
+        "{asked} more members need as many nodes that are reachable, take members, have Postgres {major}, and hold nothing of this \
+         cluster yet, and there are {found}; add nodes, uncordon some, or ask for fewer members"
     )]
     TooFewMore { asked: usize, found: usize, major: u16 },
     #[error(
         "the node with the data of the fork is not reachable, or has no Postgres {major}; bring it back, or fork from another member"
     )]
     NotThere { major: u16 },
-    #[error("no reachable node has a Postgres installation; install one on each node and restart its daemon")]
+    #[error("node {node} takes no member of this cluster: {why}")]
+    Unfit { node: String, why: String },
+    #[error(
+        "no reachable node that takes members has a Postgres installation; install one on each node and restart its daemon, or uncordon nodes"
+    )]
     NoPostgres,
 }
 
 /// Nodes for `members` members, the first leader's first, and the major version of Postgres that they share: the one that
 /// most nodes have, the newest of those. `reachable` are the nodes that report now.
 pub fn place(record: &Record, reachable: &BTreeSet<NodeId>, members: u8) -> Result<(Vec<NodeId>, u16), PlacementError> {
-    let here: Vec<&NodeRecord> = record.nodes.values().filter(|node| reachable.contains(&node.id)).collect();
+    let takes = |node: &&NodeRecord| reachable.contains(&node.id) && node.service.is_open();
+    let here: Vec<&NodeRecord> = record.nodes.values().filter(takes).collect();
     let majors: BTreeSet<u16> = here.iter().flat_map(|node| node.postgres_majors.iter().copied()).collect();
     let having = |major: u16| here.iter().filter(move |node| node.postgres_majors.contains(&major));
     let major = majors.iter().copied().max_by_key(|major| (having(*major).count().min(usize::from(members)), *major));
@@ -54,6 +59,11 @@ pub fn place_fork(
     let Some(with_data) = free.iter().copied().find(|node| node.id == first) else {
         return Err(PlacementError::NotThere { major });
     };
+    if !with_data.service.is_open() {
+        let why = format!("it is {}, and the fork begins where its data is", with_data.service.as_str());
+        return Err(PlacementError::Unfit { node: with_data.name.clone(), why });
+    }
+    let free: Vec<&NodeRecord> = free.into_iter().filter(|node| node.service.is_open()).collect();
     if free.len() < usize::from(members) {
         return Err(PlacementError::TooFewNodes { asked: members, found: free.len() });
     }
@@ -94,17 +104,56 @@ pub fn place_more(
     cluster: &ClusterRecord,
     count: usize,
 ) -> Result<Vec<NodeId>, PlacementError> {
-    let departed = cluster.departed.values().map(|departed| departed.member.node);
-    let taken: BTreeSet<NodeId> = cluster.members.values().map(|member| member.node).chain(departed).collect();
-    let here =
-        |node: &&NodeRecord| reachable.contains(&node.id) && node.postgres_majors.contains(&cluster.postgres_major);
-    let free: Vec<&NodeRecord> = record.nodes.values().filter(here).filter(|node| !taken.contains(&node.id)).collect();
+    let free: Vec<&NodeRecord> =
+        record.nodes.values().filter(|node| why_not(reachable, cluster, node).is_none()).collect();
     if free.len() < count {
         let major = cluster.postgres_major;
         return Err(PlacementError::TooFewMore { asked: count, found: free.len(), major });
     }
     let held = cluster.members.values().filter_map(|member| record.nodes.get(&member.node)).collect();
     Ok(spread(record, free, held, count))
+}
+
+/// The node for the member that takes the place of another one: `asked`, or the best by where the others are.
+pub fn place_move(
+    record: &Record,
+    reachable: &BTreeSet<NodeId>,
+    cluster: &ClusterRecord,
+    member: MemberId,
+    asked: Option<NodeId>,
+) -> Result<NodeId, PlacementError> {
+    if let Some(node) = asked.and_then(|asked| record.nodes.get(&asked)) {
+        return match why_not(reachable, cluster, node) {
+            None => Ok(node.id),
+            Some(why) => Err(PlacementError::Unfit { node: node.name.clone(), why }),
+        };
+    }
+    let free: Vec<&NodeRecord> =
+        record.nodes.values().filter(|node| why_not(reachable, cluster, node).is_none()).collect();
+    let stay = cluster.members.values().filter(|other| other.id != member);
+    let held = stay.filter_map(|other| record.nodes.get(&other.node)).collect();
+    let major = cluster.postgres_major;
+    let chosen = spread(record, free, held, 1).first().copied();
+    chosen.ok_or(PlacementError::TooFewMore { asked: 1, found: 0, major })
+}
+
+/// Why a node cannot get one more member of a cluster that runs.
+fn why_not(reachable: &BTreeSet<NodeId>, cluster: &ClusterRecord, node: &NodeRecord) -> Option<String> {
+    let mut departed = cluster.departed.values().map(|departed| departed.member.node);
+    let major = cluster.postgres_major;
+    if !reachable.contains(&node.id) {
+        Some("it is not reachable".into())
+    } else if !node.service.is_open() {
+        Some(format!("it is {}", node.service.as_str()))
+    } else if !node.postgres_majors.contains(&major) {
+        Some(format!("it has no Postgres {major}"))
+    } else if cluster.members.values().any(|member| member.node == node.id) {
+        Some("it has a member of it already".into())
+    } else if departed.any(|held| held == node.id) {
+        Some("it has the volume of one that has left still".into())
+    } else {
+        None
+    }
 }
 
 fn led_by(record: &Record, node: NodeId) -> usize {
@@ -118,6 +167,7 @@ fn led_by(record: &Record, node: NodeId) -> usize {
 mod tests {
     use super::*;
     use pgstead_types::WallTime;
+    use pgstead_types::record::NodeService;
 
     fn world(zones: &[&str]) -> (Record, BTreeSet<NodeId>) {
         let mut record = Record::default();
@@ -133,6 +183,7 @@ mod tests {
                 postgres_majors: vec![15],
                 pools: vec![],
                 joined_at: WallTime(0),
+                service: Default::default(),
             };
             record.nodes.insert(id, node);
         }
@@ -159,6 +210,19 @@ mod tests {
         assert_eq!(place_fork(&record, &all, first, 1, 17), Err(PlacementError::NotThere { major: 17 }));
         all.remove(&first);
         assert_eq!(place_fork(&record, &all, first, 1, 15), Err(PlacementError::NotThere { major: 15 }));
+    }
+
+    #[test]
+    fn a_node_that_is_cordoned_or_draining_gets_nothing() {
+        let (mut record, all) = world(&["a", "a", "b", "c"]);
+        for (n, service) in [(3, NodeService::Cordoned), (4, NodeService::Draining)] {
+            record.nodes.get_mut(&NodeId::from_u128(n)).unwrap().service = service;
+        }
+        assert_eq!(place(&record, &all, 3), Err(PlacementError::TooFewNodes { asked: 3, found: 2 }));
+        let refused = place_fork(&record, &all, NodeId::from_u128(3), 1, 15).unwrap_err().to_string();
+        assert!(refused.contains("n2") && refused.contains("cordoned"), "{refused}");
+        assert!(place_fork(&record, &all, NodeId::from_u128(1), 2, 15).is_ok());
+        assert!(place_fork(&record, &all, NodeId::from_u128(1), 3, 15).is_err());
     }
 
     #[test]

@@ -8,7 +8,7 @@ use crate::health;
 use crate::leader_lost::{LeaderSeen, leader_seen};
 use crate::lease;
 use crate::observed::{Memory, Observed, Policy};
-use crate::{change_leader, members, recovered, restart, schedule, slots, switchover, sync_set};
+use crate::{change_leader, members, moving, recovered, restart, schedule, slots, switchover, sync_set};
 use pgstead_types::record::{ClusterChange, ClusterRecord, EpochConfig, EpochReason, MemberRecord, Standing};
 use pgstead_types::report::{ClientAccess, PrimarySeen};
 use pgstead_types::spec::{Cascade, Durability};
@@ -103,6 +103,10 @@ pub(crate) fn plan(
         && (cluster.spec.cascade != Cascade::None || cluster.upstreams.is_empty())
     {
         plan.ended = Some((operation, None));
+        return plan;
+    }
+    if let Some(moving) = cluster.moving.filter(|_| moving::is_done(cluster)) {
+        plan.ended = Some((moving.operation, None));
         return plan;
     }
     if let Some(scheduled) = &cluster.planned.scheduled {

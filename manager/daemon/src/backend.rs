@@ -4,6 +4,7 @@ use crate::controller::ControllerHandle;
 use crate::founding::{ca_sha256, token_parts, token_text};
 use crate::instances::Instances;
 use crate::membership;
+use crate::moving::{Draining, new_members};
 use crate::peers::{Lane, PeerAddress, PeerError, Peers, authority};
 use crate::pki::{self, Pair};
 use crate::storage::{RemoveError, SnapshotRequest, Storage};
@@ -17,7 +18,7 @@ use pgstead_consensus::{Consensus, ProposeError, TokioRuntime};
 use pgstead_core::{Connection, PlacementError, Policy, place, place_more};
 use pgstead_types::record::{
     ClusterChange, ClusterPorts, ClusterRecord, ClusterSecrets, Command, JoinToken, MemberRecord, NewCluster,
-    NodeRecord, Record, Refusal, Standing,
+    NodeRecord, NodeService, Record, Refusal, Standing,
 };
 use pgstead_types::spec::{ClusterSpec, check_name};
 use pgstead_types::storage::SnapshotSeen;
@@ -48,6 +49,7 @@ pub struct NodeBackend {
     /// The Postgres of this node's own members.
     pub instances: Instances,
     pub storage: Storage,
+    pub draining: Draining,
 }
 
 impl NodeBackend {
@@ -96,7 +98,7 @@ impl NodeBackend {
         record.clusters.get(&id).cloned().ok_or(Rejected::NotFound { what: "cluster", id: id.to_string() })
     }
 
-    fn reachable(&self) -> BTreeSet<NodeId> {
+    pub(crate) fn reachable(&self) -> BTreeSet<NodeId> {
         let Some(view) = self.controller.view() else { return BTreeSet::new() };
         let now = Tick::now();
         let here = |seen: &pgstead_core::NodeSeen| {
@@ -193,19 +195,7 @@ impl NodeBackend {
             record.clusters.get(&cluster).ok_or(Rejected::NotFound { what: "cluster", id: cluster.to_string() })?;
         let nodes = place_more(&record, &self.reachable(), held, lacking(held))
             .map_err(|error| Rejected::Conflict { why: error.to_string() })?;
-        let departed = held.departed.values().map(|departed| &departed.member);
-        let taken: BTreeSet<&str> = held.members.values().chain(departed).map(|member| member.name.as_str()).collect();
-        let free = (1u32..).map(|n| format!("{}-{n}", held.spec.name)).filter(|name| !taken.contains(name.as_str()));
-        let member = |(node, name)| MemberRecord {
-            id: MemberId::from_uuid(Uuid::now_v7()),
-            name,
-            node,
-            volume: VolumeId::from_uuid(Uuid::now_v7()),
-            incarnation: 1,
-            restarts: 0,
-            standing: Standing::Joining,
-        };
-        Ok(nodes.into_iter().zip(free).map(member).collect())
+        Ok(new_members(held, nodes))
     }
 }
 
@@ -317,6 +307,7 @@ impl Backend for NodeBackend {
             );
             observations.findings.push(Finding::info("not_voting_yet", text).on_node(node));
         }
+        observations.findings.extend(self.draining.findings(&record));
         Some(observations)
     }
 
@@ -432,6 +423,7 @@ impl Backend for NodeBackend {
             postgres_majors: request.postgres_majors,
             pools: request.pools,
             joined_at: WallTime::now(),
+            service: Default::default(),
         };
         self.propose(Command::AdmitNode { at: WallTime::now(), token: id, node: joining }).await?;
         let deployment = record.deployment.as_ref().map(|deployment| deployment.id).unwrap_or_default();
@@ -447,6 +439,22 @@ impl Backend for NodeBackend {
             });
         }
         self.propose(Command::RemoveNode { at: WallTime::now(), node }).await.map(|_| ())
+    }
+
+    async fn set_node_service(&self, node: NodeId, service: NodeService) -> Result<(), Rejected> {
+        self.propose(Command::SetNodeService { at: WallTime::now(), node, service }).await.map(|_| ())
+    }
+
+    async fn move_member(
+        &self,
+        cluster: ClusterId,
+        member: MemberId,
+        to: Option<NodeId>,
+    ) -> Result<Accepted, Rejected> {
+        self.begin_move(cluster, member, to).await
+    }
+    async fn cancel_move(&self, cluster: ClusterId) -> Result<Accepted, Rejected> {
+        self.take_back_move(cluster).await
     }
 
     async fn remove_volume(&self, node: NodeId, volume: VolumeId) -> Result<(), Rejected> {

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::rt::TokioIo;
 use pgstead_api::backend::{JoinAnswer, JoinRequest, Peer};
-use pgstead_types::record::{Deployment, NodeRecord};
+use pgstead_types::record::{Deployment, NodeRecord, NodeService};
 use pgstead_types::{DeploymentId, NodeId, Secret, TokenId, WallTime};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
@@ -110,6 +110,7 @@ pub fn describe(config: &NodeConfig, node: NodeId, joined_at: WallTime) -> anyho
         postgres_majors: majors,
         pools: config.pool.iter().map(|pool| pool.name.clone()).collect(),
         joined_at,
+        service: NodeService::default(),
     })
 }
 

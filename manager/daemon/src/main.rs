@@ -18,6 +18,7 @@ mod make_pool;
 mod member;
 mod membership;
 mod metrics;
+mod moving;
 mod node;
 mod peers;
 mod pki;

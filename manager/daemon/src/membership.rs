@@ -142,6 +142,7 @@ mod tests {
                 postgres_majors: vec![15],
                 pools: vec![],
                 joined_at: WallTime(n as i64),
+                service: Default::default(),
             };
             record.nodes.insert(node.id, node);
         }

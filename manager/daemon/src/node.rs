@@ -10,6 +10,7 @@ use crate::gateway_process::{GatewayFeed, GatewayHealth};
 use crate::instances::Instances;
 use crate::lease::{Asks, Leases};
 use crate::member::{NodeContext, supervise};
+use crate::moving::Draining;
 use crate::peers::Peers;
 use crate::raft_transport::RaftTransport;
 use crate::report::{Reporter, Reports};
@@ -95,8 +96,9 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
         policy,
         instances: instances.clone(),
         storage: storage.clone(),
+        draining: Draining::default(),
     };
-    let router = pgstead_api::router(Arc::new(backend)).merge(internal::router(
+    let router = pgstead_api::router(Arc::new(backend.clone())).merge(internal::router(
         consensus.clone(),
         controller.clone(),
         instances.clone(),
@@ -110,6 +112,7 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
     tokio::spawn(announce(config.clone(), identity.clone(), consensus.clone(), peers.clone(), stop.clone()));
     tokio::spawn(membership::run(consensus.clone(), stop.clone()));
     tokio::spawn(certificates::run(consensus.clone(), stop.clone()));
+    tokio::spawn(backend.drain(stop.clone()));
 
     let reports = Reports::default();
     let gateway = GatewayHealth::default();
@@ -294,7 +297,8 @@ async fn announce(
     loop {
         if let Some(held) = consensus.record().nodes.get(&identity.node) {
             match founding::describe(&config, identity.node, held.joined_at) {
-                Ok(now) if now == *held => return,
+                // What a person has said of it the node does not know.
+                Ok(now) if *held == (NodeRecord { service: held.service, ..now.clone() }) => return,
                 Ok(now) => {
                     if let Err(error) = tell(&consensus, &peers, now).await {
                         tracing::warn!("the record does not know yet where this node is: {error:#}");

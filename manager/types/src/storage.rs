@@ -51,6 +51,8 @@ pub enum SnapshotWhy {
     Scheduled,
     /// A cluster is made from it.
     Fork,
+    /// Something was about to rewrite the member's data in place.
+    Rewind,
 }
 
 impl SnapshotWhy {
@@ -59,6 +61,7 @@ impl SnapshotWhy {
             Self::Asked => "asked",
             Self::Scheduled => "scheduled",
             Self::Fork => "fork",
+            Self::Rewind => "rewind",
         }
     }
 }
@@ -70,7 +73,8 @@ impl fmt::Display for SnapshotWhy {
 impl FromStr for SnapshotWhy {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
-        let found = [Self::Asked, Self::Scheduled, Self::Fork].into_iter().find(|why| why.as_str() == text);
+        let found =
+            [Self::Asked, Self::Scheduled, Self::Fork, Self::Rewind].into_iter().find(|why| why.as_str() == text);
         found.ok_or_else(|| format!("{text:?} is no reason for a snapshot"))
     }
 }

@@ -548,6 +548,7 @@ fn founded(bounds: &Bounds) -> Record {
         postgres_majors: vec![15],
         pools: vec!["default".into()],
         joined_at: at,
+        service: Default::default(),
     };
     let mut record = Record::default();
     let deployment = Deployment {

@@ -35,6 +35,21 @@ impl World {
         }
     }
 
+    /// The member on a machine is to be replaced by one on the first machine that holds nothing of the cluster.
+    pub fn move_member(&mut self, from: usize) -> Result<(), String> {
+        let Some(cluster) = self.cluster() else { return Err("there is no cluster".into()) };
+        let held: BTreeSet<MemberId> = cluster.members.keys().chain(cluster.departed.keys()).copied().collect();
+        let to = (0..self.machines.len()).find(|n| !held.contains(&member_id(*n))).ok_or("there is no free node")?;
+        self.members = self.members.max(to + 1);
+        let operation = self.next_operation();
+        self.count("moves of members");
+        let change = ClusterChange::MoveMember { operation, member: member_id(from), added: member_record(to) };
+        match self.request(change) {
+            true => Ok(()),
+            false => Err("no node is the controller now".into()),
+        }
+    }
+
     /// Machines with a member of the cluster, by the record.
     pub fn member_machines(&self) -> Vec<usize> {
         let recorded = |n: &usize| self.cluster().is_some_and(|cluster| cluster.members.contains_key(&member_id(*n)));

@@ -179,6 +179,12 @@ fn moving_course(world: &mut World) -> Result<(), String> {
         let members = 2 + world.rng.below(world.machines.len() as u64 - 1) as usize;
         // What is asked for while there is no controller, or no leader, is refused and asked for no more.
         let _ = world.ask_members(members, None);
+        if world.later.chance(40) {
+            let machines = world.member_machines();
+            let from = world.later.below(machines.len().max(1) as u64) as usize;
+            // A leader, or one of a cluster whose members are coming or going, is refused.
+            let _ = machines.get(from).map(|from| world.move_member(*from));
+        }
         let pause = world.rng.ms(0, 4000);
         world.run_for(pause)?;
         if world.rng.chance(70) {

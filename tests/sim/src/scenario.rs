@@ -297,6 +297,10 @@ fn run(world: &mut World, command: &str) -> Result<(), String> {
             let needed = needed.parse().map_err(|_| "expected a number of standbys")?;
             world.ask_members(members.parse().map_err(|_| "expected a number of members")?, Some(needed))
         }
+        ["move", member] => {
+            let from = who(world, member)?;
+            world.move_member(from)
+        }
         // As soon as somebody is to leave.
         ["while", "a", "member", "leaves", rest @ ..] => {
             let end = world.now + Duration::from_secs(60);

@@ -480,6 +480,7 @@ fn founding(nodes: usize, members: usize, spec: ClusterSpec) -> Vec<Command> {
         postgres_majors: vec![15],
         pools: vec!["default".into()],
         joined_at: at,
+        service: Default::default(),
     };
     let deployment = Deployment {
         id: DeploymentId::from_u128(9),

@@ -6,7 +6,11 @@ as=$(basename "$0" .sh)
 say() { echo "$as: $*"; }
 fail() {
     say "$*"
-    tail -n 40 /var/log/pgstead*.log
+    for log in /var/log/pgstead*.log; do
+        echo "==> $log"
+        # Nodes that wait for each other on a machine this slow say so many times a second.
+        grep -v openraft "$log" | tail -n 40
+    done
     tail -n 10 /var/lib/pgstead*/run/*/postgres.log 2>/dev/null
     exit 1
 }

@@ -97,6 +97,7 @@ impl VolumeDriver for DirDriver {
         Support::Unsupported {
             why: match what {
                 Capability::Extend => NO_EXTEND,
+                Capability::Snapshot => "a snapshot of a directory is a copy of it",
                 Capability::SizeLimit => "a directory can fill the whole file system that it is on",
             },
         }

@@ -184,7 +184,7 @@ impl VolumeDriver for LvmDriver {
 
     fn support(&self, what: Capability) -> Support {
         match what {
-            Capability::SizeLimit | Capability::Extend => Support::Offered,
+            Capability::SizeLimit | Capability::Extend | Capability::Snapshot => Support::Offered,
         }
     }
 

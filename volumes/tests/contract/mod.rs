@@ -305,7 +305,7 @@ pub async fn a_snapshot_keeps_what_was_and_goes_with_its_volume(bench: &mut dyn 
 }
 
 pub async fn what_is_not_offered_says_why(bench: &mut dyn Bench) {
-    for what in [Capability::Extend, Capability::SizeLimit] {
+    for what in [Capability::Extend, Capability::SizeLimit, Capability::Snapshot] {
         match bench.driver().support(what) {
             Support::Offered => {}
             Support::Unsupported { why } => assert!(why.contains(' '), "{what:?}: {why:?} is not a reason"),

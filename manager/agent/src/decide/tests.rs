@@ -91,6 +91,7 @@ pub(crate) fn record() -> ClusterRecord {
         forced: Vec::new(),
         recovered: None,
         updating: None,
+        moving: None,
         fetch: None,
         upstreams: Default::default(),
         forked: None,

@@ -15,11 +15,13 @@ use crate::percent::encode;
 use crate::problem::{Code, Problem};
 use crate::routes::clusters::{ForkCluster, SpecChange};
 use crate::routes::leaders::{FailoverBody, SwitchoverBody};
+use crate::routes::moves::MoveBody;
+use crate::routes::nodes::ServiceBody;
 use crate::routes::snapshots::TakeSnapshot;
 use crate::routes::tokens::NewToken;
 use crate::view::{
-    AcceptedView, ClusterSummary, ClusterView, ConnectionView, EventsView, FailoverCheckView, MemberView, NodeView,
-    OperationView, SnapshotView, SwitchoverCheckView, TokenView, VolumeView,
+    AcceptedView, ClusterSummary, ClusterView, ConnectionView, EventsView, FailoverCheckView, MemberView,
+    NodeServiceView, NodeView, OperationView, SnapshotView, SwitchoverCheckView, TokenView, VolumeView,
 };
 use bytes::Bytes;
 use http::{Method, StatusCode, header};
@@ -124,6 +126,18 @@ impl Client {
     pub async fn remove_node(&self, node: &str) -> Result<(), ClientError> {
         let path = format!("/v1/nodes/{}", encode(node));
         self.answer(Ask { method: Method::DELETE, ..Ask::get(&path) }).await.map(|_| ())
+    }
+    pub async fn set_node_service(&self, node: &str, service: NodeServiceView) -> Result<NodeView, ClientError> {
+        let path = format!("/v1/nodes/{}/service", encode(node));
+        self.with_body(Method::PUT, &path, &ServiceBody { service }, None).await
+    }
+    pub async fn move_member(&self, cluster: &str, body: &MoveBody) -> Result<AcceptedView, ClientError> {
+        self.post(&format!("/v1/clusters/{}/move", encode(cluster)), body, None).await
+    }
+    /// Not once the old member is leaving.
+    pub async fn cancel_move(&self, cluster: &str) -> Result<AcceptedView, ClientError> {
+        let path = format!("/v1/clusters/{}/move", encode(cluster));
+        parse(self.answer(Ask { method: Method::DELETE, ..Ask::get(&path) }).await?)
     }
     pub async fn create_token(&self, ttl: Option<String>) -> Result<TokenView, ClientError> {
         self.post("/v1/tokens", &NewToken { ttl }, None).await

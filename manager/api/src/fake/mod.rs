@@ -15,7 +15,7 @@ use bytes::Bytes;
 use http_body_util::BodyExt;
 use pgstead_types::record::{
     ClusterChange, ClusterPorts, ClusterSecrets, Command, Deployment, ForcedLoss, Forked, MemberRecord, NewCluster,
-    NodeRecord, Record, Refusal, ScheduledSwitchover, SyncSet,
+    NodeRecord, NodeService, Record, Refusal, ScheduledSwitchover, SyncSet,
 };
 use pgstead_types::report::{
     ClientAccess, DataIdentity, DataSeen, MemberReport, PostgresSeen, PrimarySeen, ReceiverSeen, SenderSeen,
@@ -280,6 +280,34 @@ impl Backend for Fake {
     async fn remove_node(&self, node: NodeId) -> Result<(), Rejected> {
         Ok(self.apply(&Command::RemoveNode { at: WallTime(0), node })?)
     }
+    async fn set_node_service(&self, node: NodeId, service: NodeService) -> Result<(), Rejected> {
+        Ok(self.apply(&Command::SetNodeService { at: WallTime(0), node, service })?)
+    }
+    async fn move_member(
+        &self,
+        cluster: ClusterId,
+        member: MemberId,
+        to: Option<NodeId>,
+    ) -> Result<Accepted, Rejected> {
+        let held = self.record().clusters[&cluster].clone();
+        let added = MemberRecord {
+            id: MemberId::from_u128(700),
+            name: format!("{}-{}", held.spec.name, held.members.len() + 1),
+            node: to.unwrap_or(node(held.members.len() as u128 + 1)),
+            volume: VolumeId::from_u128(700),
+            incarnation: 1,
+            restarts: 0,
+            standing: Default::default(),
+        };
+        self.operation(cluster, None, |operation| ClusterChange::MoveMember { operation, member, added })
+    }
+    async fn cancel_move(&self, cluster: ClusterId) -> Result<Accepted, Rejected> {
+        let moving = self.record().clusters[&cluster].moving;
+        let operation = moving.ok_or(Rejected::Conflict { why: "no member is being moved".into() })?.operation;
+        let why = "it was cancelled".to_string();
+        self.operation(cluster, None, |_| ClusterChange::CancelMove { operation, why })?;
+        Ok(Accepted { operation, cluster })
+    }
     async fn remove_volume(&self, node: NodeId, volume: VolumeId) -> Result<(), Rejected> {
         let mut state = self.state();
         let held = state.observed.as_mut().and_then(|observed| observed.storage.get_mut(&node));
@@ -370,6 +398,7 @@ pub fn record() -> Record {
         postgres_majors: vec![15],
         pools: vec!["default".into()],
         joined_at: at,
+        service: Default::default(),
     };
     let mut apply = |command: Command| record.apply(&command).map(|_| ()).expect("the fake's history applies");
     apply(Command::Found { at, deployment, node: host(1) });

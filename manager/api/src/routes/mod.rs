@@ -7,6 +7,7 @@ pub mod health;
 pub mod join;
 pub mod leaders;
 pub mod members;
+pub mod moves;
 pub mod nodes;
 pub mod operations;
 pub mod snapshots;

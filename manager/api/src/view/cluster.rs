@@ -336,6 +336,7 @@ fn operation(cluster: &ClusterRecord) -> Option<OperationId> {
         Lifecycle::Active => (cluster.restart.as_ref().map(|restart| restart.operation))
             .or(cluster.switchover.as_ref().map(|switchover| switchover.operation))
             .or(cluster.forced.last().filter(|forced| !forced.ended).map(|forced| forced.operation))
+            .or(cluster.moving.map(|moving| moving.operation))
             .or(cluster.updating)
             .or(cluster.creating),
     }

@@ -95,6 +95,21 @@ fn describe_progress(kind: OperationKind, cluster: &ClusterRecord) -> String {
             let left = cluster.members.len() + cluster.departed.len();
             format!("{left} of {} members still have a volume", usize::from(cluster.spec.members).max(left))
         }
+        (OperationKind::MoveMember, ..) => match cluster.moving {
+            Some(moving) if cluster.is_leaving(moving.member) => {
+                format!(
+                    "{} counts, and {} is leaving",
+                    member_name(cluster, moving.to),
+                    member_name(cluster, moving.member)
+                )
+            }
+            Some(moving) => format!(
+                "{} is to count before {} leaves",
+                member_name(cluster, moving.to),
+                member_name(cluster, moving.member)
+            ),
+            None => leading(),
+        },
         (OperationKind::UpdateCluster, ..) if is_moving(cluster) => format!(
             "{} members, and {} by the spec; {}",
             cluster.members.len(),

@@ -22,7 +22,7 @@ pub use finding::FindingView;
 pub use leaders::{FailoverCheckView, FailoverMemberView, ForcedView, ScheduledView, SwitchoverCheckView};
 pub use log::{EventView, EventsView, OperationStateView, OperationView};
 pub use member::{Access, DataState, MemberObserved, MemberState, MemberView, Role, WorkingView};
-pub use node::{NodeObserved, NodeView, PoolStateView, PoolView};
+pub use node::{NodeObserved, NodeServiceView, NodeView, PoolStateView, PoolView};
 pub use slots::{SlotView, SlotsView};
 pub use snapshot::SnapshotView;
 pub use volume::{VolumeState, VolumeView};

@@ -3,7 +3,7 @@
 use super::world::{cluster_ref, member_ref};
 use super::{ClusterRef, FindingView, MemberRef, World, finding};
 use pgstead_types::NodeId;
-use pgstead_types::record::NodeRecord;
+use pgstead_types::record::{NodeRecord, NodeService};
 use pgstead_types::storage::{PoolSeen, PoolState};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -22,12 +22,45 @@ pub struct NodeView {
     pub postgres_majors: Vec<u16>,
     pub pools: Vec<String>,
     pub joined_at: String,
+    #[serde(default)]
+    pub service: NodeServiceView,
     /// Whether this node leads the Raft group, as far as the answering node knows.
     pub controller: bool,
     pub members: Vec<NodeMember>,
     /// `null` when the controller could not be asked.
     pub observed: Option<NodeObserved>,
     pub findings: Vec<FindingView>,
+}
+
+/// Whether a node takes members.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum NodeServiceView {
+    #[default]
+    Open,
+    /// It takes no new members.
+    Cordoned,
+    /// It takes none, and those that it has are moved to other nodes.
+    Draining,
+}
+
+impl From<NodeService> for NodeServiceView {
+    fn from(service: NodeService) -> Self {
+        match service {
+            NodeService::Open => Self::Open,
+            NodeService::Cordoned => Self::Cordoned,
+            NodeService::Draining => Self::Draining,
+        }
+    }
+}
+impl From<NodeServiceView> for NodeService {
+    fn from(service: NodeServiceView) -> Self {
+        match service {
+            NodeServiceView::Open => Self::Open,
+            NodeServiceView::Cordoned => Self::Cordoned,
+            NodeServiceView::Draining => Self::Draining,
+        }
+    }
 }
 
 /// A member that is placed on a node.
@@ -114,6 +147,7 @@ impl NodeView {
             postgres_majors: node.postgres_majors.clone(),
             pools: node.pools.clone(),
             joined_at: node.joined_at.to_string(),
+            service: node.service.into(),
             controller: world.controller == Some(node.id),
             members: members
                 .map(|(cluster, member)| NodeMember { cluster: cluster_ref(cluster), member: member_ref(member) })

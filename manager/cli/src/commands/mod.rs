@@ -3,13 +3,14 @@
 mod cluster;
 mod events;
 mod leaders;
+mod member;
 pub mod node;
 mod operation;
 mod psql;
 mod snapshot;
 mod volume;
 
-use crate::args::{Commands, MemberCommands, TokenCommands};
+use crate::args::{Commands, TokenCommands};
 use crate::exit::Failure;
 use crate::render;
 use crate::screen::Screen;
@@ -26,13 +27,7 @@ pub async fn run(command: &Commands, client: &Client, screen: &mut Screen<'_>) -
             let token = client.create_token(Some(format!("{}s", ttl.as_secs()))).await?;
             screen.show(&token, render::token)
         }
-        Commands::Member(MemberCommands::List { cluster }) => {
-            let members = match cluster {
-                Some(cluster) => client.cluster_members(cluster).await?,
-                None => client.members().await?,
-            };
-            screen.show(&members, |members, width| render::members(members, width))
-        }
+        Commands::Member(command) => member::run(command, client, screen).await,
         Commands::Snapshot(command) => snapshot::run(command, client, screen).await,
         Commands::Volume(command) => volume::run(command, client, screen).await,
         Commands::Operation(command) => operation::run(command, client, screen).await,

@@ -2,7 +2,7 @@
 
 use super::{age, clusters, findings, or_dash, pairs, size, table, words};
 use pgstead_api::view::{
-    ClusterSummary, FindingView, NodeView, PoolView, SnapshotView, TokenView, VolumeState, VolumeView,
+    ClusterSummary, FindingView, NodeServiceView, NodeView, PoolView, SnapshotView, TokenView, VolumeState, VolumeView,
 };
 use serde::Serialize;
 
@@ -40,7 +40,7 @@ pub fn nodes(all: &[NodeView], width: u16) -> String {
         let majors: Vec<String> = one.postgres_majors.iter().map(ToString::to_string).collect();
         vec![
             one.name.clone(),
-            reach(one),
+            state(one),
             format!("{}:{}", one.host, one.port),
             format!("{}/{}", one.region, one.zone),
             majors.join(","),
@@ -49,6 +49,15 @@ pub fn nodes(all: &[NodeView], width: u16) -> String {
         ]
     };
     table(&["node", "state", "address", "zone", "pg", "members", "raft"], all.iter().map(row).collect(), width)
+}
+
+/// Whether it is there, and what a person has said of it.
+fn state(node: &NodeView) -> String {
+    match node.service {
+        NodeServiceView::Open => reach(node),
+        NodeServiceView::Cordoned => format!("{}, cordoned", reach(node)),
+        NodeServiceView::Draining => format!("{}, draining", reach(node)),
+    }
 }
 
 fn reach(node: &NodeView) -> String {
@@ -67,7 +76,7 @@ pub fn node(view: &NodeView, width: u16) -> String {
     let held: Vec<String> = view.members.iter().map(|held| held.member.name.clone()).collect();
     let facts = vec![
         ("node", format!("{} ({})", view.name, view.id)),
-        ("state", reach(view)),
+        ("state", state(view)),
         ("address", format!("{}:{}", view.host, view.port)),
         ("place", format!("region {}, zone {}", view.region, view.zone)),
         ("postgres", majors.join(", ")),
@@ -93,11 +102,12 @@ pub fn snapshots(all: &[SnapshotView], width: u16) -> String {
             one.cluster.name.clone(),
             one.member.name.clone(),
             one.node.name.clone(),
+            one.why.to_string(),
             one.created_at.clone(),
             one.expires_at.clone().unwrap_or_else(|| "kept".to_string()),
         ]
     };
-    table(&["snapshot", "cluster", "member", "node", "taken", "goes"], all.iter().map(row).collect(), width)
+    table(&["snapshot", "cluster", "member", "node", "why", "taken", "goes"], all.iter().map(row).collect(), width)
 }
 
 fn pool(node: &NodeView) -> String {

@@ -23,6 +23,9 @@ pub const VERSION: u32 = 1;
 /// Of a snapshot in which members come, or have gone: an older voter would read it, forget these, and go on without the others.
 const WITH_MEMBERS_MOVING: u32 = 2;
 
+/// And of one with forks, with a member that is being replaced elsewhere, or with a node that takes no members.
+const WITH_MOVES: u32 = 3;
+
 const BLANK: &str = "blank";
 const MEMBERSHIP: &str = "membership";
 const RECORD: &str = "record";
@@ -231,7 +234,11 @@ impl Serialize for SnapshotEnvelope {
         }
         match self {
             Self::Known(record) => {
-                let version = if record.has_members_moving() { WITH_MEMBERS_MOVING } else { VERSION };
+                let version = match () {
+                    () if record.has_moves_or_forks() => WITH_MOVES,
+                    () if record.has_members_moving() => WITH_MEMBERS_MOVING,
+                    () => VERSION,
+                };
                 Form { version, kind: RECORD, body: &**record }.serialize(to)
             }
             Self::Unknown { version, kind, body } => Form { version: *version, kind, body }.serialize(to),
@@ -241,7 +248,7 @@ impl Serialize for SnapshotEnvelope {
 impl<'de> Deserialize<'de> for SnapshotEnvelope {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         let Envelope { version, kind, body } = Envelope::deserialize(from)?;
-        if version > WITH_MEMBERS_MOVING || kind != RECORD {
+        if version > WITH_MOVES || kind != RECORD {
             return Ok(Self::Unknown { version, kind, body });
         }
         serde_json::from_value(body).map(|record| Self::Known(Arc::new(record))).map_err(D::Error::custom)
@@ -265,7 +272,7 @@ impl StoredSnapshot {
             SnapshotEnvelope::Known(record) => record,
             SnapshotEnvelope::Unknown { version, kind, .. } => {
                 return Err(format!(
-                    "it is a {kind:?} of version {version}, and this build knows {RECORD:?} up to {WITH_MEMBERS_MOVING}"
+                    "it is a {kind:?} of version {version}, and this build knows {RECORD:?} up to {WITH_MOVES}"
                 ));
             }
         };

@@ -131,6 +131,7 @@ pub fn found() -> Command {
         postgres_majors: vec![15],
         pools: vec![],
         joined_at: WallTime(0),
+        service: Default::default(),
     };
     Command::Found { at: WallTime(0), deployment, node }
 }

@@ -2,11 +2,11 @@
 
 use crate::observed::Connection;
 use crate::observed::testing::*;
-use pgstead_types::Epoch;
 use pgstead_types::Trouble;
-use pgstead_types::record::{ClusterChange, Departed, EpochReason, Standing, SyncSet};
+use pgstead_types::record::{ClusterChange, Departed, EpochReason, Moving, Standing, SyncSet};
 use pgstead_types::report::{DataSeen, MemberReport, PostgresSeen};
 use pgstead_types::spec::Durability;
+use pgstead_types::{Epoch, OperationId};
 use std::time::Duration;
 
 /// `a` leads `b` to `d`, and so many are asked for.
@@ -355,4 +355,51 @@ fn the_mark_moves_when_one_that_was_to_stay_is_lost() {
     let mut both = world().gone("b").report("c", full);
     both.decide();
     assert_eq!(both.later(shrink_after).decide().change, None);
+}
+
+/// `a` leads `b` and `c`, and `c` is to be replaced by `d`.
+fn moving() -> World {
+    moving_of(Moving { operation: OperationId::from_u128(9), member: member("c"), to: member("d") })
+}
+fn moving_of(moving: Moving) -> World {
+    asked(3).recorded(|record| {
+        record.moving = Some(moving);
+        record.members.get_mut(&member("d")).unwrap().standing = Standing::Joining;
+    })
+}
+
+#[test]
+fn the_old_member_leaves_once_the_new_one_counts() {
+    let mut waits = streams_not(counted(moving(), &["b", "c"]), "d");
+    let plan = waits.decide();
+    assert_eq!(plan.change, None);
+    assert!(plan.findings.iter().any(|finding| finding.code == "member_moving"));
+    let add = ClusterChange::AddToSyncSet { epoch: Epoch(1), incarnation: life("d", 1) };
+    let added = counted(moving(), &["b", "c"]).decide().change;
+    assert!(added == Some(add) || added == set_to(&["b", "c", "d"]), "{added:?}");
+    assert_eq!(counted(moving(), &["b", "c", "d"]).decide().change, marks("c"));
+    assert_eq!(leaving(counted(moving(), &["b", "c", "d"]), "c").decide().change, set_to(&["b", "d"]));
+    assert_eq!(leaving(counted(moving(), &["b", "d"]), "c").decide().change, removes("c"));
+    let mut done = counted(moving(), &["b", "d"]).recorded(|record| _ = record.members.remove(&member("c")));
+    assert_eq!(done.decide().ended, Some((OperationId::from_u128(9), None)));
+}
+
+#[test]
+fn a_move_ends_as_its_old_member_comes_to_lead_and_goes_on_as_its_new_one_does() {
+    let of = |from: &str, to: &str| {
+        let moving = Moving { operation: OperationId::from_u128(9), member: member(from), to: member(to) };
+        counted(moving_of(moving), &["b", "c", "d"])
+    };
+    let change = of("a", "d").decide().change;
+    assert!(matches!(change, Some(ClusterChange::CancelMove { .. })), "{change:?}");
+    assert_eq!(of("c", "a").decide().change, marks("c"));
+}
+
+#[test]
+fn a_move_is_given_up_when_the_new_member_is_lost_before_it_counts() {
+    let mut world = streams_not(counted(moving(), &["b", "c"]), "d").gone("d");
+    assert_eq!(world.decide().change, None);
+    let while_ = world.policy.shrink_after;
+    let change = world.later(while_).decide().change;
+    assert!(matches!(change, Some(ClusterChange::CancelMove { .. })), "{change:?}");
 }

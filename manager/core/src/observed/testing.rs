@@ -84,6 +84,7 @@ pub(crate) fn world() -> World {
         forced: Vec::new(),
         recovered: None,
         updating: None,
+        moving: None,
         fetch: None,
         upstreams: BTreeMap::new(),
         forked: None,

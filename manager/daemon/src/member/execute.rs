@@ -3,13 +3,13 @@
 
 use super::given_up;
 use super::killpoint::{self, When};
-use super::notes::Notes;
+use super::notes::{Keeping, NotedSnapshot, Notes};
 use super::setup::{self, SetupError};
 use super::supervise::NodeContext;
 use crate::report::Reports;
 use pgstead_agent::Action;
 use pgstead_replication::guard::StopMode;
-use pgstead_replication::instance::{Bootstrap, Divergence, Isolation, SafetyCopy, StartAs};
+use pgstead_replication::instance::{Bootstrap, CloneProgress, Divergence, Isolation, SafetyCopy, StartAs};
 use pgstead_replication::{Instance, InstanceError};
 use pgstead_types::record::{ClusterRecord, Lifecycle, MemberRecord};
 use pgstead_types::report::{DataSeen, PostgresSeen, PromiseAnswer, Upstream};
@@ -18,6 +18,7 @@ use pgstead_volumes::{Creation, Forking, NewVolume, Owner, Removal, Removed, ToF
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
+use uuid::Uuid;
 
 /// A clean stop sends the whole log to every standby that answers; one that takes longer is cut short.
 const STOP_TIME: Duration = Duration::from_secs(8);
@@ -340,12 +341,47 @@ impl Executor<'_> {
         // A rewind is asked for only where the record says that the histories part, so "no rewind required" is never true.
         let recorded = self.cluster.promotion().map(|promotion| promotion.fork_lsn);
         let divergence = Divergence { timeline, fork: self.fork_from(timeline).or(recorded) };
-        let progress = |percent: u8| self.reports.progress(self.member, percent);
         // A rewind works on the data itself; until the member streams again, what it was is kept.
+        let kept = self.keep_snapshot().await?;
+        let progress = |percent: u8| self.reports.progress(self.member, percent);
+        if !kept {
+            self.keep_copy(&progress).await?;
+        }
+        self.instance.rewind_from(&source, divergence, &progress).await?;
+        Ok(())
+    }
+
+    /// A snapshot of the volume, once for the data that is there. `false`: the storage takes none, or none now.
+    async fn keep_snapshot(&mut self) -> Result<bool, ExecuteError> {
+        let record = self.record()?;
+        let (current, volume) = (record.current(), record.volume);
+        // Rewound already, and perhaps not started since; or the data is nobody knows whose.
+        let Some(old) = self.notes.get().complete.filter(|life| *life != current) else { return Ok(false) };
+        let noted = self.notes.get().kept.filter(|kept| kept.incarnation == old);
+        match noted.map(|kept| kept.state) {
+            Some(Keeping::Taken) => return Ok(true),
+            Some(Keeping::Refused) => return Ok(false),
+            Some(Keeping::Begun) | None => {}
+        }
+        let id = noted.map_or_else(|| SnapshotId::from_uuid(Uuid::now_v7()), |kept| kept.id);
+        let kept = NotedSnapshot { incarnation: old, id, state: Keeping::Begun };
+        self.note(|notes| notes.kept = Some(kept))?;
+        let taken = self.context.storage.keep_before_rewind(id, volume).await;
+        if let Err(why) = &taken {
+            let (cluster, why) = (&self.cluster.spec.name, super::chain(why));
+            tracing::info!(%cluster, member = %self.member, %why, "no snapshot is taken before the rewind");
+        }
+        let state = if taken.is_ok() { Keeping::Taken } else { Keeping::Refused };
+        self.note(|notes| notes.kept = Some(NotedSnapshot { state, ..kept }))?;
+        Ok(taken.is_ok())
+    }
+
+    /// A copy beside the data, where there is room for one.
+    async fn keep_copy(&self, progress: CloneProgress<'_>) -> Result<(), ExecuteError> {
         let (cluster, member) = (&self.cluster.spec.name, self.member);
         // A pool that cannot be looked at has no room for a copy; the rewind needs none.
         let free = self.context.volumes.usage().await.map_or(Bytes(0), |pool| pool.free);
-        match self.instance.copy_aside(free, &progress).await? {
+        match self.instance.copy_aside(free, progress).await? {
             SafetyCopy::Made { bytes, shared } => {
                 tracing::info!(%cluster, %member, bytes, shared, "a safety copy is made before the rewind");
             }
@@ -358,7 +394,6 @@ impl Executor<'_> {
                 tracing::warn!(%cluster, %member, needed, free, "no room for a safety copy; rewinding without one");
             }
         }
-        self.instance.rewind_from(&source, divergence, &progress).await?;
         Ok(())
     }
 

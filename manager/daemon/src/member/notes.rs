@@ -4,7 +4,7 @@ use super::false_sender::FalseSender;
 use crate::files;
 use crate::lease::NotedRefusal;
 use pgstead_types::report::{PromiseAnswer, SetBy};
-use pgstead_types::{Bytes, Epoch, Incarnation, MemberId, OperationId, Position};
+use pgstead_types::{Bytes, Epoch, Incarnation, MemberId, OperationId, Position, SnapshotId};
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -33,6 +33,9 @@ pub struct Noted {
     /// A word given to a leader, which holds in full after a restart.
     #[serde(default)]
     pub refusing: Option<NotedRefusal>,
+    /// What was kept of the data before it was last rewound.
+    #[serde(default)]
+    pub kept: Option<NotedSnapshot>,
     /// The log that it was last to fetch from another promiser.
     #[serde(default)]
     pub fetch: Option<NotedFetch>,
@@ -52,6 +55,24 @@ pub struct NotedFetch {
     pub own: Position,
     /// Fetched, or given up.
     pub done: bool,
+}
+
+/// A snapshot of a member's volume before its data is rewritten.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct NotedSnapshot {
+    /// Of the data that is in it.
+    pub incarnation: Incarnation,
+    pub id: SnapshotId,
+    pub state: Keeping,
+}
+
+/// Once it is known whether there is a snapshot, the data may no longer be what it was, and no other one is taken of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Keeping {
+    Begun,
+    Taken,
+    Refused,
 }
 
 /// The notes of one member; every change is on disk before it counts.

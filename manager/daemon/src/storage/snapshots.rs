@@ -4,15 +4,17 @@
 use super::Storage;
 use pgstead_types::record::{ClusterRecord, Record};
 use pgstead_types::schedule::SnapshotSchedule;
-use pgstead_types::storage::{SnapshotSeen, SnapshotWhy};
+use pgstead_types::storage::{PoolState, SnapshotSeen, SnapshotWhy};
 use pgstead_types::{ClusterId, MemberId, NodeId, SnapshotId, VolumeId, WallTime};
-use pgstead_volumes::{NewSnapshot, Snapshot, Snapshotted, ToFill, VolumeError};
+use pgstead_volumes::{Capability, NewSnapshot, Snapshot, Snapshotted, Support, ToFill, VolumeError};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::OwnedMutexGuard;
 use uuid::Uuid;
 
+/// What a rewind took away can be looked at for so long.
+const KEPT_BEFORE_REWIND: Duration = Duration::from_secs(24 * 3600);
 const FAILED_COPIES_KEPT: usize = 100;
 
 /// What the controller asks a node for.
@@ -38,6 +40,58 @@ pub enum SnapshotError {
 }
 
 impl Storage {
+    /// Keeps what a volume holds before that is rewritten in place. Repeated with its id, it is the one that there is.
+    pub async fn keep_before_rewind(&self, id: SnapshotId, of: VolumeId) -> Result<(), SnapshotError> {
+        // What takes a copy is no better than a copy on the volume itself, which is known to the room that it takes.
+        if let Support::Unsupported { why } = self.volumes.support(Capability::Snapshot) {
+            return Err(SnapshotError::Refused(why.to_string()));
+        }
+        let expires = Some(WallTime::now().plus(KEPT_BEFORE_REWIND));
+        let new = NewSnapshot { id, of, why: SnapshotWhy::Rewind, expires };
+        match self.volumes.snapshot(new).await? {
+            Snapshotted::Made(snapshot) | Snapshotted::AlreadyThere(snapshot) => {
+                tracing::info!(snapshot = %id, volume = %of, "took a snapshot before a rewind");
+                self.change_seen(|seen| {
+                    seen.snapshots.retain(|held| held.id != id);
+                    seen.snapshots.push(told(snapshot));
+                });
+                Ok(())
+            }
+            Snapshotted::Refused(why) => Err(SnapshotError::Refused(why.to_string())),
+            Snapshotted::NotThere | Snapshotted::ToFill(_) => {
+                Err(SnapshotError::Refused("its storage takes no snapshot of it".into()))
+            }
+        }
+    }
+
+    /// Removes what was kept before a rewind of a member that is well again: when its time is over, or as soon as the pool needs
+    /// the room.
+    pub async fn discard_kept(&self, of: VolumeId) {
+        let now = WallTime::now();
+        let kept: Vec<SnapshotId> = {
+            let seen = self.held();
+            let Some(storage) = &seen.storage else { return };
+            let crowded = !matches!(storage.pool.state, PoolState::Fine | PoolState::Unwell { .. });
+            let rewound = storage.snapshots.iter().filter(|held| held.volume == of && held.why == SnapshotWhy::Rewind);
+            let over = rewound.filter(|held| crowded || held.expires.is_some_and(|at| at <= now));
+            over.map(|held| held.id).collect()
+        };
+        for id in kept {
+            if self.fork_of(id).is_some() {
+                continue;
+            }
+            match self.volumes.remove_snapshot(id).await {
+                Ok(_) => tracing::info!(snapshot = %id, "removed a snapshot that was kept before a rewind"),
+                Err(error) => {
+                    let why = crate::member::chain(&error);
+                    tracing::warn!(snapshot = %id, %why, "cannot remove a snapshot that was kept before a rewind");
+                }
+            }
+            // One that cannot be removed is seen again by the next look.
+            self.change_seen(|seen| seen.snapshots.retain(|held| held.id != id));
+        }
+    }
+
     /// By the specs of the clusters that are led from here. A leader that is new takes its first at once: there is none of its own yet.
     pub(super) async fn take_what_is_due(&self, all: Vec<Due>, now: WallTime) {
         let mut not_taken = Vec::new();
@@ -187,7 +241,9 @@ impl Storage {
 }
 
 pub(super) fn expired(snapshots: &[SnapshotSeen], now: WallTime) -> Vec<SnapshotId> {
-    snapshots.iter().filter(|seen| seen.expires.is_some_and(|at| at <= now)).map(|seen| seen.id).collect()
+    // Whoever knows whether its member is well again removes the others.
+    let by_time = snapshots.iter().filter(|seen| seen.why != SnapshotWhy::Rewind);
+    by_time.filter(|seen| seen.expires.is_some_and(|at| at <= now)).map(|seen| seen.id).collect()
 }
 
 /// A snapshot that it is time for.

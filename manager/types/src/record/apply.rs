@@ -5,7 +5,8 @@ use super::SyncSet;
 use super::cluster::{ClusterRecord, EpochConfig, Forked, HistoryEntry, Leadership, Lifecycle, Restart, Switchover};
 use super::command::{ClusterChange, Command, NewCluster};
 use super::{
-    EVENTS_MAX, EventRecord, NodeRecord, OPERATIONS_MAX, OperationKind, OperationRecord, OperationState, Record,
+    EVENTS_MAX, EventRecord, NodeRecord, NodeService, OPERATIONS_MAX, OperationKind, OperationRecord, OperationState,
+    Record,
 };
 use crate::ids::{ClusterId, MemberId, NodeId, OperationId};
 use crate::position::{Epoch, Position, Timeline};
@@ -62,11 +63,13 @@ impl Record {
             }
             Command::UpdateNode { at, node } => {
                 let Some(known) = self.nodes.get(&node.id) else { return Err(not_found("node", node.id)) };
-                if known == node {
+                if *known == (NodeRecord { service: known.service, ..node.clone() }) {
                     return Ok(Applied { revision: self.revision });
                 }
                 self.check_node_name(node)?;
-                self.nodes.insert(node.id, node.clone());
+                // What a person has said of it holds, whatever the node knows of that.
+                let service = known.service;
+                self.nodes.insert(node.id, NodeRecord { service, ..node.clone() });
                 self.note(*at, "node_updated", format!("node {} updated", node.name), None, Some(node.id));
             }
             Command::AdmitNode { at, token, node } => {
@@ -83,6 +86,19 @@ impl Record {
                 self.nodes.insert(node.id, node.clone());
                 let message = format!("node {} joined at {}:{}", node.name, node.host, node.port);
                 self.note(*at, "node_joined", message, None, Some(node.id));
+            }
+            Command::SetNodeService { at, node, service } => {
+                let held = self.nodes.get_mut(node).ok_or_else(|| not_found("node", node))?;
+                if held.service == *service {
+                    return Ok(Applied { revision: self.revision });
+                }
+                held.service = *service;
+                let message = match service {
+                    NodeService::Open => format!("node {} takes members again", held.name),
+                    NodeService::Cordoned => format!("node {} takes no new members", held.name),
+                    NodeService::Draining => format!("the members of node {} are to move to others", held.name),
+                };
+                self.note(*at, "node_service_changed", message, None, Some(*node));
             }
             Command::RemoveNode { at, node } => {
                 let known = self.nodes.get(node).ok_or_else(|| not_found("node", node))?;
@@ -201,6 +217,7 @@ impl Record {
             forced: Vec::new(),
             recovered: None,
             updating: None,
+            moving: None,
             fetch: None,
             upstreams: Default::default(),
             forked: forked.cloned(),
@@ -250,9 +267,12 @@ impl Record {
         if held.revision != revision {
             return Err(Refusal::StaleRevision { expected: revision, found: held.revision });
         }
-        if let ClusterChange::ChangeMembers { added, .. } = change
-            && let Some(stranger) = added.iter().find(|member| !self.nodes.contains_key(&member.node))
-        {
+        let added = match change {
+            ClusterChange::ChangeMembers { added, .. } => added.as_slice(),
+            ClusterChange::MoveMember { added, .. } => std::slice::from_ref(added),
+            _ => &[],
+        };
+        if let Some(stranger) = added.iter().find(|member| !self.nodes.contains_key(&member.node)) {
             return Err(not_found("node", stranger.node));
         }
         // On a copy: a refusal half way leaves the record as it was.
@@ -303,7 +323,8 @@ impl Record {
                 };
                 if let Some(cluster) = self.clusters.get_mut(&held.cluster) {
                     cluster.creating.take_if(|creating| *creating == id);
-                    if cluster.updating.take_if(|updating| *updating == id).is_some() {
+                    let updated = cluster.updating.take_if(|updating| *updating == id).is_some();
+                    if cluster.moving.take_if(|moving| moving.operation == id).is_some() || updated {
                         cluster.settle_joining();
                     }
                 }
@@ -420,6 +441,10 @@ impl ClusterRecord {
             ClusterChange::ChangeMembers { operation, spec, added, consumer_password } => {
                 self.update_spec(*operation, spec, Some(added), consumer_password.as_ref(), outcome)
             }
+            ClusterChange::MoveMember { operation, member, added } => {
+                self.move_member(*operation, *member, added, outcome)
+            }
+            ClusterChange::CancelMove { operation, why } => self.cancel_move(*operation, why, outcome),
             ClusterChange::MarkLeaving { member, instead_of } => self.mark_leaving(*member, *instead_of, outcome),
             ClusterChange::RemoveMember { member } => self.remove_member(*member, outcome),
             ClusterChange::ReleaseData { member, session } => self.release_data(*member, *session),

@@ -1,7 +1,7 @@
 //! One cluster as recorded: its members, its epoch, who leads it, and what an election must hear.
 
 use super::fetch::LogFetch;
-use super::members::{Departed, Standing};
+use super::members::{Departed, Moving, Standing};
 use super::operator::{ForcedEpoch, Planned};
 use super::recovery::Recovered;
 use super::sync_set::{SetChange, SyncSet};
@@ -54,6 +54,9 @@ pub struct ClusterRecord {
     /// The operation that changed the spec, until the cluster is what it says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub updating: Option<OperationId>,
+    /// A member that is being replaced by one on another node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moving: Option<Moving>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fetch: Option<LogFetch>,
     /// Who streams from another standby rather than from the leader, and from whom. See [`ClusterRecord::relay_of`].

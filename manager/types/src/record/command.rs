@@ -5,7 +5,7 @@ use super::cluster::{ClusterPorts, ClusterSecrets, EpochReason, Forked, Possible
 use super::fetch::LogFetch;
 use super::operator::{ForcedLoss, ScheduledSwitchover};
 use super::sync_set::SyncSet;
-use super::{Deployment, JoinToken, MemberRecord, NodeRecord};
+use super::{Deployment, JoinToken, MemberRecord, NodeRecord, NodeService};
 use crate::ids::{ClusterId, Incarnation, MemberId, NodeId, OperationId, RecoveryId, TokenId};
 use crate::position::{Epoch, Lsn, Position, Timeline};
 use crate::secret::Secret;
@@ -34,6 +34,12 @@ pub enum Command {
         at: WallTime,
         token: TokenId,
         node: NodeRecord,
+    },
+    /// A person takes a node out of service, or back.
+    SetNodeService {
+        at: WallTime,
+        node: NodeId,
+        service: NodeService,
     },
     /// A node without members leaves.
     RemoveNode {
@@ -187,6 +193,17 @@ pub enum ClusterChange {
         /// One that was to go, and stays, because this one has been lost.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         instead_of: Option<MemberId>,
+    },
+    /// A member is to be replaced by a new one on another node, which is there beside it until it counts.
+    MoveMember {
+        operation: OperationId,
+        member: MemberId,
+        added: MemberRecord,
+    },
+    /// The member stays, and the new one goes. By a person, or because the new one is lost.
+    CancelMove {
+        operation: OperationId,
+        why: String,
     },
     /// A leaving member counts nowhere any more: it is none from here on.
     RemoveMember {

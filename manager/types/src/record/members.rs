@@ -4,7 +4,7 @@
 
 use super::cluster::{ClusterRecord, Lifecycle, MemberRecord};
 use super::{OperationKind, OperationState, Outcome, Record, Refusal, conflict};
-use crate::ids::{MemberId, NodeId};
+use crate::ids::{MemberId, NodeId, OperationId};
 use crate::time::WallTime;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -40,6 +40,14 @@ pub struct Departed {
     /// comes back much later does not take with it what may be the last copy by then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub released: Option<u64>,
+}
+
+/// A member and the one that takes its place. Both are members until the new one counts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Moving {
+    pub operation: OperationId,
+    pub member: MemberId,
+    pub to: MemberId,
 }
 
 impl ClusterRecord {
@@ -85,6 +93,9 @@ impl ClusterRecord {
         if self.planned.scheduled.is_some() {
             return Err(conflict("a switchover is scheduled; cancel it before the members change"));
         }
+        if self.moving.is_some() {
+            return Err(conflict("a member is being moved; wait for that, or cancel it, before their number changes"));
+        }
         let missing = usize::from(asked).saturating_sub(self.members.len());
         if added.len() != missing {
             let (here, placed) = (self.members.len(), added.len());
@@ -107,6 +118,77 @@ impl ClusterRecord {
             self.members.insert(member.id, MemberRecord { standing: Standing::Joining, ..member.clone() });
         }
         Ok(())
+    }
+
+    pub(super) fn move_member(
+        &mut self,
+        operation: OperationId,
+        member: MemberId,
+        added: &MemberRecord,
+        outcome: &mut Outcome,
+    ) -> Result<(), Refusal> {
+        self.check_active()?;
+        self.check_idle()?;
+        if !self.is_confirmed() {
+            return Err(conflict("the cluster has no confirmed leader now; its members can move once it has"));
+        }
+        if self.planned.scheduled.is_some() {
+            return Err(conflict("a switchover is scheduled; cancel it before a member moves"));
+        }
+        if self.moving.is_some() || self.members.len() != usize::from(self.spec.members) {
+            return Err(conflict("members are coming or going already; wait for that to end"));
+        }
+        let from = self.members.get(&member).ok_or_else(|| super::apply::not_found("member", member))?;
+        if self.leadership.leader() == Some(member) {
+            let (name, cluster) = (&from.name, &self.spec.name);
+            return Err(conflict(format!(
+                "{name} leads; have another one lead before it moves (`pgstead cluster switchover {cluster}`)"
+            )));
+        }
+        let message = format!("{} is to be replaced by {}, which is on another node", from.name, added.name);
+        self.check_added(std::slice::from_ref(added))?;
+        self.members.insert(added.id, MemberRecord { standing: Standing::Joining, ..added.clone() });
+        self.moving = Some(Moving { operation, member, to: added.id });
+        outcome.event("member_moving", message);
+        outcome.start = Some((operation, OperationKind::MoveMember));
+        Ok(())
+    }
+
+    pub(super) fn cancel_move(
+        &mut self,
+        operation: OperationId,
+        why: &str,
+        outcome: &mut Outcome,
+    ) -> Result<(), Refusal> {
+        self.check_active()?;
+        let moving = self.moving.filter(|moving| moving.operation == operation);
+        let Moving { member, to, .. } = moving.ok_or_else(|| conflict("no such move is under way"))?;
+        if self.is_leaving(member) {
+            return Err(conflict(format!(
+                "{} is leaving already; the move ends in a moment",
+                self.member_name(member)
+            )));
+        }
+        if self.leadership.leader() == Some(to) {
+            return Err(conflict(format!("{} leads, and stays", self.member_name(to))));
+        }
+        if let Some(held) = self.members.get_mut(&to) {
+            held.standing = Standing::Leaving;
+        }
+        let (stays, goes) = (self.member_name(member), self.member_name(to));
+        outcome.event("move_cancelled", format!("{stays} stays where it is, and {goes} goes: {why}"));
+        outcome.end = Some((operation, Some(why.to_string())));
+        self.moving = None;
+        Ok(())
+    }
+
+    /// The mark is on another one than the one that was to move, or on the new one: the move is over.
+    fn end_moot_move(&mut self, stays: Option<MemberId>, goes: MemberId, outcome: &mut Outcome) {
+        let is_moot = |moving: &mut Moving| goes == moving.to || stays == Some(moving.member);
+        if let Some(moving) = self.moving.take_if(is_moot) {
+            let why = format!("{} has been lost and leaves instead", self.member_name(goes));
+            outcome.end = Some((moving.operation, Some(why)));
+        }
     }
 
     /// One member per node, and nothing that was there before: neither a name nor a volume nor a life.
@@ -161,6 +243,7 @@ impl ClusterRecord {
         }
         held.standing = Standing::Leaving;
         outcome.event("member_leaving", format!("{} is to leave the cluster", held.name));
+        self.end_moot_move(instead_of, member, outcome);
         Ok(())
     }
 
@@ -243,6 +326,12 @@ impl Record {
         self.clusters.values().any(|cluster| {
             !cluster.departed.is_empty() || cluster.members.values().any(|member| !member.standing.is_settled())
         })
+    }
+
+    /// Some cluster is a fork or has a member that is being replaced, or some node takes no members.
+    pub fn has_moves_or_forks(&self) -> bool {
+        self.clusters.values().any(|cluster| cluster.moving.is_some() || cluster.forked.is_some())
+            || self.nodes.values().any(|node| !node.service.is_open())
     }
 
     /// A node goes, and with it what members that have left, or whose cluster is being deleted, have there.

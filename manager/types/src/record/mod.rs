@@ -21,7 +21,7 @@ pub use cluster::{
     ClusterPorts, ClusterRecord, ClusterSecrets, EpochConfig, EpochReason, Forked, HistoryEntry, Leadership, Lifecycle,
     MemberRecord, PossibleLoss, Restart, Switchover,
 };
-pub use members::{DEPARTED_MAX, Departed, Standing};
+pub use members::{DEPARTED_MAX, Departed, Moving, Standing};
 pub use sync_set::{SetChange, SyncSet};
 
 use apply::{Outcome, conflict};
@@ -108,6 +108,34 @@ pub struct NodeRecord {
     /// Names of its storage pools.
     pub pools: Vec<String>,
     pub joined_at: WallTime,
+    /// What a person has said of it.
+    #[serde(default, skip_serializing_if = "NodeService::is_open")]
+    pub service: NodeService,
+}
+
+/// Whether a node takes members, and keeps those that it has. The node itself does not say that.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NodeService {
+    #[default]
+    Open,
+    /// It takes no new members.
+    Cordoned,
+    /// And those that it has are moved to other nodes.
+    Draining,
+}
+
+impl NodeService {
+    pub fn is_open(&self) -> bool {
+        *self == Self::Open
+    }
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Cordoned => "cordoned",
+            Self::Draining => "draining",
+        }
+    }
 }
 
 /// A join token: who holds its secret may become a node, once and before it expires.
@@ -141,6 +169,7 @@ pub enum OperationKind {
     UpdateCluster,
     Switchover,
     ForcedFailover,
+    MoveMember,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]

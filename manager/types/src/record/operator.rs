@@ -214,6 +214,9 @@ impl ClusterRecord {
         if let Some(scheduled) = self.planned.scheduled.take() {
             outcome.also_end.push((scheduled.operation, Some(why.to_string())));
         }
+        if let Some(moving) = self.moving.take() {
+            outcome.also_end.push((moving.operation, Some(why.to_string())));
+        }
         if let Some(forced) = self.forced.last_mut().filter(|forced| !forced.ended) {
             forced.ended = true;
             outcome.also_end.push((forced.operation, Some(why.to_string())));

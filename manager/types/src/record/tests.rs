@@ -25,6 +25,7 @@ pub(super) fn node(n: u128) -> NodeRecord {
         postgres_majors: vec![15],
         pools: vec!["default".into()],
         joined_at: WallTime(0),
+        service: Default::default(),
     }
 }
 fn world() -> Record {

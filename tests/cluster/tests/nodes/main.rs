@@ -14,6 +14,7 @@ mod kill_points;
 mod leases;
 mod logical;
 mod members;
+mod moves;
 mod operator;
 mod orphans;
 mod planned;

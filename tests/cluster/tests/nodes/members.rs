@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 /// So many members, all to stay, and everyone but the leader counts.
-async fn members_are(bed: &Bed, members: usize) -> anyhow::Result<ClusterView> {
+pub async fn members_are(bed: &Bed, members: usize) -> anyhow::Result<ClusterView> {
     let client = bed.client()?;
     let is_so = async || {
         let view = client.cluster("app").await.map_err(|error| error.to_string())?;
@@ -28,7 +28,7 @@ async fn members_are(bed: &Bed, members: usize) -> anyhow::Result<ClusterView> {
     bed.wait_for(&format!("there are {members} members"), LATER, is_so).await
 }
 
-fn volume(bed: &Bed, member: &MemberView) -> anyhow::Result<(usize, PathBuf)> {
+pub fn volume(bed: &Bed, member: &MemberView) -> anyhow::Result<(usize, PathBuf)> {
     let node = bed.nodes().iter().find(|node| node.name == member.node.name).context("its node")?;
     Ok((node.number, node.data_dir().join("pools/default").join(member.volume.to_string())))
 }

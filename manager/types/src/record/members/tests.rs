@@ -1,7 +1,7 @@
 //! Members that are added, marked and removed: what applies, what is refused.
 
 use super::super::tests::{APP, begin, change, choice, confirmed, first_life, member, node};
-use super::super::{Applied, ClusterChange, Command, SyncSet};
+use super::super::{Applied, ClusterChange, Command, NodeRecord, NodeService, SyncSet};
 use super::*;
 use crate::ids::{Incarnation, OperationId, VolumeId};
 use crate::position::Epoch;
@@ -280,4 +280,76 @@ fn a_recovered_record_keeps_what_departed_members_have() {
     let cluster = &record.clusters[&APP];
     let next = Incarnation { number: 2, ..first_life(3) };
     assert!(cluster.is_given_up(first_life(3)) && cluster.is_given_up(next));
+}
+
+fn move_to(record: &mut Record, from: u128, to: u128) -> Result<Applied, Refusal> {
+    let operation = OperationId::from_u128(70);
+    change(record, ClusterChange::MoveMember { operation, member: member(from), added: new(to) })
+}
+fn state(record: &Record) -> &OperationState {
+    &record.operations[&OperationId::from_u128(70)].state
+}
+
+#[test]
+fn a_member_moves_while_both_are_members_and_the_old_one_leaves_like_any_other() {
+    let mut record = five_nodes();
+    assert!(move_to(&mut record, 1, 4).unwrap_err().to_string().contains("leads"));
+    assert!(move_to(&mut record, 3, 2).is_err(), "that node has a member");
+    assert!(move_to(&mut record, 9, 4).is_err(), "nobody");
+    move_to(&mut record, 3, 4).unwrap();
+    assert_eq!(names(&record), ["app-1", "app-2", "app-3", "app-4"]);
+    assert!(move_to(&mut record, 2, 5).is_err(), "one at a time");
+    assert!(ask(&mut record, 5, &[5]).unwrap_err().to_string().contains("moved"));
+    counted(&mut record, &[2, 4]);
+    mark(&mut record, 3).unwrap();
+    let cancel = ClusterChange::CancelMove { operation: OperationId::from_u128(70), why: "no".into() };
+    assert!(change(&mut record, cancel).is_err(), "it is leaving");
+    remove(&mut record, 3).unwrap();
+    assert_eq!(*state(&record), OperationState::Running);
+    let end = Command::EndOperation { at: WallTime(0), operation: OperationId::from_u128(70), failure: None };
+    record.apply(&end).unwrap();
+    let cluster = &record.clusters[&APP];
+    assert_eq!((cluster.moving, cluster.members[&member(4)].standing), (None, Standing::Settled));
+}
+
+#[test]
+fn a_move_is_over_when_it_is_taken_back_or_when_somebody_else_leaves_in_its_place() {
+    let mut record = five_nodes();
+    move_to(&mut record, 3, 4).unwrap();
+    let cancel = |id| ClusterChange::CancelMove { operation: OperationId::from_u128(id), why: "no".into() };
+    assert!(change(&mut record, cancel(71)).is_err());
+    change(&mut record, cancel(70)).unwrap();
+    let cluster = &record.clusters[&APP];
+    assert!(cluster.is_leaving(member(4)) && !cluster.is_leaving(member(3)) && cluster.moving.is_none());
+    assert!(matches!(state(&record), OperationState::Failed { why, .. } if why == "no"));
+    // The one that moves is needed after all.
+    let mut record = five_nodes();
+    move_to(&mut record, 3, 4).unwrap();
+    mark(&mut record, 3).unwrap();
+    let instead = ClusterChange::MarkLeaving { member: member(2), instead_of: Some(member(3)) };
+    change(&mut record, instead).unwrap();
+    assert!(matches!(state(&record), OperationState::Failed { why, .. } if why.contains("app-2")));
+    assert_eq!(record.clusters[&APP].moving, None);
+    // And with the cluster it ends.
+    let mut record = five_nodes();
+    move_to(&mut record, 3, 4).unwrap();
+    change(&mut record, ClusterChange::RequestDelete { operation: OperationId::from_u128(80) }).unwrap();
+    assert!(matches!(state(&record), OperationState::Failed { .. }));
+}
+
+#[test]
+fn what_a_person_says_of_a_node_outlives_what_the_node_says_of_itself() {
+    let mut record = five_nodes();
+    let id = NodeId::from_u128(4);
+    let set = |service| Command::SetNodeService { at: WallTime(0), node: id, service };
+    record.apply(&set(NodeService::Draining)).unwrap();
+    let revision = record.revision;
+    record.apply(&set(NodeService::Draining)).unwrap();
+    record.apply(&Command::UpdateNode { at: WallTime(0), node: node(4) }).unwrap();
+    assert_eq!(record.revision, revision, "nothing is new");
+    let moved = NodeRecord { host: "elsewhere".into(), ..node(4) };
+    record.apply(&Command::UpdateNode { at: WallTime(0), node: moved }).unwrap();
+    assert_eq!((record.nodes[&id].service, record.nodes[&id].host.as_str()), (NodeService::Draining, "elsewhere"));
+    let unknown = Command::SetNodeService { at: WallTime(0), node: NodeId::from_u128(9), service: NodeService::Open };
+    assert!(record.apply(&unknown).is_err());
 }

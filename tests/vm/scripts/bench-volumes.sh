@@ -1,0 +1,154 @@
+#!/bin/bash
+# Inside the machine: what volumes cost and save. Each line `bench <what> <value> <unit>` is one measured value; whoever booted the
+# machine makes medians and ratios of them. ROUNDS: of each; MEGABYTES: of the larger database.
+set -euo pipefail
+. /payload/common.sh
+export PGSTEAD_PROFILE=/var/lib/pgstead/secrets/admin.json
+export DM_DISABLE_UDEV=1
+rounds=${ROUNDS:-5}
+larger=${MEGABYTES:-2048}
+mkdir -p /sys/fs/cgroup/node
+
+told() { echo "bench $*"; }
+millis() { echo $(($(date +%s%N) / 1000000)); }
+# Milliseconds that the command takes.
+taking() {
+    local begun
+    begun=$(millis)
+    "$@" >/tmp/said 2>&1 || { cat /tmp/said; fail "it failed: $*"; }
+    echo $(($(millis) - begun))
+}
+as_postgres() { setpriv --reuid postgres --regid postgres --clear-groups "$@"; }
+sql() { pgstead psql app -- -qAt -c "$1"; }
+# Rows of a kilobyte, which nothing compresses away.
+rows() { echo "INSERT INTO filling SELECT repeat(md5(n::text || clock_timestamp()), 31) FROM generate_series(1, $1 * 1000) AS n"; }
+
+pgstead pool create nvme --device /dev/vdc --yes >/dev/null
+cat >/etc/pgstead/node.toml <<'END'
+name = "db1"
+host = "127.0.0.1"
+data_dir = "/var/lib/pgstead"
+run_as = "postgres"
+[[pool]]
+name = "nvme"
+driver = "lvm"
+volume_group = "nvme"
+thin_pool = "pool"
+volume_size_gib = 6
+END
+pgstead init >/dev/null
+
+# --- Plain Postgres, on a thin volume of the pool as the driver makes one and on a disk without LVM. ---
+volume() {
+    mkfs.ext4 -q -F -m 0 -E lazy_itable_init=1,lazy_journal_init=1 "$1"
+    mkdir -p "$2"
+    mount -o noatime,nodev,nosuid,errors=remount-ro,discard,noinit_itable "$1" "$2"
+    chown postgres:postgres "$2"
+}
+lvcreate -q -y --type thin -V 6G -n bare nvme/pool >/dev/null
+volume /dev/nvme/bare /mnt/thin
+volume /dev/vdd /mnt/plain
+ports=([5501]=/mnt/thin [5502]=/mnt/plain)
+for port in "${!ports[@]}"; do
+    place=${ports[$port]}
+    as_postgres initdb -D "$place/data" -N >/dev/null
+    printf '%s\n' "port = $port" "unix_socket_directories = '/tmp'" "listen_addresses = ''" "shared_buffers = 128MB" \
+        "max_wal_size = 512MB" "autovacuum = off" >>"$place/data/postgresql.conf"
+    as_postgres pg_ctl -s -w -D "$place/data" -l "$place/log" start
+    as_postgres pgbench -q -i -s 10 -h /tmp -p "$port" postgres >/dev/null 2>&1
+    # Once written: the first round of each is not counted.
+    as_postgres pgbench -n -c 4 -j 2 -T 10 -h /tmp -p "$port" postgres >/dev/null 2>&1
+done
+for round in $(seq "$rounds"); do
+    # Each comes first as often as the other.
+    order=(5501 5502)
+    [ $((round % 2)) = 1 ] || order=(5502 5501)
+    for port in "${order[@]}"; do
+        psql -q -h /tmp -p "$port" -U postgres -c CHECKPOINT postgres
+        tps=$(as_postgres pgbench -n -c 4 -j 2 -T 15 -h /tmp -p "$port" postgres 2>/dev/null | sed -n 's/^tps = \([0-9.]*\).*/\1/p')
+        told "tps_$(basename "${ports[$port]}")" "$tps" 1/s
+    done
+done
+as_postgres pg_ctl -s -w -D /mnt/plain/data stop
+
+# --- A cluster, while pgbench writes to it. ---
+start_node() { bash -c "echo \$\$ >/sys/fs/cgroup/node/cgroup.procs; exec pgstead node run" >>/var/log/pgstead.log 2>&1 & }
+start_node
+within 60 pgstead status
+timeout 200 pgstead cluster create app --members 1 >/dev/null 2>&1 || fail "the cluster does not come to be"
+within 60 pgstead psql app -- -q -c "CREATE TABLE filling (text text)"
+pgstead cluster connection app --ca >/tmp/ca.pem
+pgstead --output json cluster connection app >/tmp/connection.json
+field() { grep -m 1 -oE "\"$1\": *\"[^\"]*\"" /tmp/connection.json | cut -d'"' -f4; }
+uri=$(grep -oE '"postgres(ql)?://[^"]*"' /tmp/connection.json | head -n 1 | tr -d '"')
+[ -n "$uri" ] || fail "there is no connection string: $(sed 's/"password": *"[^"]*"/"password": "-"/' /tmp/connection.json)"
+export PGPASSWORD PGSSLROOTCERT=/tmp/ca.pem
+PGPASSWORD=$(field password)
+pgbench -q -i -s 10 "$uri" >/dev/null 2>&1
+write() { (cd /tmp && rm -f bench_log* && pgbench -n -c 4 -j 2 -T 12 -l --log-prefix=bench_log "$uri" >/dev/null 2>&1); }
+slowest() { cat /tmp/bench_log* | cut -d' ' -f3 | sort -n | tail -n 1; }
+write
+for _ in $(seq "$rounds"); do
+    write
+    told stall_without "$(($(slowest) / 1000))" ms
+    write &
+    writer=$!
+    within 10 bash -c 'ls /tmp/bench_log*'
+    sleep 4
+    told snapshot_under_load "$(taking pgstead snapshot create app --keep 1s)" ms
+    wait "$writer"
+    told stall_with_snapshot "$(($(slowest) / 1000))" ms
+done
+
+# --- Snapshots and forks, of little and of much. ---
+copies() {
+    local kept
+    for _ in $(seq "$rounds"); do
+        sql CHECKPOINT
+        told "snapshot_$1" "$(taking pgstead snapshot create app --keep 1s)" ms
+        told "fork_$1" "$(taking timeout 300 pgstead cluster fork app twin)" ms
+        kept=$(pgstead psql twin -- -qAt -c "SELECT count(*) FROM filling")
+        [ "$kept" = "$(sql "SELECT count(*) FROM filling")" ] || fail "the fork has $kept rows"
+        timeout 120 pgstead cluster delete twin --yes >/dev/null 2>&1 || fail "the fork is not deleted"
+    done
+}
+sql "$(rows 60)"
+told database_small "$(sql "SELECT sum(pg_database_size(oid)) / 1000000 FROM pg_database")" MB
+copies small
+for _ in $(seq 8); do sql "$(rows $((larger / 8)))"; done
+told database_large "$(sql "SELECT sum(pg_database_size(oid)) / 1000000 FROM pg_database")" MB
+copies large
+
+# --- A replica by pg_basebackup, on the same pool, of as much. ---
+psql -q -h /tmp -p 5501 -U postgres -c "CREATE TABLE filling (text text)" postgres
+for _ in $(seq 8); do psql -q -h /tmp -p 5501 -U postgres -c "$(rows $((larger / 8)))" postgres; done
+psql -q -h /tmp -p 5501 -U postgres -c CHECKPOINT postgres
+replica() {
+    lvcreate -q -y --type thin -V 6G -n replica nvme/pool >/dev/null
+    volume /dev/nvme/replica /mnt/replica
+    as_postgres pg_basebackup -h /tmp -p 5501 -D /mnt/replica/data -R -c fast -X stream
+    printf '%s\n' "port = 5503" >>/mnt/replica/data/postgresql.conf
+    as_postgres pg_ctl -s -w -D /mnt/replica/data -l /mnt/replica/log start
+    [ "$(psql -qAt -h /tmp -p 5503 -U postgres -c "SELECT pg_is_in_recovery()" postgres)" = t ]
+}
+for _ in $(seq "$rounds"); do
+    told basebackup_large "$(taking replica)" ms
+    as_postgres pg_ctl -s -w -m fast -D /mnt/replica/data stop
+    umount /mnt/replica
+    lvremove -q -y nvme/replica >/dev/null
+done
+as_postgres pg_ctl -s -w -D /mnt/thin/data stop
+
+# --- Room: from the command to what Postgres' user sees. ---
+export data=$(ls -d /var/lib/pgstead/volumes/nvme/*/data)
+larger_than() { [ "$(df --output=size -BM "$data" | tail -n 1 | tr -dc 0-9)" -gt "$1" ]; }
+grow() {
+    pgstead cluster update app --volume-size "${1}MB" >/dev/null 2>&1 &
+    until larger_than "$2"; do sleep 0.02; done
+}
+for round in $(seq "$rounds"); do
+    has=$(df --output=size -BM "$data" | tail -n 1 | tr -dc 0-9)
+    told extend "$(taking grow $((6600 + round * 300)) "$has")" ms
+    wait
+done
+echo 1 >/sys/fs/cgroup/node/cgroup.kill
