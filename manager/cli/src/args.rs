@@ -2,6 +2,7 @@
 
 use clap::{Args, Subcommand, ValueEnum};
 use pgstead_api::parse_duration;
+use pgstead_types::replacement::ReplaceAfter;
 use pgstead_types::schedule::SnapshotSchedule;
 use pgstead_types::size::VolumeSize;
 use pgstead_types::slots::WalBudget;
@@ -211,6 +212,9 @@ pub struct CreateArgs {
     /// Take snapshots of the leader's volume by themselves, and keep them for so long, such as "every 6h keep 7d"; in pools of driver dir each is a copy
     #[arg(long, value_name = "SCHEDULE")]
     pub snapshots: Option<SnapshotSchedule>,
+    /// Replace a member whose node is lost by a new one on another node after so long, such as 1h; or off [default: 10m]
+    #[arg(long, value_name = "TIME")]
+    pub replace_after: Option<ReplaceAfter>,
     /// A spec in TOML or JSON; the other options win over it
     #[arg(long, value_name = "FILE")]
     pub file: Option<PathBuf>,
@@ -245,7 +249,7 @@ pub struct ForkArgs {
 #[derive(Args, Clone, Debug)]
 #[command(group = clap::ArgGroup::new("what").required(true).multiple(true)
     .args(["members", "sync_replicas", "durability", "slot_wal_budget", "cascade", "logical_replication", "volume_size",
-        "volume_limit", "snapshots"]))]
+        "volume_limit", "snapshots", "replace_after"]))]
 pub struct UpdateArgs {
     /// Name or id
     #[arg(value_name = "CLUSTER")]
@@ -279,6 +283,9 @@ pub struct UpdateArgs {
     /// Take snapshots of the leader's volume by themselves, and keep them for so long, such as "every 6h keep 7d"; or off
     #[arg(long, value_name = "SCHEDULE")]
     pub snapshots: Option<SnapshotSchedule>,
+    /// Replace a member whose node is lost by a new one on another node after so long, such as 1h; or off
+    #[arg(long, value_name = "TIME")]
+    pub replace_after: Option<ReplaceAfter>,
     #[command(flatten)]
     pub wait: WaitArgs,
 }

@@ -32,6 +32,7 @@ pub fn read(args: &CreateArgs) -> Result<ClusterSpec, Failure> {
     spec.volume_size = args.volume_size.or(spec.volume_size);
     spec.volume_limit = args.volume_limit.or(spec.volume_limit);
     spec.snapshots = args.snapshots.unwrap_or(spec.snapshots);
+    spec.replace_after = args.replace_after.unwrap_or(spec.replace_after);
     spec.logical_replication |= args.logical_replication;
     spec.settings.extend(args.set.iter().cloned());
     // The API checks again; here it needs no server.

@@ -1,10 +1,12 @@
-//! Members that move to other nodes: because a person says so, or because their node is being drained. What is recorded is one move;
+//! Members that move to other nodes: because a person says so, or because their node is being drained, or is lost. What is recorded is one move;
 //! that a node is to be empty is recorded as well, and whoever is the controller begins the moves that it needs.
 
 use crate::backend::NodeBackend;
 use pgstead_api::backend::{Accepted, Rejected, SwitchoverAsked};
-use pgstead_core::place_move;
-use pgstead_types::record::{ClusterChange, ClusterRecord, Lifecycle, MemberRecord, NodeService, Record, Standing};
+use pgstead_core::{Connection, place_move};
+use pgstead_types::record::{
+    ClusterChange, ClusterRecord, Lifecycle, MemberRecord, NodeRecord, NodeService, Record, Standing,
+};
 use pgstead_types::{ClusterId, Finding, MemberId, NodeId, OperationId, Tick, VolumeId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,7 +21,7 @@ const AGAIN: Duration = Duration::from_secs(10);
 /// Copies from one node at a time: each reads all of a cluster's data, from its leader.
 const MOVES_MAX: usize = 2;
 
-/// What keeps nodes from being empty. Only the controller knows.
+/// What keeps members from leaving nodes that are drained or lost. Only the controller knows.
 #[derive(Clone, Debug, Default)]
 pub struct Draining {
     waits: Arc<Mutex<BTreeMap<(NodeId, ClusterId), Waits>>>,
@@ -29,6 +31,16 @@ pub struct Draining {
 struct Waits {
     why: String,
     until: Tick,
+}
+
+/// Why a node is to have no members.
+#[derive(Clone, Copy, Debug)]
+enum Leaving {
+    Drained,
+    /// It has not been heard for so long.
+    Lost {
+        silent: Duration,
+    },
 }
 
 impl NodeBackend {
@@ -74,18 +86,12 @@ impl NodeBackend {
     pub async fn drain(self, mut stop: watch::Receiver<bool>) {
         loop {
             let record = self.consensus.record();
-            let draining = record.nodes.values().filter(|node| node.service == NodeService::Draining);
-            let nodes: Vec<NodeId> = draining.map(|node| node.id).collect();
-            match self.controller.view() {
-                Some(_) if !nodes.is_empty() => {
-                    self.draining.retain(|(node, cluster)| {
-                        nodes.contains(node) && record.clusters_on(*node).any(|(held, _)| held.id == *cluster)
-                    });
-                    for node in nodes {
-                        self.drain_once(&record, node).await;
-                    }
-                }
-                _ => self.draining.retain(|_| false),
+            let leaving = self.leaving(&record);
+            self.draining.retain(|(node, cluster)| {
+                leaving.contains_key(node) && record.clusters_on(*node).any(|(held, _)| held.id == *cluster)
+            });
+            for (node, why) in leaving {
+                self.empty_once(&record, node, why).await;
             }
             tokio::select! {
                 () = crate::server::stopped(&mut stop) => return,
@@ -94,12 +100,42 @@ impl NodeBackend {
         }
     }
 
-    async fn drain_once(&self, record: &Record, node: NodeId) {
+    /// Nodes that members have to leave. Only the controller knows any.
+    fn leaving(&self, record: &Record) -> BTreeMap<NodeId, Leaving> {
+        let Some(view) = self.controller.view() else { return BTreeMap::new() };
+        let (now, observed) = (Tick::now(), &view.observed);
+        let why = |node: &NodeRecord| {
+            if node.service == NodeService::Draining {
+                return Some(Leaving::Drained);
+            }
+            let heard = match observed.nodes.get(&node.id) {
+                Some(seen) if seen.connection == Connection::Open && now.since(seen.heard) < self.policy.suspicion => {
+                    return None;
+                }
+                // Before this controller began nobody listened.
+                Some(seen) => seen.heard.max(observed.elected),
+                None => observed.elected,
+            };
+            Some(Leaving::Lost { silent: now.since(heard) })
+        };
+        record.nodes.values().filter_map(|node| Some((node.id, why(node)?))).collect()
+    }
+
+    async fn empty_once(&self, record: &Record, node: NodeId, why: Leaving) {
         let mut under_way = record.clusters_on(node).filter(|(cluster, _)| cluster.moving.is_some()).count();
         for (cluster, member) in record.clusters_on(node) {
             let key = (node, cluster.id);
             if under_way >= MOVES_MAX || is_busy(cluster) || self.draining.waits_still(key, Tick::now()) {
                 continue;
+            }
+            if let Leaving::Lost { silent } = why {
+                // A leader is replaced by an election, and the only member by nobody.
+                let leads = cluster.leadership.leader() == Some(member.id);
+                if leads || cluster.spec.replace_after.0.is_none_or(|after| silent < after) {
+                    continue;
+                }
+                let (cluster, member, after) = (&cluster.spec.name, &member.name, cluster.spec.replace_after);
+                tracing::info!(%cluster, %member, %after, "its node is lost; replacing it on another one");
             }
             let begun = match cluster.leadership.leader() == Some(member.id) && cluster.spec.members > 1 {
                 true => {
@@ -190,9 +226,20 @@ impl Draining {
             findings.push(Finding::info("draining", text).on_node(node.id));
         }
         for ((node, cluster), waits) in self.held().iter() {
-            let name = record.nodes.get(node).map_or("?", |node| node.name.as_str());
-            let text = format!("the member on {name}, which is being drained, cannot leave it now: {}", waits.why);
-            findings.push(Finding::warning("drain_blocked", text).on_cluster(*cluster).on_node(*node));
+            let held = record.nodes.get(node);
+            let name = held.map_or("?", |node| node.name.as_str());
+            let finding = match held.is_some_and(|node| node.service == NodeService::Draining) {
+                true => {
+                    let why = &waits.why;
+                    let text = format!("the member on {name}, which is being drained, cannot leave it now: {why}");
+                    Finding::warning("drain_blocked", text)
+                }
+                false => {
+                    let text = format!("the member on {name}, which is lost, is not replaced: {}", waits.why);
+                    Finding::error("member_not_replaced", text)
+                }
+            };
+            findings.push(finding.on_cluster(*cluster).on_node(*node));
         }
         findings
     }

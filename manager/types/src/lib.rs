@@ -6,6 +6,7 @@ pub mod ids;
 pub mod lease;
 pub mod position;
 pub mod record;
+pub mod replacement;
 pub mod report;
 pub mod routes;
 pub mod schedule;

@@ -64,14 +64,14 @@ impl SnapshotSchedule {
     }
 }
 
-fn time(text: &str) -> Option<Duration> {
+pub(crate) fn time(text: &str) -> Option<Duration> {
     let split = |(unit, seconds): (&str, u64)| text.strip_suffix(unit).map(|count| (count, seconds));
     let (count, unit) = UNITS.into_iter().find_map(split)?;
     let digits = count.len() <= 6 && count.bytes().all(|byte| byte.is_ascii_digit());
     count.parse::<u64>().ok().filter(|count| digits && *count > 0).map(|count| Duration::from_secs(count * unit))
 }
 
-fn written(time: Duration) -> String {
+pub(crate) fn written(time: Duration) -> String {
     let whole = |(_, unit): &(&str, u64)| time.as_secs().is_multiple_of(*unit);
     let (name, unit) = UNITS.into_iter().find(whole).unwrap_or(UNITS[2]);
     format!("{}{name}", time.as_secs() / unit)

@@ -1,5 +1,6 @@
 //! What a person asks for. Every field is checked here, before anything is recorded, with one sentence per mistake.
 
+use crate::replacement::ReplaceAfter;
 use crate::schedule::SnapshotSchedule;
 use crate::size::VolumeSize;
 use crate::slots::WalBudget;
@@ -141,6 +142,9 @@ pub struct ClusterSpec {
     /// When snapshots of the leader's volume are taken by themselves: `off`, or such as `every 6h keep 7d`.
     #[serde(default, skip_serializing_if = "SnapshotSchedule::is_off")]
     pub snapshots: SnapshotSchedule,
+    /// After how long a member whose node is lost is replaced by a new one on another node: `10m`, or `off`.
+    #[serde(default, skip_serializing_if = "ReplaceAfter::is_default")]
+    pub replace_after: ReplaceAfter,
 }
 
 /// Another member leads at once, or the same one after a restart.
@@ -220,6 +224,7 @@ impl ClusterSpec {
             volume_size: None,
             volume_limit: None,
             snapshots: SnapshotSchedule::Off,
+            replace_after: ReplaceAfter::default(),
         }
     }
 

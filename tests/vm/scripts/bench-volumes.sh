@@ -77,23 +77,24 @@ start_node
 within 60 pgstead status
 timeout 200 pgstead cluster create app --members 1 >/dev/null 2>&1 || fail "the cluster does not come to be"
 within 60 pgstead psql app -- -q -c "CREATE TABLE filling (text text)"
-pgstead cluster connection app --ca >/tmp/ca.pem
-pgstead --output json cluster connection app >/tmp/connection.json
-field() { grep -m 1 -oE "\"$1\": *\"[^\"]*\"" /tmp/connection.json | cut -d'"' -f4; }
-uri=$(grep -oE '"postgres(ql)?://[^"]*"' /tmp/connection.json | head -n 1 | tr -d '"')
-[ -n "$uri" ] || fail "there is no connection string: $(sed 's/"password": *"[^"]*"/"password": "-"/' /tmp/connection.json)"
-export PGPASSWORD PGSSLROOTCERT=/tmp/ca.pem
-PGPASSWORD=$(field password)
-pgbench -q -i -s 10 "$uri" >/dev/null 2>&1
-write() { (cd /tmp && rm -f bench_log* && pgbench -n -c 4 -j 2 -T 12 -l --log-prefix=bench_log "$uri" >/dev/null 2>&1); }
-slowest() { cat /tmp/bench_log* | cut -d' ' -f3 | sort -n | tail -n 1; }
+# The string looks for the CA where it is used.
+cd /tmp
+pgstead cluster connection app --ca >ca.pem
+uri=$(pgstead --output json cluster connection app | grep -m 1 -oE 'postgresql://[^"]*')
+[ -n "$uri" ] || fail "there is no connection string"
+pgbench -q -i -s 4 "$uri" >/tmp/said 2>&1 || fail "pgbench: $(cat /tmp/said)"
+write() {
+    rm -f bench_log*
+    pgbench -n -c 4 -j 2 -T 12 -l --log-prefix=bench_log "$uri" >/tmp/said 2>&1 || fail "pgbench: $(cat /tmp/said)"
+}
+slowest() { cat bench_log* | cut -d' ' -f3 | sort -n | tail -n 1; }
 write
 for _ in $(seq "$rounds"); do
     write
     told stall_without "$(($(slowest) / 1000))" ms
     write &
     writer=$!
-    within 10 bash -c 'ls /tmp/bench_log*'
+    within 10 bash -c 'ls bench_log*'
     sleep 4
     told snapshot_under_load "$(taking pgstead snapshot create app --keep 1s)" ms
     wait "$writer"
@@ -102,21 +103,20 @@ done
 
 # --- Snapshots and forks, of little and of much. ---
 copies() {
-    local kept
+    local size
     for _ in $(seq "$rounds"); do
-        sql CHECKPOINT
         told "snapshot_$1" "$(taking pgstead snapshot create app --keep 1s)" ms
         told "fork_$1" "$(taking timeout 300 pgstead cluster fork app twin)" ms
-        kept=$(pgstead psql twin -- -qAt -c "SELECT count(*) FROM filling")
-        [ "$kept" = "$(sql "SELECT count(*) FROM filling")" ] || fail "the fork has $kept rows"
+        size=$(pgstead psql twin -- -qAt -c "SELECT pg_relation_size('filling')")
+        [ "$size" = "$(sql "SELECT pg_relation_size('filling')")" ] || fail "the fork has $size bytes of it"
         timeout 120 pgstead cluster delete twin --yes >/dev/null 2>&1 || fail "the fork is not deleted"
     done
 }
-sql "$(rows 60)"
-told database_small "$(sql "SELECT sum(pg_database_size(oid)) / 1000000 FROM pg_database")" MB
+sql "$(rows 40)"
+told database_small "$(sql "SELECT (sum(pg_database_size(oid)) / 1000000)::bigint FROM pg_database")" MB
 copies small
 for _ in $(seq 8); do sql "$(rows $((larger / 8)))"; done
-told database_large "$(sql "SELECT sum(pg_database_size(oid)) / 1000000 FROM pg_database")" MB
+told database_large "$(sql "SELECT (sum(pg_database_size(oid)) / 1000000)::bigint FROM pg_database")" MB
 copies large
 
 # --- A replica by pg_basebackup, on the same pool, of as much. ---

@@ -12,6 +12,7 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use http::header;
 use pgstead_types::record::{ClusterRecord, Refusal};
+use pgstead_types::replacement::ReplaceAfter;
 use pgstead_types::schedule::SnapshotSchedule;
 use pgstead_types::size::VolumeSize;
 use pgstead_types::slots::WalBudget;
@@ -125,6 +126,10 @@ pub struct SpecChange {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub snapshots: Option<SnapshotSchedule>,
+    /// `off`, or such as `10m`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub replace_after: Option<ReplaceAfter>,
 }
 
 impl SpecChange {
@@ -140,6 +145,7 @@ impl SpecChange {
         spec.volume_size = self.volume_size.or(spec.volume_size);
         spec.volume_limit = self.volume_limit.or(spec.volume_limit);
         spec.snapshots = self.snapshots.unwrap_or(spec.snapshots);
+        spec.replace_after = self.replace_after.unwrap_or(spec.replace_after);
         spec
     }
 }

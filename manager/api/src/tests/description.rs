@@ -61,6 +61,7 @@ fn the_described_spec_has_the_fields_of_the_real_one() {
         volume_size: "20GB".parse().ok(),
         volume_limit: "40GB".parse().ok(),
         snapshots: "every 6h keep 7d".parse().unwrap(),
+        replace_after: "1h".parse().unwrap(),
         ..ClusterSpec::named("app")
     };
     let real = serde_json::to_value(full).unwrap();

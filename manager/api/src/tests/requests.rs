@@ -357,3 +357,31 @@ async fn a_panic_ends_one_request_and_tells_nothing_of_its_text() {
     assert!(!answer.text.contains("hunter2"));
     assert_eq!(get(&api, "/healthz").await.status, StatusCode::OK);
 }
+
+#[tokio::test]
+async fn a_member_moves_and_a_node_is_taken_out_of_service() {
+    let fake = Fake::new(1);
+    let api = router(&fake);
+    for (path, body, problem) in [
+        ("/v1/clusters/nosuch/move", r#"{"member":"app-2"}"#, "not_found"),
+        ("/v1/clusters/app/move", r#"{"member":"app-9"}"#, "not_found"),
+        ("/v1/clusters/app/move", r#"{"member":"app-2","to":"nowhere"}"#, "not_found"),
+        ("/v1/clusters/app/move", r#"{"to":"n1"}"#, "invalid"),
+    ] {
+        assert_eq!(post(&api, path, body).await.problem(), problem, "{path} {body}");
+    }
+    let none = send(&api, request("DELETE", "/v1/clusters/app/move").body(Body::empty()).unwrap()).await;
+    assert_eq!((none.problem().as_str(), none.detail().contains("no member")), ("conflict", true));
+
+    let put = async |path: &str, service: &str| {
+        let put = request("PUT", path).header(header::CONTENT_TYPE, "application/json");
+        send(&api, put.body(Body::from(format!(r#"{{"service":"{service}"}}"#))).unwrap()).await
+    };
+    assert_eq!(put("/v1/nodes/n2/service", "asleep").await.problem(), "invalid");
+    assert_eq!(put("/v1/nodes/nosuch/service", "open").await.problem(), "not_found");
+    for service in ["cordoned", "draining", "open", "open"] {
+        let answer = put("/v1/nodes/n2/service", service).await;
+        assert_eq!((answer.status, answer.json()["service"].as_str()), (StatusCode::OK, Some(service)));
+        assert_eq!(get(&api, "/v1/nodes/n2").await.json()["service"], service);
+    }
+}

@@ -4,6 +4,7 @@
 use super::world::{cluster_ref, member_name, member_ref};
 use super::{ClusterRef, FindingView, ForcedView, MemberRef, MemberView, ScheduledView, SlotsView, World, finding};
 use pgstead_types::record::{ClusterRecord, EpochReason, HistoryEntry, Leadership, Lifecycle, SyncSet};
+use pgstead_types::replacement::ReplaceAfter;
 use pgstead_types::report::ClientAccess;
 use pgstead_types::schedule::SnapshotSchedule;
 use pgstead_types::size::VolumeSize;
@@ -250,6 +251,10 @@ pub struct SpecSchema {
     /// `every 6h keep 7d`, in minutes (`m`), hours or days; every 5 minutes at most, and 90 kept at most.
     #[schema(required = false, default = "off", value_type = String, pattern = "^(off|every [0-9]+[mhd] keep [0-9]+[mhd])$")]
     snapshots: SnapshotSchedule,
+    /// After how long a member whose node is lost is replaced by a new one on another node: such as `10m`, in seconds (`s`, 10 at
+    /// least), minutes, hours or days, or `off`.
+    #[schema(required = false, default = "10m", value_type = String, pattern = "^(off|[0-9]+[smhd])$")]
+    replace_after: ReplaceAfter,
 }
 
 impl ClusterView {

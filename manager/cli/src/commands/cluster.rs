@@ -60,6 +60,7 @@ pub async fn run(command: &ClusterCommands, client: &Client, screen: &mut Screen
                 volume_size: args.volume_size,
                 volume_limit: args.volume_limit,
                 snapshots: args.snapshots,
+                replace_after: args.replace_after,
             };
             let spec = change.apply_to(cluster.spec.clone());
             spec.check().map_err(|error| Failure::usage(error.to_string()))?;
@@ -83,6 +84,7 @@ pub async fn run(command: &ClusterCommands, client: &Client, screen: &mut Screen
                     size("volume_size", spec.volume_size.filter(|_| args.volume_size.is_some())),
                     size("volume_limit", spec.volume_limit.filter(|_| args.volume_limit.is_some())),
                     args.snapshots.map_or_else(String::new, |_| format!(", snapshots {}", spec.snapshots)),
+                    args.replace_after.map_or_else(String::new, |_| format!(", replace_after {}", spec.replace_after)),
                 ]
                 .concat();
                 let (members, needed, durability) = (spec.members, spec.needed(), spec.durability);

@@ -34,10 +34,11 @@ impl ClusterRecord {
         kept.volume_size = self.spec.volume_size;
         kept.volume_limit = self.spec.volume_limit;
         kept.snapshots = self.spec.snapshots;
+        kept.replace_after = self.spec.replace_after;
         if kept != self.spec {
             return Err(conflict(
                 "only members, sync_replicas, durability, slot_wal_budget, cascade, logical_replication, volume_size, \
-                 volume_limit and snapshots of a running cluster can change; everything else stays as it was made",
+                 volume_limit, snapshots and replace_after of a running cluster can change; everything else stays as it was made",
             ));
         }
         if *spec == self.spec {
@@ -70,7 +71,11 @@ impl ClusterRecord {
             let sizes = [size("volume_size", spec.volume_size), size("volume_limit", spec.volume_limit)].concat();
             let snapshots =
                 if spec.snapshots.is_off() { String::new() } else { format!(", snapshots = {}", spec.snapshots) };
-            format!("{members}{asked}{cascade}{logical}{sizes}{snapshots}")
+            let replaced = match spec.replace_after.is_default() {
+                true => String::new(),
+                false => format!(", replace_after = {}", spec.replace_after),
+            };
+            format!("{members}{asked}{cascade}{logical}{sizes}{snapshots}{replaced}")
         };
         outcome.event("spec_changed", format!("asked for: {}; before: {}", text(spec), text(&self.spec)));
         if spec.logical_replication != self.spec.logical_replication {

@@ -113,3 +113,39 @@ async fn a_member_moves_and_a_move_can_be_taken_back() -> anyhow::Result<()> {
     bed.nothing_is_lost(writers).await?;
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_of_a_lost_host_is_replaced_by_itself_and_what_it_left_goes_when_the_host_is_back()
+-> anyhow::Result<()> {
+    let mut bed = four_nodes().await?;
+    let said = bed.pgstead(&["cluster", "update", "app", "--replace-after", "9s"]).await?;
+    ensure!(!said.succeeded() && said.stderr.contains("10s"), "{said:?}");
+    bed.pgstead(&["cluster", "update", "app", "--replace-after", "10s"]).await?.output()?;
+    let (leader, standbys) = (bed.leader_node("app").await?, bed.standbys("app").await?);
+    let free = (1..=4).find(|n| *n != leader && !standbys.contains(n)).context("a free node")?;
+    bed.pgstead(&["node", "cordon", &name(&bed, free)?]).await?.output()?;
+    let writers = bed.writers().await?;
+    // The host that leads: first another one does, and then what it had is made anew.
+    let lost = bed.member_on("app", leader).await?;
+    let (_, folder) = volume(&bed, &lost)?;
+    bed.kill_node(leader)?;
+    let told = bed.finding("app", "member_not_replaced").await?;
+    ensure!(told.contains("uncordon"), "{told}");
+    bed.pgstead(&["node", "uncordon", &name(&bed, free)?]).await?.output()?;
+    let client = bed.client()?;
+    let replaced = async || {
+        let members = client.cluster_members("app").await.map_err(|error| error.to_string())?;
+        match members.iter().any(|member| member.id == lost.id) {
+            false if members.len() == 3 => Ok(()),
+            _ => Err(format!("{:?}", members.iter().map(|member| &member.name).collect::<Vec<_>>())),
+        }
+    };
+    bed.wait_for("the lost member is replaced", LATER, replaced).await?;
+    members_are(&bed, 3).await?;
+    ensure!(folder.exists(), "nobody was there to remove it");
+    bed.start_daemon(leader)?;
+    let gone = async || if folder.exists() { Err(format!("{} is there", folder.display())) } else { Ok(()) };
+    bed.wait_for("what it left is removed", LATER, gone).await?;
+    bed.nothing_is_lost(writers).await?;
+    Ok(())
+}
