@@ -70,8 +70,8 @@ pub trait Backend: Send + Sync + 'static {
     /// Replaces a member by a new one on that node, or on the best one.
     async fn move_member(&self, cluster: ClusterId, member: MemberId, to: Option<NodeId>)
     -> Result<Accepted, Rejected>;
-    /// Takes back a move whose old member is not leaving yet.
-    async fn cancel_move(&self, cluster: ClusterId) -> Result<Accepted, Rejected>;
+    /// Takes back a move whose old member is there still; with `member`, only if that one is being moved.
+    async fn cancel_move(&self, cluster: ClusterId, member: Option<MemberId>) -> Result<Accepted, Rejected>;
     /// Removes a volume of that node that no member has.
     async fn remove_volume(&self, node: NodeId, volume: VolumeId) -> Result<(), Rejected>;
     /// Takes a snapshot of a member's volume, to be kept for so long.

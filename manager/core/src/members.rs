@@ -107,7 +107,11 @@ pub(crate) fn plan(
     let Some(from) = may_leave_from(cluster, observed, policy, memory) else {
         let name = cluster.members.get(&leader).map_or("?", |member| member.name.as_str());
         let text = format!(
-            "there are too many members and none leaves: {name} leads and is not well, and others may have the last good data; have another lead, or ask for as many --members as there are"
+            "there are too many members and none leaves: {name} leads and is not well, and others may have the last good data; have another lead, or {}",
+            match cluster.moving {
+                Some(_) => "take the move back (`pgstead member move ... --cancel`)",
+                None => "ask for as many --members as there are",
+            }
         );
         return Plan::wait(Finding::warning("member_leaving", text).on_cluster(cluster.id));
     };
@@ -232,14 +236,21 @@ impl<'a> Members<'a> {
 
     /// How many of those that stay, without the leader, have been well for a while, have it all, and count where that is asked for.
     fn sound_copies(&self, config: &EpochConfig) -> usize {
-        let has_it = |other: &&MemberRecord| {
-            self.is_sound(other)
-                // A daemon that has just begun does not know yet that a disk takes no writes.
-                && self.proven_from.get(&other.id).is_some_and(|from| self.observed.now >= *from)
-                && caught_up(self.primary, other.current())
-                && (lease::is_asynchronous(self.cluster) || config.sync_set.members.contains(&other.current()))
-        };
-        self.staying().filter(has_it).count()
+        self.staying().filter(|other| self.has_it_all(config, other)).count()
+    }
+
+    fn has_it_all(&self, config: &EpochConfig, member: &MemberRecord) -> bool {
+        self.is_sound(member)
+            // A daemon that has just begun does not know yet that a disk takes no writes.
+            && self.proven_from.get(&member.id).is_some_and(|from| self.observed.now >= *from)
+            && caught_up(self.primary, member.current())
+            && (lease::is_asynchronous(self.cluster) || config.sync_set.members.contains(&member.current()))
+    }
+
+    /// Whether the one that takes the place of another could be lost for no less than that one could.
+    fn has_taken_over(&self, config: &EpochConfig, to: MemberId) -> bool {
+        let held = self.cluster.members.get(&to);
+        to == self.leader || held.is_some_and(|member| self.has_it_all(config, member))
     }
 
     /// The least is of least use: away, or not well; then one that does not stream, from the leader or from the standby that
@@ -302,6 +313,14 @@ fn waits_for(world: &Members<'_>, config: &EpochConfig, member: &MemberRecord) -
     // With one member there is no such kind, and nothing to change.
     if cluster.spec.members > 1 && config.asynchronous != cluster.spec.is_asynchronous() {
         return Some("how many acknowledge is being changed first".into());
+    }
+    if let Some(moving) = cluster.moving.filter(|moving| moving.member == member.id)
+        && !world.has_taken_over(config, moving.to)
+    {
+        let name = cluster.members.get(&moving.to).map_or("?", |member| member.name.as_str());
+        return Some(format!(
+            "{name}, which takes its place, must have been well for a while, count, and have caught up"
+        ));
     }
     // Somebody else has it all, in good order, and goes on having it.
     let (wanted, others) = (wanted_copies(cluster), world.sound_copies(config));

@@ -14,7 +14,7 @@ pub enum PlacementError {
     )]
     TooFewNodes { asked: u8, found: usize },
     #[error(
-        "{asked} more members need as many nodes that are reachable, take members, have Postgres {major}, and hold nothing of this \
+        "{asked} more members need as many nodes that are reachable, take members, have room in their pool and Postgres {major}, and hold nothing of this \
          cluster yet, and there are {found}; add nodes, uncordon some, or ask for fewer members"
     )]
     TooFewMore { asked: usize, found: usize, major: u16 },
@@ -122,7 +122,13 @@ pub fn place_move(
     member: MemberId,
     asked: Option<NodeId>,
 ) -> Result<NodeId, PlacementError> {
-    if let Some(node) = asked.and_then(|asked| record.nodes.get(&asked)) {
+    if let Some(asked) = asked {
+        let Some(node) = record.nodes.get(&asked) else {
+            return Err(PlacementError::Unfit {
+                node: asked.to_string(),
+                why: "it is no node of this deployment".into(),
+            });
+        };
         return match why_not(reachable, cluster, node) {
             None => Ok(node.id),
             Some(why) => Err(PlacementError::Unfit { node: node.name.clone(), why }),

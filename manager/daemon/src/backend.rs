@@ -193,7 +193,7 @@ impl NodeBackend {
         let record = self.consensus.record();
         let held =
             record.clusters.get(&cluster).ok_or(Rejected::NotFound { what: "cluster", id: cluster.to_string() })?;
-        let nodes = place_more(&record, &self.reachable(), held, lacking(held))
+        let nodes = place_more(&record, &self.takers(), held, lacking(held))
             .map_err(|error| Rejected::Conflict { why: error.to_string() })?;
         Ok(new_members(held, nodes))
     }
@@ -451,10 +451,10 @@ impl Backend for NodeBackend {
         member: MemberId,
         to: Option<NodeId>,
     ) -> Result<Accepted, Rejected> {
-        self.begin_move(cluster, member, to).await
+        self.begin_move(cluster, member, to, None).await
     }
-    async fn cancel_move(&self, cluster: ClusterId) -> Result<Accepted, Rejected> {
-        self.take_back_move(cluster).await
+    async fn cancel_move(&self, cluster: ClusterId, member: Option<MemberId>) -> Result<Accepted, Rejected> {
+        self.take_back_move(cluster, member).await
     }
 
     async fn remove_volume(&self, node: NodeId, volume: VolumeId) -> Result<(), Rejected> {

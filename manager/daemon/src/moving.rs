@@ -2,11 +2,14 @@
 //! that a node is to be empty is recorded as well, and whoever is the controller begins the moves that it needs.
 
 use crate::backend::NodeBackend;
+use crate::controller::View;
 use pgstead_api::backend::{Accepted, Rejected, SwitchoverAsked};
 use pgstead_core::{Connection, place_move};
 use pgstead_types::record::{
     ClusterChange, ClusterRecord, Lifecycle, MemberRecord, NodeRecord, NodeService, Record, Standing,
 };
+use pgstead_types::report::SenderSeen;
+use pgstead_types::storage::PoolState;
 use pgstead_types::{ClusterId, Finding, MemberId, NodeId, OperationId, Tick, VolumeId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,19 +21,31 @@ use uuid::Uuid;
 const LOOK: Duration = Duration::from_secs(1);
 /// Before a cluster is asked again that refused.
 const AGAIN: Duration = Duration::from_secs(10);
+const PAUSE_MAX: Duration = Duration::from_secs(3600);
 /// Copies from one node at a time: each reads all of a cluster's data, from its leader.
 const MOVES_MAX: usize = 2;
 
 /// What keeps members from leaving nodes that are drained or lost. Only the controller knows.
 #[derive(Clone, Debug, Default)]
 pub struct Draining {
-    waits: Arc<Mutex<BTreeMap<(NodeId, ClusterId), Waits>>>,
+    waits: Arc<Mutex<BTreeMap<Key, Waits>>>,
+}
+
+/// A member that is to leave its node, or first to hand over.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+struct Key {
+    node: NodeId,
+    cluster: ClusterId,
+    leads: bool,
 }
 
 #[derive(Clone, Debug)]
 struct Waits {
-    why: String,
+    /// Why nothing could be begun.
+    why: Option<String>,
     until: Tick,
+    /// What was begun and came to nothing is begun again after a longer time each time.
+    pause: Duration,
 }
 
 /// Why a node is to have no members.
@@ -49,6 +64,7 @@ impl NodeBackend {
         cluster: ClusterId,
         member: MemberId,
         to: Option<NodeId>,
+        revision: Option<u64>,
     ) -> Result<Accepted, Rejected> {
         self.await_nodes(|record, nodes| {
             let held = record.clusters.get(&cluster);
@@ -64,34 +80,48 @@ impl NodeBackend {
         if held.spec.members == 1 {
             return Err(Rejected::Conflict { why: single(held) });
         }
-        let node = place_move(&record, &self.reachable(), held, member, to)
+        let trouble = to.and_then(|to| self.pool_trouble(&self.controller.view()?, to));
+        if let (Some(why), Some(node)) = (trouble, to.and_then(|to| record.nodes.get(&to))) {
+            return Err(Rejected::Conflict {
+                why: format!("the pool of node {} takes no new volume: {why}", node.name),
+            });
+        }
+        let node = place_move(&record, &self.takers(), held, member, to)
             .map_err(|error| Rejected::Conflict { why: error.to_string() })?;
         let operation = OperationId::from_uuid(Uuid::now_v7());
         for added in new_members(held, vec![node]) {
-            self.change(cluster, None, ClusterChange::MoveMember { operation, member, added }).await?;
+            self.change(cluster, revision, ClusterChange::MoveMember { operation, member, added }).await?;
         }
         Ok(Accepted { operation, cluster })
     }
 
-    pub(crate) async fn take_back_move(&self, cluster: ClusterId) -> Result<Accepted, Rejected> {
-        let moving = self.cluster(cluster)?.moving;
-        let operation = moving.map(|moving| moving.operation);
-        let operation = operation.ok_or_else(|| Rejected::Conflict { why: "no member is being moved".into() })?;
-        let why = "it was cancelled".to_string();
+    /// `member`: only if that one is being moved.
+    pub(crate) async fn take_back_move(
+        &self,
+        cluster: ClusterId,
+        member: Option<MemberId>,
+    ) -> Result<Accepted, Rejected> {
+        let held = self.cluster(cluster)?;
+        let name = |id: MemberId| held.members.get(&id).map_or("another member", |member| member.name.as_str());
+        let Some(moving) = held.moving else {
+            return Err(Rejected::Conflict { why: "no member is being moved".into() });
+        };
+        if member.is_some_and(|member| member != moving.member) {
+            return Err(Rejected::Conflict {
+                why: format!("{} is being moved, and no other one", name(moving.member)),
+            });
+        }
+        let (operation, why) = (moving.operation, "it was cancelled".to_string());
         self.change(cluster, None, ClusterChange::CancelMove { operation, why }).await?;
         Ok(Accepted { operation, cluster })
     }
 
-    /// Begins what nodes that are being drained need, as long as this node is the controller, until `stop`.
+    /// Begins what nodes that are being drained or are lost need, as long as this node is the controller, until `stop`.
     pub async fn drain(self, mut stop: watch::Receiver<bool>) {
         loop {
-            let record = self.consensus.record();
-            let leaving = self.leaving(&record);
-            self.draining.retain(|(node, cluster)| {
-                leaving.contains_key(node) && record.clusters_on(*node).any(|(held, _)| held.id == *cluster)
-            });
-            for (node, why) in leaving {
-                self.empty_once(&record, node, why).await;
+            tokio::select! {
+                () = crate::server::stopped(&mut stop) => return,
+                () = self.empty_all() => {}
             }
             tokio::select! {
                 () = crate::server::stopped(&mut stop) => return,
@@ -100,13 +130,119 @@ impl NodeBackend {
         }
     }
 
+    async fn empty_all(&self) {
+        let record = self.consensus.record();
+        let leaving = self.leaving(&record);
+        self.draining.retain(|key| {
+            leaving.contains_key(&key.node) && record.clusters_on(key.node).any(|(held, _)| held.id == key.cluster)
+        });
+        for node in leaving.into_keys() {
+            let clusters: Vec<ClusterId> = record.clusters_on(node).map(|(cluster, _)| cluster.id).collect();
+            for cluster in clusters {
+                self.empty_one(node, cluster).await;
+            }
+        }
+    }
+
+    /// By what is so now: what came before this one may have taken a while.
+    async fn empty_one(&self, node: NodeId, cluster: ClusterId) {
+        let record = self.consensus.record();
+        let Some(why) = self.leaving(&record).remove(&node) else { return };
+        let Some((cluster, member)) = record.clusters_on(node).find(|(held, _)| held.id == cluster) else { return };
+        let leads = cluster.leadership.leader() == Some(member.id);
+        let key = Key { node, cluster: cluster.id, leads };
+        if is_busy(cluster) || self.draining.waits_still(key, Tick::now()) {
+            return;
+        }
+        if let Leaving::Lost { silent } = why {
+            // A leader is replaced by an election, and the only member by nobody.
+            let waits = leads || cluster.spec.members == 1 || self.is_fed(cluster, member);
+            if waits || cluster.spec.replace_after.0.is_none_or(|after| silent < after) {
+                return;
+            }
+        }
+        let under_way = record.clusters_on(node).filter(|(cluster, _)| cluster.moving.is_some()).count();
+        if under_way >= MOVES_MAX {
+            return;
+        }
+        let revision = Some(cluster.revision);
+        let begun = match leads && cluster.spec.members > 1 {
+            true => self.hand_over(&record, cluster, member).await,
+            false => self.begin_move(cluster.id, member.id, None, revision).await,
+        };
+        match begun {
+            Ok(_) => {
+                let (cluster, member) = (&cluster.spec.name, &member.name);
+                tracing::info!(%cluster, %member, ?why, leads, "it is to leave its node");
+                self.draining.begun(key, Tick::now());
+            }
+            Err(why) => self.draining.refused(key, why.to_string(), Tick::now()),
+        }
+    }
+
+    /// To one on a node that stays.
+    async fn hand_over(
+        &self,
+        record: &Record,
+        cluster: &ClusterRecord,
+        leader: &MemberRecord,
+    ) -> Result<Accepted, Rejected> {
+        let reachable = self.reachable();
+        let stays = |node: &NodeId| {
+            reachable.contains(node) && record.nodes.get(node).is_some_and(|node| node.service.is_open())
+        };
+        let others = cluster.members.values().filter(|member| member.id != leader.id && stays(&member.node));
+        let mut refused = None;
+        for member in others {
+            let asked = SwitchoverAsked { to: Some(member.id), when: None, overrule: false };
+            match self.begin_switchover(cluster.id, asked, Some(cluster.revision)).await {
+                Err(why) => refused = Some(why),
+                begun => return begun,
+            }
+        }
+        let none =
+            || Rejected::Conflict { why: "it leads, and no other member is on a node that is here and open".into() };
+        Err(refused.unwrap_or_else(none))
+    }
+
+    /// Its Postgres goes on though its daemon is not heard.
+    fn is_fed(&self, cluster: &ClusterRecord, member: &MemberRecord) -> bool {
+        let (Some(view), Some(leader)) = (self.controller.view(), cluster.leader()) else { return true };
+        let Some(seen) = view.observed.nodes.get(&leader.node) else { return true };
+        let primary = seen.report.members.iter().find(|report| report.member == leader.id);
+        let Some(primary) = primary.and_then(|report| report.as_primary()) else { return true };
+        let streams = |sender: &SenderSeen| sender.incarnation == Some(member.current()) && sender.streaming;
+        cluster.relay_of(member.id).is_some() || primary.senders.iter().any(streams)
+    }
+
+    /// Nodes that are here and whose pools take volumes.
+    pub(crate) fn takers(&self) -> BTreeSet<NodeId> {
+        let Some(view) = self.controller.view() else { return BTreeSet::new() };
+        let takes = |node: &NodeId| self.pool_trouble(&view, *node).is_none();
+        self.reachable().into_iter().filter(takes).collect()
+    }
+
+    fn pool_trouble(&self, view: &View, node: NodeId) -> Option<String> {
+        let storage = view.observed.nodes.get(&node)?.report.storage.as_ref()?;
+        match &storage.pool.state {
+            PoolState::Fine => None,
+            PoolState::NearlyFull { why }
+            | PoolState::Full { why }
+            | PoolState::Brimming { why }
+            | PoolState::Unwell { why } => Some(why.clone()),
+        }
+    }
+
     /// Nodes that members have to leave. Only the controller knows any.
     fn leaving(&self, record: &Record) -> BTreeMap<NodeId, Leaving> {
         let Some(view) = self.controller.view() else { return BTreeMap::new() };
         let (now, observed) = (Tick::now(), &view.observed);
         let why = |node: &NodeRecord| {
-            if node.service == NodeService::Draining {
-                return Some(Leaving::Drained);
+            match node.service {
+                NodeService::Draining => return Some(Leaving::Drained),
+                // Somebody knows of it, and waits for it.
+                NodeService::Cordoned => return None,
+                NodeService::Open => {}
             }
             let heard = match observed.nodes.get(&node.id) {
                 Some(seen) if seen.connection == Connection::Open && now.since(seen.heard) < self.policy.suspicion => {
@@ -119,39 +255,6 @@ impl NodeBackend {
             Some(Leaving::Lost { silent: now.since(heard) })
         };
         record.nodes.values().filter_map(|node| Some((node.id, why(node)?))).collect()
-    }
-
-    async fn empty_once(&self, record: &Record, node: NodeId, why: Leaving) {
-        let mut under_way = record.clusters_on(node).filter(|(cluster, _)| cluster.moving.is_some()).count();
-        for (cluster, member) in record.clusters_on(node) {
-            let key = (node, cluster.id);
-            if under_way >= MOVES_MAX || is_busy(cluster) || self.draining.waits_still(key, Tick::now()) {
-                continue;
-            }
-            if let Leaving::Lost { silent } = why {
-                // A leader is replaced by an election, and the only member by nobody.
-                let leads = cluster.leadership.leader() == Some(member.id);
-                if leads || cluster.spec.replace_after.0.is_none_or(|after| silent < after) {
-                    continue;
-                }
-                let (cluster, member, after) = (&cluster.spec.name, &member.name, cluster.spec.replace_after);
-                tracing::info!(%cluster, %member, %after, "its node is lost; replacing it on another one");
-            }
-            let begun = match cluster.leadership.leader() == Some(member.id) && cluster.spec.members > 1 {
-                true => {
-                    let asked = SwitchoverAsked { to: None, when: None, overrule: false };
-                    self.begin_switchover(cluster.id, asked, None).await
-                }
-                false => self.begin_move(cluster.id, member.id, None).await,
-            };
-            match begun {
-                Ok(_) => {
-                    under_way += 1;
-                    self.draining.forget(key);
-                }
-                Err(why) => self.draining.note(key, why.to_string(), Tick::now() + AGAIN),
-            }
-        }
     }
 }
 
@@ -191,21 +294,25 @@ pub(crate) fn new_members(cluster: &ClusterRecord, nodes: Vec<NodeId>) -> Vec<Me
 }
 
 impl Draining {
-    fn held(&self) -> std::sync::MutexGuard<'_, BTreeMap<(NodeId, ClusterId), Waits>> {
+    fn held(&self) -> std::sync::MutexGuard<'_, BTreeMap<Key, Waits>> {
         // Each change of it is whole.
         self.waits.lock().unwrap_or_else(PoisonError::into_inner)
     }
-    fn retain(&self, keep: impl Fn(&(NodeId, ClusterId)) -> bool) {
+    fn retain(&self, keep: impl Fn(&Key) -> bool) {
         self.held().retain(|key, _| keep(key));
     }
-    fn waits_still(&self, key: (NodeId, ClusterId), now: Tick) -> bool {
+    fn waits_still(&self, key: Key, now: Tick) -> bool {
         self.held().get(&key).is_some_and(|waits| now < waits.until)
     }
-    fn note(&self, key: (NodeId, ClusterId), why: String, until: Tick) {
-        self.held().insert(key, Waits { why, until });
+    fn refused(&self, key: Key, why: String, now: Tick) {
+        let mut held = self.held();
+        let pause = held.get(&key).map_or(AGAIN, |waits| waits.pause);
+        held.insert(key, Waits { why: Some(why), until: now + AGAIN, pause });
     }
-    fn forget(&self, key: (NodeId, ClusterId)) {
-        self.held().remove(&key);
+    fn begun(&self, key: Key, now: Tick) {
+        let mut held = self.held();
+        let pause = held.get(&key).map_or(AGAIN, |waits| (waits.pause * 2).min(PAUSE_MAX));
+        held.insert(key, Waits { why: None, until: now + pause, pause });
     }
 
     /// How far nodes are that are being drained, and what is in the way.
@@ -225,21 +332,22 @@ impl Draining {
             };
             findings.push(Finding::info("draining", text).on_node(node.id));
         }
-        for ((node, cluster), waits) in self.held().iter() {
-            let held = record.nodes.get(node);
+        for (key, waits) in self.held().iter() {
+            let begun = record.clusters.get(&key.cluster).is_none_or(|cluster| cluster.moving.is_some());
+            let Some(why) = waits.why.as_ref().filter(|_| !begun) else { continue };
+            let held = record.nodes.get(&key.node);
             let name = held.map_or("?", |node| node.name.as_str());
             let finding = match held.is_some_and(|node| node.service == NodeService::Draining) {
                 true => {
-                    let why = &waits.why;
                     let text = format!("the member on {name}, which is being drained, cannot leave it now: {why}");
                     Finding::warning("drain_blocked", text)
                 }
                 false => {
-                    let text = format!("the member on {name}, which is lost, is not replaced: {}", waits.why);
+                    let text = format!("the member on {name}, which is lost, is not replaced: {why}");
                     Finding::error("member_not_replaced", text)
                 }
             };
-            findings.push(finding.on_cluster(*cluster).on_node(*node));
+            findings.push(finding.on_cluster(key.cluster).on_node(key.node));
         }
         findings
     }

@@ -61,6 +61,8 @@ pub struct Seen {
     not_taken: Vec<(ClusterId, MemberId, String)>,
     /// How full the pool is for those who live there: rises at once, and falls after a while.
     fullness: Fullness,
+    /// Of members that stream, or lead.
+    settled: BTreeSet<VolumeId>,
     /// Why the last copies did not come to be.
     failed_copies: BTreeMap<SnapshotId, String>,
 }
@@ -161,7 +163,8 @@ impl Storage {
             let found = match self.look_once(&mut candidates).await {
                 Ok(storage) => {
                     let now = WallTime::now();
-                    let (orphans, expired) = (storage.orphans.clone(), expired(&storage.snapshots, now));
+                    let (orphans, mut expired) = (storage.orphans.clone(), expired(&storage.snapshots, now));
+                    expired.extend(self.kept_in_vain(&storage, now));
                     let due = due(&self.consensus.record(), self.consensus.node(), &storage.snapshots, now);
                     {
                         let mut seen = self.held();
@@ -265,12 +268,12 @@ impl Storage {
             }
             match self.volumes.remove_snapshot(id).await {
                 Ok(_) => {
-                    tracing::info!(snapshot = %id, "removed a snapshot whose time is over");
+                    tracing::info!(snapshot = %id, "removed a snapshot that was not to be kept any longer");
                     cleared = true;
                 }
                 Err(error) => {
                     let why = crate::member::chain(&error);
-                    tracing::warn!(snapshot = %id, %why, "cannot remove a snapshot whose time is over");
+                    tracing::warn!(snapshot = %id, %why, "cannot remove a snapshot that is not to be kept any longer");
                 }
             }
         }

@@ -53,6 +53,9 @@ pub enum SnapshotWhy {
     Fork,
     /// Something was about to rewrite the member's data in place.
     Rewind,
+    /// What a daemon of a later build says, and this one does not know.
+    #[serde(other)]
+    Other,
 }
 
 impl SnapshotWhy {
@@ -62,6 +65,7 @@ impl SnapshotWhy {
             Self::Scheduled => "scheduled",
             Self::Fork => "fork",
             Self::Rewind => "rewind",
+            Self::Other => "other",
         }
     }
 }

@@ -102,9 +102,13 @@ for _ in $(seq "$rounds"); do
 done
 
 # --- Snapshots and forks, of little and of much. ---
+port=$(grep -A 40 '"direct"' <(pgstead --output json cluster connection app) | grep -m 1 -oE '"port": *[0-9]+' | tr -dc 0-9)
+# What recovery has to replay is not what is measured here.
+checkpoint() { psql -q -U postgres -h /var/lib/pgstead/run/*/ -p "$port" -c CHECKPOINT app; }
 copies() {
     local size
     for _ in $(seq "$rounds"); do
+        checkpoint
         told "snapshot_$1" "$(taking pgstead snapshot create app --keep 1s)" ms
         told "fork_$1" "$(taking timeout 300 pgstead cluster fork app twin)" ms
         size=$(pgstead psql twin -- -qAt -c "SELECT pg_relation_size('filling')")

@@ -55,6 +55,8 @@ const RESERVE_MAX: Percent = Percent::whole(10);
 const DATA: &str = "data";
 /// udev reads a device when whoever wrote to it closes it.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
+/// A file system that works answers at once, and one with much to write soon.
+const PROBE_PATIENCE: Duration = Duration::from_secs(5);
 const CLOSE_RETRY: Duration = Duration::from_millis(50);
 
 /// One thin pool as a pool for volumes.
@@ -451,9 +453,9 @@ impl Inner {
         };
         let number = held.device_number.ok_or_else(|| unusable(volume.id, "it was activated and has no device"))?;
         let (device, place) = (held.path().device(), self.mount_point(volume.id));
-        let mounted = {
-            let (device, place) = (device.clone(), place.clone());
-            blocking(move || is_mounted(&device, number, &place)).await?
+        let mounted = match is_mounted(&device, number, &place)? {
+            Some(MountedAs::Writable) if self.has_stopped(volume.id).await? => Some(MountedAs::Stopped),
+            found => found,
         };
         match mounted {
             Some(MountedAs::Writable) => return self.ensure_grown(&held, volume.id, kind).await,
@@ -482,6 +484,13 @@ impl Inner {
         }
         tracing::info!(volume = %volume.id, at = %volume.path.display(), "mounted a volume");
         self.ensure_grown(&held, volume.id, kind).await
+    }
+
+    /// One that does not answer is taken for one that works: xfs waits for room in a full pool, and goes on when there is some.
+    async fn has_stopped(&self, id: VolumeId) -> Result<bool, VolumeError> {
+        let place = self.mount_point(id);
+        let asked = blocking(move || filesystem::has_stopped(&place));
+        tokio::time::timeout(PROBE_PATIENCE, asked).await.unwrap_or(Ok(false))
     }
 
     /// A device that is open and mounted nowhere that this process sees is another's: what looks at new devices on this host is done in
@@ -573,8 +582,7 @@ fn is_mounted(device: &Path, number: (u32, u32), place: &Path) -> Result<Option<
     let here = mounts.iter().rev().find(|mounted| mounted.at == place);
     match here {
         Some(mounted) if mounted.device_number == number => {
-            let stopped = mounted.read_only || filesystem::has_stopped(place)?;
-            return Ok(Some(if stopped { MountedAs::Stopped } else { MountedAs::Writable }));
+            return Ok(Some(if mounted.read_only { MountedAs::Stopped } else { MountedAs::Writable }));
         }
         Some(mounted) => {
             return Err(VolumeError::OtherMounted {

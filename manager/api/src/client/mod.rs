@@ -134,9 +134,9 @@ impl Client {
     pub async fn move_member(&self, cluster: &str, body: &MoveBody) -> Result<AcceptedView, ClientError> {
         self.post(&format!("/v1/clusters/{}/move", encode(cluster)), body, None).await
     }
-    /// Not once the old member is leaving.
-    pub async fn cancel_move(&self, cluster: &str) -> Result<AcceptedView, ClientError> {
-        let path = format!("/v1/clusters/{}/move", encode(cluster));
+    /// Not once the old member has left.
+    pub async fn cancel_move(&self, cluster: &str, member: &str) -> Result<AcceptedView, ClientError> {
+        let path = format!("/v1/clusters/{}/move?member={}", encode(cluster), encode(member));
         parse(self.answer(Ask { method: Method::DELETE, ..Ask::get(&path) }).await?)
     }
     pub async fn create_token(&self, ttl: Option<String>) -> Result<TokenView, ClientError> {

@@ -301,8 +301,9 @@ impl Backend for Fake {
         };
         self.operation(cluster, None, |operation| ClusterChange::MoveMember { operation, member, added })
     }
-    async fn cancel_move(&self, cluster: ClusterId) -> Result<Accepted, Rejected> {
+    async fn cancel_move(&self, cluster: ClusterId, member: Option<MemberId>) -> Result<Accepted, Rejected> {
         let moving = self.record().clusters[&cluster].moving;
+        let moving = moving.filter(|moving| member.is_none_or(|member| member == moving.member));
         let operation = moving.ok_or(Rejected::Conflict { why: "no member is being moved".into() })?.operation;
         let why = "it was cancelled".to_string();
         self.operation(cluster, None, |_| ClusterChange::CancelMove { operation, why })?;

@@ -1,14 +1,14 @@
 //! `/v1/clusters/{cluster}/move`: a member is replaced by a new one on another node.
 
 use super::{Look, accepted};
-use crate::extract::{Asked, Body, find_cluster, find_member, find_node};
+use crate::extract::{Asked, Body, Params, find_cluster, find_member, find_node};
 use crate::problem::Problem;
 use crate::router::App;
 use crate::view::AcceptedView;
 use axum::extract::State;
 use axum::response::Response;
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -47,14 +47,32 @@ async fn begin(State(app): State<App>, Asked(asked): Asked, Body(body): Body<Mov
     Ok(accepted(app.move_member(cluster.id, member, to).await?))
 }
 
-/// Takes a move back: the new member goes, and the old one stays. Not once the old one is leaving.
+/// What to take back.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct CancelParams {
+    /// Only if this member is being moved, by name or id.
+    pub member: Option<String>,
+}
+
+/// Takes a move back: the new member goes, and the old one stays. Not once the old one has left.
 #[utoipa::path(delete, path = "/v1/clusters/{cluster}/move", tag = "members", operation_id = "cancelMove",
-    params(("cluster" = String, Path, description = "Name or id")), responses(
+    params(("cluster" = String, Path, description = "Name or id"), CancelParams), responses(
     (status = 202, body = AcceptedView, headers(("location" = String, description = "The operation that has ended"))),
     (status = "4XX", body = Problem, content_type = "application/problem+json"),
     (status = "5XX", body = Problem, content_type = "application/problem+json"),
 ))]
-async fn cancel(State(app): State<App>, Asked(asked): Asked) -> Result<Response, Problem> {
-    let cluster = find_cluster(&app.record(), &asked)?.id;
-    Ok(accepted(app.cancel_move(cluster).await?))
+async fn cancel(
+    State(app): State<App>,
+    Asked(asked): Asked,
+    Params(params): Params<CancelParams>,
+) -> Result<Response, Problem> {
+    let (cluster, member) = {
+        let record = app.record();
+        let cluster = find_cluster(&record, &asked)?;
+        let member = params.member.as_deref().map(|member| find_member(cluster, member)).transpose()?;
+        (cluster.id, member.map(|member| member.id))
+    };
+    Ok(accepted(app.cancel_move(cluster, member).await?))
 }

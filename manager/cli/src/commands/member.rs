@@ -39,7 +39,7 @@ async fn move_to(
     };
     let cluster = member.cluster.id.to_string();
     if cancel {
-        let ended = client.cancel_move(&cluster).await?;
+        let ended = client.cancel_move(&cluster, &member.id.to_string()).await?;
         return screen.show(&ended, |_, _| format!("{} stays where it is", member.name));
     }
     let body = MoveBody { member: member.id.to_string(), to: to.map(str::to_string) };

@@ -380,6 +380,12 @@ fn the_old_member_leaves_once_the_new_one_counts() {
     assert_eq!(counted(moving(), &["b", "c", "d"]).decide().change, marks("c"));
     assert_eq!(leaving(counted(moving(), &["b", "c", "d"]), "c").decide().change, set_to(&["b", "d"]));
     assert_eq!(leaving(counted(moving(), &["b", "d"]), "c").decide().change, removes("c"));
+    // It was well for a moment, and is lost: the old one is needed.
+    let mut lost = leaving(counted(moving(), &["b", "d"]), "c").gone("d");
+    assert_eq!(lost.decide().change, None);
+    let while_ = lost.policy.shrink_after;
+    let stays = ClusterChange::MarkLeaving { member: member("d"), instead_of: Some(member("c")) };
+    assert_eq!(lost.later(while_).decide().change, Some(stays));
     let mut done = counted(moving(), &["b", "d"]).recorded(|record| _ = record.members.remove(&member("c")));
     assert_eq!(done.decide().ended, Some((OperationId::from_u128(9), None)));
 }

@@ -343,10 +343,12 @@ impl Executor<'_> {
         let divergence = Divergence { timeline, fork: self.fork_from(timeline).or(recorded) };
         // A rewind works on the data itself; until the member streams again, what it was is kept.
         let kept = self.keep_snapshot().await?;
-        let progress = |percent: u8| self.reports.progress(self.member, percent);
         if !kept {
-            self.keep_copy(&progress).await?;
+            self.keep_copy(&|percent: u8| self.reports.progress(self.member, percent)).await?;
+            // From here on the data is no longer what it was: no snapshot is taken of it.
+            self.note_kept(Keeping::Refused)?;
         }
+        let progress = |percent: u8| self.reports.progress(self.member, percent);
         self.instance.rewind_from(&source, divergence, &progress).await?;
         Ok(())
     }
@@ -371,9 +373,14 @@ impl Executor<'_> {
             let (cluster, why) = (&self.cluster.spec.name, super::chain(why));
             tracing::info!(%cluster, member = %self.member, %why, "no snapshot is taken before the rewind");
         }
-        let state = if taken.is_ok() { Keeping::Taken } else { Keeping::Refused };
-        self.note(|notes| notes.kept = Some(NotedSnapshot { state, ..kept }))?;
+        if taken.is_ok() {
+            self.note_kept(Keeping::Taken)?;
+        }
         Ok(taken.is_ok())
+    }
+
+    fn note_kept(&mut self, state: Keeping) -> Result<(), ExecuteError> {
+        self.note(|notes| notes.kept = notes.kept.map(|kept| NotedSnapshot { state, ..kept }))
     }
 
     /// A copy beside the data, where there is room for one.

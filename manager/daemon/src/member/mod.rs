@@ -273,8 +273,9 @@ impl MemberTask {
     async fn discard_previous(&self, cluster: &ClusterRecord, seen: &MemberReport) {
         let streams = seen.as_standby().is_some_and(|s| s.receiver.is_some_and(|receiver| receiver.streaming));
         let leads = cluster.leadership.leader() == Some(self.member);
-        if let Some(member) = cluster.held(self.member).filter(|_| cluster.is_confirmed() && (streams || leads)) {
-            self.context.storage.discard_kept(member.volume).await;
+        if let Some(member) = cluster.held(self.member) {
+            let settled = cluster.is_confirmed() && (streams || leads);
+            self.context.storage.note_settled(member.volume, settled);
         }
         if !cluster.is_confirmed() || !streams || !self.instance.kept_data().exists() {
             return;

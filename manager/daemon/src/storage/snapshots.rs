@@ -2,9 +2,9 @@
 //! where the storage takes none.
 
 use super::Storage;
-use pgstead_types::record::{ClusterRecord, Record};
+use pgstead_types::record::{ClusterRecord, EpochConfig, Record};
 use pgstead_types::schedule::SnapshotSchedule;
-use pgstead_types::storage::{PoolState, SnapshotSeen, SnapshotWhy};
+use pgstead_types::storage::{PoolState, SnapshotSeen, SnapshotWhy, StorageSeen};
 use pgstead_types::{ClusterId, MemberId, NodeId, SnapshotId, VolumeId, WallTime};
 use pgstead_volumes::{Capability, NewSnapshot, Snapshot, Snapshotted, Support, ToFill, VolumeError};
 use serde::{Deserialize, Serialize};
@@ -15,6 +15,7 @@ use uuid::Uuid;
 
 /// What a rewind took away can be looked at for so long.
 const KEPT_BEFORE_REWIND: Duration = Duration::from_secs(24 * 3600);
+const KEPT_OF_A_VOLUME: usize = 2;
 const FAILED_COPIES_KEPT: usize = 100;
 
 /// What the controller asks a node for.
@@ -64,32 +65,32 @@ impl Storage {
         }
     }
 
-    /// Removes what was kept before a rewind of a member that is well again: when its time is over, or as soon as the pool needs
-    /// the room.
-    pub async fn discard_kept(&self, of: VolumeId) {
-        let now = WallTime::now();
-        let kept: Vec<SnapshotId> = {
-            let seen = self.held();
-            let Some(storage) = &seen.storage else { return };
-            let crowded = !matches!(storage.pool.state, PoolState::Fine | PoolState::Unwell { .. });
-            let rewound = storage.snapshots.iter().filter(|held| held.volume == of && held.why == SnapshotWhy::Rewind);
-            let over = rewound.filter(|held| crowded || held.expires.is_some_and(|at| at <= now));
-            over.map(|held| held.id).collect()
-        };
-        for id in kept {
-            if self.fork_of(id).is_some() {
-                continue;
-            }
-            match self.volumes.remove_snapshot(id).await {
-                Ok(_) => tracing::info!(snapshot = %id, "removed a snapshot that was kept before a rewind"),
-                Err(error) => {
-                    let why = crate::member::chain(&error);
-                    tracing::warn!(snapshot = %id, %why, "cannot remove a snapshot that was kept before a rewind");
-                }
-            }
-            // One that cannot be removed is seen again by the next look.
-            self.change_seen(|seen| seen.snapshots.retain(|held| held.id != id));
+    /// Whether a member is where a rewind was to bring it: what was kept before that may go.
+    pub fn note_settled(&self, of: VolumeId, settled: bool) {
+        let mut seen = self.held();
+        match settled {
+            true => _ = seen.settled.insert(of),
+            false => _ = seen.settled.remove(&of),
         }
+    }
+
+    /// What was kept before rewinds and goes now: of members that are back, when its time is over, when there are newer ones, or as soon
+    /// as the pool needs the room; of others where the pool has none left and somebody else has what they had.
+    pub(super) fn kept_in_vain(&self, storage: &StorageSeen, now: WallTime) -> Vec<SnapshotId> {
+        let settled = self.held().settled.clone();
+        let record = self.consensus.record();
+        let crowded = !matches!(storage.pool.state, PoolState::Fine | PoolState::Unwell { .. });
+        let full = matches!(storage.pool.state, PoolState::Full { .. } | PoolState::Brimming { .. });
+        let rewound = || storage.snapshots.iter().filter(|held| held.why == SnapshotWhy::Rewind);
+        let goes = |held: &&SnapshotSeen| {
+            let newer = rewound().filter(|other| other.volume == held.volume && other.id > held.id).count();
+            let over = crowded || newer >= KEPT_OF_A_VOLUME || held.expires.is_some_and(|at| at <= now);
+            match settled.contains(&held.volume) {
+                true => over,
+                false => full && record.clusters.get(&held.cluster).is_some_and(others_have_it),
+            }
+        };
+        rewound().filter(goes).map(|held| held.id).collect()
     }
 
     /// By the specs of the clusters that are led from here. A leader that is new takes its first at once: there is none of its own yet.
@@ -268,6 +269,12 @@ pub(super) fn due(record: &Record, node: NodeId, taken: &[SnapshotSeen], now: Wa
         taken.iter().filter(scheduled).map(|seen| seen.created)
     };
     led.filter(|(due, every)| is_time(of_it(due), *every, now)).map(|(due, _)| due).collect()
+}
+
+/// A leader that counts, and that acknowledges with others.
+fn others_have_it(cluster: &ClusterRecord) -> bool {
+    let alone = |config: &EpochConfig| config.acknowledges_alone() && !config.asynchronous;
+    cluster.is_confirmed() && cluster.config().is_some_and(|config| !alone(config))
 }
 
 fn is_time(taken: impl Iterator<Item = WallTime>, every: Duration, now: WallTime) -> bool {

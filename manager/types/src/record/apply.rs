@@ -6,7 +6,7 @@ use super::cluster::{ClusterRecord, EpochConfig, Forked, HistoryEntry, Leadershi
 use super::command::{ClusterChange, Command, NewCluster};
 use super::{
     EVENTS_MAX, EventRecord, NodeRecord, NodeService, OPERATIONS_MAX, OperationKind, OperationRecord, OperationState,
-    Record,
+    Record, Standing,
 };
 use crate::ids::{ClusterId, MemberId, NodeId, OperationId};
 use crate::position::{Epoch, Position, Timeline};
@@ -275,6 +275,10 @@ impl Record {
         if let Some(stranger) = added.iter().find(|member| !self.nodes.contains_key(&member.node)) {
             return Err(not_found("node", stranger.node));
         }
+        let mut nodes = added.iter().filter_map(|member| self.nodes.get(&member.node));
+        if let Some(node) = nodes.find(|node| !node.service.is_open()) {
+            return Err(conflict(format!("node {} takes no members now; look again and decide anew", node.name)));
+        }
         // On a copy: a refusal half way leaves the record as it was.
         let mut cluster = held.clone();
         let mut outcome = Outcome::default();
@@ -323,9 +327,13 @@ impl Record {
                 };
                 if let Some(cluster) = self.clusters.get_mut(&held.cluster) {
                     cluster.creating.take_if(|creating| *creating == id);
-                    let updated = cluster.updating.take_if(|updating| *updating == id).is_some();
-                    if cluster.moving.take_if(|moving| moving.operation == id).is_some() || updated {
+                    if cluster.updating.take_if(|updating| *updating == id).is_some() {
                         cluster.settle_joining();
+                    }
+                    if let Some(moving) = cluster.moving.take_if(|moving| moving.operation == id)
+                        && let Some(held) = cluster.members.get_mut(&moving.to)
+                    {
+                        held.standing = Standing::Settled;
                     }
                 }
                 true

@@ -135,6 +135,14 @@ impl ClusterRecord {
         if self.planned.scheduled.is_some() {
             return Err(conflict("a switchover is scheduled; cancel it before a member moves"));
         }
+        if self.updating.is_some() {
+            return Err(conflict("what is asked of the cluster is being changed; wait for that to end"));
+        }
+        if self.departed.len() >= DEPARTED_MAX {
+            return Err(conflict(
+                "too many members that have left wait for their nodes; bring those back or remove them",
+            ));
+        }
         if self.moving.is_some() || self.members.len() != usize::from(self.spec.members) {
             return Err(conflict("members are coming or going already; wait for that to end"));
         }
@@ -163,17 +171,19 @@ impl ClusterRecord {
         self.check_active()?;
         let moving = self.moving.filter(|moving| moving.operation == operation);
         let Moving { member, to, .. } = moving.ok_or_else(|| conflict("no such move is under way"))?;
-        if self.is_leaving(member) {
-            return Err(conflict(format!(
-                "{} is leaving already; the move ends in a moment",
-                self.member_name(member)
-            )));
+        if !self.is_confirmed() {
+            return Err(conflict("the cluster has no confirmed leader now; wait for one"));
+        }
+        if !self.members.contains_key(&member) {
+            return Err(conflict("the old member has left already; the move ends in a moment"));
         }
         if self.leadership.leader() == Some(to) {
             return Err(conflict(format!("{} leads, and stays", self.member_name(to))));
         }
-        if let Some(held) = self.members.get_mut(&to) {
-            held.standing = Standing::Leaving;
+        for (id, standing) in [(member, Standing::Settled), (to, Standing::Leaving)] {
+            if let Some(held) = self.members.get_mut(&id) {
+                held.standing = standing;
+            }
         }
         let (stays, goes) = (self.member_name(member), self.member_name(to));
         outcome.event("move_cancelled", format!("{stays} stays where it is, and {goes} goes: {why}"));
@@ -186,6 +196,10 @@ impl ClusterRecord {
     fn end_moot_move(&mut self, stays: Option<MemberId>, goes: MemberId, outcome: &mut Outcome) {
         let is_moot = |moving: &mut Moving| goes == moving.to || stays == Some(moving.member);
         if let Some(moving) = self.moving.take_if(is_moot) {
+            // A member like any other from now on.
+            if let Some(held) = self.members.get_mut(&moving.to).filter(|held| held.standing == Standing::Joining) {
+                held.standing = Standing::Settled;
+            }
             let why = format!("{} has been lost and leaves instead", self.member_name(goes));
             outcome.end = Some((moving.operation, Some(why)));
         }

@@ -299,12 +299,19 @@ fn a_member_moves_while_both_are_members_and_the_old_one_leaves_like_any_other()
     move_to(&mut record, 3, 4).unwrap();
     assert_eq!(names(&record), ["app-1", "app-2", "app-3", "app-4"]);
     assert!(move_to(&mut record, 2, 5).is_err(), "one at a time");
+    let mut cordoned = five_nodes();
+    cordoned.nodes.get_mut(&NodeId::from_u128(4)).unwrap().service = NodeService::Cordoned;
+    assert!(move_to(&mut cordoned, 3, 4).is_err(), "its node takes none");
     assert!(ask(&mut record, 5, &[5]).unwrap_err().to_string().contains("moved"));
     counted(&mut record, &[2, 4]);
     mark(&mut record, 3).unwrap();
     let cancel = ClusterChange::CancelMove { operation: OperationId::from_u128(70), why: "no".into() };
-    assert!(change(&mut record, cancel).is_err(), "it is leaving");
+    let mut back = record.clone();
+    change(&mut back, cancel.clone()).unwrap();
+    let cluster = &back.clusters[&APP];
+    assert!(cluster.is_leaving(member(4)) && !cluster.is_leaving(member(3)), "it counts, and goes all the same");
     remove(&mut record, 3).unwrap();
+    assert!(change(&mut record, cancel).is_err(), "it has left");
     assert_eq!(*state(&record), OperationState::Running);
     let end = Command::EndOperation { at: WallTime(0), operation: OperationId::from_u128(70), failure: None };
     record.apply(&end).unwrap();
@@ -329,7 +336,8 @@ fn a_move_is_over_when_it_is_taken_back_or_when_somebody_else_leaves_in_its_plac
     let instead = ClusterChange::MarkLeaving { member: member(2), instead_of: Some(member(3)) };
     change(&mut record, instead).unwrap();
     assert!(matches!(state(&record), OperationState::Failed { why, .. } if why.contains("app-2")));
-    assert_eq!(record.clusters[&APP].moving, None);
+    let cluster = &record.clusters[&APP];
+    assert_eq!((cluster.moving, cluster.members[&member(4)].standing), (None, Standing::Settled));
     // And with the cluster it ends.
     let mut record = five_nodes();
     move_to(&mut record, 3, 4).unwrap();
