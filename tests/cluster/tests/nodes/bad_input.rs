@@ -36,7 +36,10 @@ async fn configurations_specs_and_requests_that_cannot_be_are_refused() -> anyho
     fs::write(&spec, "members = 1\nreplicas = 3\n")?;
     refused(&create(&["app", "--file", &spec.display().to_string()]).await?, 2, &["replicas"])?;
     let too_many = create(&["app"]).await?;
-    ensure!(too_many.code != Some(0) && too_many.stderr.contains("add nodes, uncordon some, or ask for fewer"), "{too_many:?}");
+    ensure!(
+        too_many.code != Some(0) && too_many.stderr.contains("add nodes, uncordon some, or ask for fewer"),
+        "{too_many:?}"
+    );
 
     requests(&bed).await?;
     let none = bed.client()?.clusters().await?;
