@@ -104,8 +104,7 @@ pub fn place_more(
     cluster: &ClusterRecord,
     count: usize,
 ) -> Result<Vec<NodeId>, PlacementError> {
-    let free: Vec<&NodeRecord> =
-        record.nodes.values().filter(|node| why_not(reachable, cluster, node).is_none()).collect();
+    let free = free_for(record, reachable, cluster);
     if free.len() < count {
         let major = cluster.postgres_major;
         return Err(PlacementError::TooFewMore { asked: count, found: free.len(), major });
@@ -134,13 +133,16 @@ pub fn place_move(
             Some(why) => Err(PlacementError::Unfit { node: node.name.clone(), why }),
         };
     }
-    let free: Vec<&NodeRecord> =
-        record.nodes.values().filter(|node| why_not(reachable, cluster, node).is_none()).collect();
+    let free = free_for(record, reachable, cluster);
     let stay = cluster.members.values().filter(|other| other.id != member);
     let held = stay.filter_map(|other| record.nodes.get(&other.node)).collect();
     let major = cluster.postgres_major;
     let chosen = spread(record, free, held, 1).first().copied();
     chosen.ok_or(PlacementError::TooFewMore { asked: 1, found: 0, major })
+}
+
+fn free_for<'a>(record: &'a Record, reachable: &BTreeSet<NodeId>, cluster: &ClusterRecord) -> Vec<&'a NodeRecord> {
+    record.nodes.values().filter(|node| why_not(reachable, cluster, node).is_none()).collect()
 }
 
 /// Why a node cannot get one more member of a cluster that runs.

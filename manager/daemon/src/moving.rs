@@ -200,8 +200,9 @@ impl NodeBackend {
                 begun => return begun,
             }
         }
-        let none =
-            || Rejected::Conflict { why: "it leads, and no other member is on a node that is here and open".into() };
+        let none = || {
+            Rejected::Conflict { why: "it leads, and no other member is on a node that is reachable and takes members; bring one back, or uncordon one".into() }
+        };
         Err(refused.unwrap_or_else(none))
     }
 

@@ -94,8 +94,8 @@ for _ in $(seq "$rounds"); do
     told stall_without "$(($(slowest) / 1000))" ms
     write &
     writer=$!
-    within 10 bash -c 'ls bench_log*'
-    sleep 4
+    # Its log is written a few hundred transactions at a time: it is under way.
+    within 10 bash -c '[ -n "$(cat bench_log* | head -c 1)" ]'
     told snapshot_under_load "$(taking pgstead snapshot create app --keep 1s)" ms
     wait "$writer"
     told stall_with_snapshot "$(($(slowest) / 1000))" ms
