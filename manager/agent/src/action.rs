@@ -73,7 +73,10 @@ pub enum Action {
         epoch: Epoch,
         admitted: BTreeSet<Incarnation>,
     },
-    HoldClients,
+    HoldClients {
+        /// The record that it is of, where none that is older may let clients in again: durably noted first.
+        by: Option<SetBy>,
+    },
     /// Transactions are read-only from now on unless they say otherwise, and those that write are ended; or no more.
     LimitWrites {
         read_only: bool,
@@ -109,7 +112,7 @@ impl Action {
             Action::UpdateSyncSet { .. } => Step::UpdateSyncSet,
             Action::Follow { .. } => Step::Follow,
             Action::Relay { .. } => Step::Relay,
-            Action::HoldClients => Step::HoldClients,
+            Action::HoldClients { .. } => Step::HoldClients,
             Action::LimitWrites { .. } => Step::LimitWrites,
             Action::Checkpoint { .. } => Step::Checkpoint,
             Action::StopCleanly { .. } => Step::StopCleanly,

@@ -97,13 +97,16 @@ fn stand_by(scene: &Scene<'_>, leader: MemberId) -> Next {
         // It may be a primary of an older epoch, of which only its end makes a standby; and one that hangs is none.
         PostgresSeen::Unresponsive { .. } if scene.hangs() => Next::act(Action::Fence),
         PostgresSeen::Starting | PostgresSeen::Unresponsive { .. } => Next::wait(),
-        PostgresSeen::Down { .. } => Next::act(Action::StartStandby {
-            access: ClientAccess::Open,
-            alone: false,
-            restarts: scene.member.restarts,
-        }),
+        PostgresSeen::Down { .. } => {
+            Next::act(Action::StartStandby { access: access(scene), alone: false, restarts: scene.member.restarts })
+        }
         PostgresSeen::Standby(standby) => stream(scene, leader, standby),
     }
+}
+
+/// What is kept aside is not read from either.
+fn access(scene: &Scene<'_>) -> ClientAccess {
+    if scene.cluster.aside.is_some() { ClientAccess::Holding } else { ClientAccess::Open }
 }
 
 fn stream(scene: &Scene<'_>, leader: MemberId, standby: &StandbySeen) -> Next {
@@ -124,9 +127,10 @@ fn stream(scene: &Scene<'_>, leader: MemberId, standby: &StandbySeen) -> Next {
         if standby.relays_to != admitted || !standby.slots.is_superset(&admitted) || standby.unfinished.is_some() {
             return Next::act(Action::Relay { epoch: scene.epoch(), admitted });
         }
-        return match standby.access {
-            ClientAccess::Holding => Next::act(Action::OpenClients),
-            ClientAccess::Open => Next::wait(),
+        return match (standby.access, access(scene)) {
+            (ClientAccess::Holding, ClientAccess::Open) => Next::act(Action::OpenClients),
+            (ClientAccess::Open, ClientAccess::Holding) => Next::act(Action::HoldClients { by: None }),
+            _ => Next::wait(),
         };
     }
     if standby.upstream.is_some() {

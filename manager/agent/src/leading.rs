@@ -100,7 +100,7 @@ fn lead(scene: &Scene<'_>, config: &EpochConfig, primary: &PrimarySeen) -> Next 
     }
     if is_draining(scene) {
         return match primary.access {
-            ClientAccess::Open => Next::act(Action::HoldClients),
+            ClientAccess::Open => Next::act(Action::HoldClients { by: None }),
             ClientAccess::Holding => Next::act(Action::StopCleanly { planned: Some(EpochReason::Switchover) }),
         };
     }
@@ -110,7 +110,7 @@ fn lead(scene: &Scene<'_>, config: &EpochConfig, primary: &PrimarySeen) -> Next 
         return Next::act(Action::LimitWrites { read_only: full });
     }
     if brimming && primary.access == ClientAccess::Open {
-        return Next::act(Action::HoldClients);
+        return Next::act(Action::HoldClients { by: None });
     }
     let admitted = admitted(scene);
     let lacks_admitted = primary.admitted != admitted;
@@ -121,6 +121,13 @@ fn lead(scene: &Scene<'_>, config: &EpochConfig, primary: &PrimarySeen) -> Next 
     if scene.seen.set_by.is_some_and(|noted| noted > by) {
         let text = format!("{} has loaded a sync set by a newer record than this node knows", scene.member.name);
         return Next::refuse(scene.finding(Finding::warning("stale_order", text)));
+    }
+    // Another cluster takes its place once this is reported, and then no older record may undo it.
+    if let Some(aside) = scene.cluster.aside {
+        let begun = SetBy { epoch: config.epoch, revision: aside.revision };
+        if primary.access == ClientAccess::Open || scene.seen.set_by < Some(begun) {
+            return Next::act(Action::HoldClients { by: Some(by) });
+        }
     }
     // A change is carried out by a record that has it, also where Postgres goes by that very set from before: then no older
     // record is followed any more when that is reported.
@@ -148,7 +155,11 @@ fn lead(scene: &Scene<'_>, config: &EpochConfig, primary: &PrimarySeen) -> Next 
     match (scene.cluster.is_confirmed(), primary.access) {
         // What it acknowledges alone it may acknowledge only while its guard counts a lease.
         (true, ClientAccess::Holding)
-            if !brimming && config.acknowledges_alone() && !scene.is_alone() && !has_lease(scene) =>
+            if !brimming
+                && scene.cluster.aside.is_none()
+                && config.acknowledges_alone()
+                && !scene.is_alone()
+                && !has_lease(scene) =>
         {
             return Next::refuse(scene.finding(Finding::warning(
                 "no_lease",
@@ -156,9 +167,9 @@ fn lead(scene: &Scene<'_>, config: &EpochConfig, primary: &PrimarySeen) -> Next 
             )));
         }
         // Whatever else is to be done is done.
-        (true, ClientAccess::Holding) if brimming => {}
+        (true, ClientAccess::Holding) if brimming || scene.cluster.aside.is_some() => {}
         (true, ClientAccess::Holding) => return Next::act(Action::OpenClients),
-        (false, ClientAccess::Open) => return Next::act(Action::HoldClients),
+        (false, ClientAccess::Open) => return Next::act(Action::HoldClients { by: None }),
         _ => {}
     }
     match &scene.cluster.switchover {

@@ -34,6 +34,10 @@ pub trait Backend: Send + Sync + 'static {
     async fn create_cluster(&self, spec: ClusterSpec) -> Result<Accepted, Rejected>;
     /// Makes a cluster that begins with the data of another one.
     async fn fork_cluster(&self, source: ClusterId, asked: ForkAsked) -> Result<Accepted, Rejected>;
+    /// Has a cluster go back to what it was, and keeps what it is now.
+    async fn roll_back(&self, cluster: ClusterId, asked: RollBackAsked) -> Result<Accepted, Rejected>;
+    /// Takes a rollback back that has not been done yet.
+    async fn cancel_rollback(&self, cluster: ClusterId) -> Result<Accepted, Rejected>;
     /// With `revision`, only if the cluster is still at that one.
     async fn delete_cluster(&self, cluster: ClusterId, revision: Option<u64>) -> Result<Accepted, Rejected>;
     async fn update_cluster(
@@ -131,6 +135,20 @@ pub struct ForkAsked {
     pub members: u8,
     pub of: ForkOf,
     pub keeps_passwords: bool,
+}
+
+/// Where a cluster is to go back to, and under which name what it is now is kept; one that is free if absent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RollBackAsked {
+    To {
+        node: NodeId,
+        snapshot: SnapshotSeen,
+        keep_as: Option<String>,
+    },
+    /// What was kept aside last.
+    Undo {
+        keep_as: Option<String>,
+    },
 }
 
 /// What a fork is made of.

@@ -25,6 +25,7 @@ pub(crate) fn controller_routes() -> OpenApiRouter<App> {
         .merge(routes::clusters::routes())
         .merge(routes::members::routes())
         .merge(routes::moves::routes())
+        .merge(routes::rollback::routes())
         .merge(routes::volumes::routes())
         .merge(routes::snapshots::routes())
 }

@@ -70,6 +70,14 @@ pub enum ClusterCommands {
         --members 3\n  pgstead cluster fork app yesterday --snapshot 0193…"
     )]
     Fork(ForkArgs),
+    /// Go back to what the cluster was at a snapshot. A cluster is made from it, with as many members, and takes this one's place: name,
+    /// connection strings, passwords. Until then this one serves; then it is kept under another name and takes no clients. What was
+    /// written after the snapshot is there alone
+    #[command(
+        after_help = "Examples:\n  pgstead cluster rollback app --to 0193…\n  pgstead cluster rollback app --undo\n  pgstead cluster \
+        rollback app --cancel"
+    )]
+    Rollback(RollbackArgs),
     /// List clusters
     List,
     /// Show one cluster and why it is as it is
@@ -242,6 +250,31 @@ pub struct ForkArgs {
     /// Leave roles but the owner the passwords that they have in the source; without it none but the owner can log in
     #[arg(long)]
     pub keep_passwords: bool,
+    #[command(flatten)]
+    pub wait: WaitArgs,
+}
+
+#[derive(Args, Clone, Debug)]
+#[command(group = clap::ArgGroup::new("where").required(true).args(["to", "undo", "cancel"]))]
+pub struct RollbackArgs {
+    /// Name or id
+    #[arg(value_name = "CLUSTER")]
+    pub name: String,
+    /// This snapshot, as `pgstead snapshot list` shows it
+    #[arg(long, value_name = "SNAPSHOT")]
+    pub to: Option<SnapshotId>,
+    /// Exchange the cluster again with what the last rollback has kept. What was written since the rollback is kept aside then
+    #[arg(long)]
+    pub undo: bool,
+    /// Take back a rollback that is under way: the cluster stays as it is, and what was made for the rollback is deleted
+    #[arg(long, conflicts_with_all = ["keep_as", "no_wait", "timeout", "yes"])]
+    pub cancel: bool,
+    /// Under this name is kept what the cluster is now [default: its name with -kept or -undone]
+    #[arg(long, value_name = "NAME")]
+    pub keep_as: Option<String>,
+    /// Do not ask to type the name
+    #[arg(long)]
+    pub yes: bool,
     #[command(flatten)]
     pub wait: WaitArgs,
 }

@@ -122,7 +122,7 @@ pub(crate) fn streams(primary: &PrimarySeen, member: &MemberRecord) -> bool {
 }
 
 /// How many of the set stream.
-fn acknowledging(primary: &PrimarySeen, config: &EpochConfig) -> usize {
+pub(crate) fn acknowledging(primary: &PrimarySeen, config: &EpochConfig) -> usize {
     let streams = |life: &&Incarnation| primary.senders.iter().any(|s| s.incarnation == Some(**life) && s.streaming);
     config.sync_set.members.iter().filter(streams).count()
 }

@@ -29,7 +29,9 @@ pub(crate) fn plan(
             (leader != switchover.to).then(|| format!("{} leads instead of {}", name(leader), name(switchover.to)));
         // It is over when clients can go on: whoever asked may connect to the new leader next.
         let until = began + policy.open_patience;
-        let opens = failure.is_none() && primary.is_some_and(|primary| primary.access != ClientAccess::Open);
+        let opens = failure.is_none()
+            && cluster.aside.is_none()
+            && primary.is_some_and(|primary| primary.access != ClientAccess::Open);
         if opens && observed.now < until {
             let text = format!("{} leads and lets clients in", name(leader));
             return Plan::wait(Finding::info("switchover_opens", text).on_cluster(cluster.id)).until(until);

@@ -1,18 +1,20 @@
 //! What the API needs of this node: the record, the controller's view, and every change as one proposal.
 
 use crate::controller::ControllerHandle;
+use crate::forking::Becomes;
 use crate::founding::{ca_sha256, token_parts, token_text};
 use crate::instances::Instances;
 use crate::membership;
 use crate::moving::{Draining, new_members};
 use crate::peers::{Lane, PeerAddress, PeerError, Peers, authority};
 use crate::pki::{self, Pair};
+use crate::rollback::Places;
 use crate::storage::{RemoveError, SnapshotRequest, Storage};
 use async_trait::async_trait;
 use bytes::Bytes;
 use pgstead_api::backend::{
     Accepted, Backend, FailoverChecked, ForkAsked, JoinAnswer, JoinRequest, MemberSeen, NewJoinToken, NodeSeen,
-    Observations, Peer, Rejected, SwitchoverAsked, SwitchoverChecked,
+    Observations, Peer, Rejected, RollBackAsked, SwitchoverAsked, SwitchoverChecked,
 };
 use pgstead_consensus::{Consensus, ProposeError, TokioRuntime};
 use pgstead_core::{Connection, PlacementError, Policy, place, place_more};
@@ -50,6 +52,7 @@ pub struct NodeBackend {
     pub instances: Instances,
     pub storage: Storage,
     pub draining: Draining,
+    pub places: Places,
 }
 
 impl NodeBackend {
@@ -308,6 +311,7 @@ impl Backend for NodeBackend {
             observations.findings.push(Finding::info("not_voting_yet", text).on_node(node));
         }
         observations.findings.extend(self.draining.findings(&record));
+        observations.findings.extend(self.places.findings(&record));
         Some(observations)
     }
 
@@ -321,7 +325,15 @@ impl Backend for NodeBackend {
     }
 
     async fn fork_cluster(&self, source: ClusterId, asked: ForkAsked) -> Result<Accepted, Rejected> {
-        self.begin_fork(source, asked).await
+        self.make_fork(source, asked, Becomes::Itself).await
+    }
+
+    async fn roll_back(&self, cluster: ClusterId, asked: RollBackAsked) -> Result<Accepted, Rejected> {
+        self.begin_rollback(cluster, asked).await
+    }
+
+    async fn cancel_rollback(&self, cluster: ClusterId) -> Result<Accepted, Rejected> {
+        self.take_back_rollback(cluster).await
     }
 
     async fn delete_cluster(&self, cluster: ClusterId, revision: Option<u64>) -> Result<Accepted, Rejected> {

@@ -4,11 +4,11 @@ use crate::backend::{NODES_AGAIN, NodeBackend, internal, node_of};
 use crate::storage::SnapshotRequest;
 use pgstead_api::backend::{Accepted, Backend, ForkAsked, ForkOf, Rejected};
 use pgstead_core::place_fork;
-use pgstead_types::record::{Command, Forked, Record};
+use pgstead_types::record::{Command, Forked, Record, TakesPlace};
 use pgstead_types::schedule::SnapshotSchedule;
 use pgstead_types::spec::ClusterSpec;
 use pgstead_types::storage::SnapshotSeen;
-use pgstead_types::{ClusterId, NodeId, SnapshotId, Tick, WallTime};
+use pgstead_types::{ClusterId, NodeId, OperationId, SnapshotId, Tick, WallTime};
 use std::collections::BTreeSet;
 use std::time::Duration;
 use uuid::Uuid;
@@ -16,9 +16,30 @@ use uuid::Uuid;
 /// A snapshot that was taken for a fork goes after that, whatever became of the fork.
 const FORK_TIME_MAX: Duration = Duration::from_secs(24 * 3600);
 
+/// What a fork is to be.
+#[derive(Clone, Debug)]
+pub(crate) enum Becomes {
+    Itself,
+    /// It takes the place of the cluster that asked for it, which is called so from then on.
+    Source {
+        operation: OperationId,
+        kept_as: String,
+    },
+}
+
 impl NodeBackend {
-    pub(crate) async fn begin_fork(&self, source: ClusterId, asked: ForkAsked) -> Result<Accepted, Rejected> {
-        let held = self.cluster(source)?;
+    /// `of`: the cluster whose spec it has, and whose data but for a snapshot of another one.
+    pub(crate) async fn make_fork(
+        &self,
+        of: ClusterId,
+        asked: ForkAsked,
+        becomes: Becomes,
+    ) -> Result<Accepted, Rejected> {
+        let held = self.cluster(of)?;
+        let source = match &asked.of {
+            ForkOf::Member(_) => of,
+            ForkOf::Snapshot(_, snapshot) => snapshot.cluster,
+        };
         let first_node = match &asked.of {
             ForkOf::Member(member) => node_of(&held, *member)?,
             ForkOf::Snapshot(node, _) => *node,
@@ -29,12 +50,19 @@ impl NodeBackend {
         };
         self.await_nodes(|record, nodes| place(record, nodes).is_ok()).await;
         // Whatever speaks against it is found before anything is copied.
-        let new = self.new_cluster(fork_spec(&held.spec, &asked), place)?;
+        let (spec, secrets) = match becomes {
+            Becomes::Itself => (fork_spec(&held.spec, &asked), None),
+            // Clients are to find it as they left the other one.
+            Becomes::Source { .. } => (taker_spec(&held.spec, &asked), Some(held.secrets.clone())),
+        };
+        let mut new = self.new_cluster(spec, place)?;
+        new.secrets = secrets.unwrap_or(new.secrets);
         let Some(first) = new.members.first().map(|member| member.id) else {
             return Err(Rejected::Invalid { why: "a cluster needs a member".into() });
         };
         let accepted = Accepted { operation: new.operation, cluster: new.id };
         let (backend, source_name) = (self.clone(), held.spec.name);
+        let cluster = Box::new(new);
         // It goes on where whoever asked has gone: a snapshot may be a copy.
         let recorded = tokio::spawn(async move {
             let of_now = matches!(asked.of, ForkOf::Member(_));
@@ -48,7 +76,13 @@ impl NodeBackend {
                 first,
                 keeps_passwords: asked.keeps_passwords,
             };
-            let command = Command::ForkCluster { at: WallTime::now(), cluster: Box::new(new), forked };
+            let at = WallTime::now();
+            let command = match becomes {
+                Becomes::Itself => Command::ForkCluster { at, cluster, forked },
+                Becomes::Source { operation, kept_as } => {
+                    Command::RollBackCluster { at, cluster, forked, takes_place: TakesPlace { operation, of, kept_as } }
+                }
+            };
             let recorded = backend.propose(command).await.map(drop);
             // What was taken for it alone; where nobody knows whether it was recorded, its time ends by itself.
             if of_now
@@ -103,4 +137,9 @@ fn fork_spec(source: &ClusterSpec, asked: &ForkAsked) -> ClusterSpec {
         settings,
         ..source.clone()
     }
+}
+
+/// All that the source asks for. Its schedule of snapshots comes with its place.
+fn taker_spec(source: &ClusterSpec, asked: &ForkAsked) -> ClusterSpec {
+    ClusterSpec { name: asked.name.clone(), snapshots: SnapshotSchedule::Off, ..source.clone() }
 }

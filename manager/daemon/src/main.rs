@@ -25,6 +25,7 @@ mod pki;
 mod raft_transport;
 mod recover;
 mod report;
+mod rollback;
 mod routes;
 mod server;
 mod storage;

@@ -14,6 +14,7 @@ use crate::moving::Draining;
 use crate::peers::Peers;
 use crate::raft_transport::RaftTransport;
 use crate::report::{Reporter, Reports};
+use crate::rollback::Places;
 use crate::storage::Storage;
 use crate::succession::Ended;
 use crate::{certificates, command, internal, membership, pki, server, succession, tls};
@@ -97,6 +98,7 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
         instances: instances.clone(),
         storage: storage.clone(),
         draining: Draining::default(),
+        places: Places::default(),
     };
     let router = pgstead_api::router(Arc::new(backend.clone())).merge(internal::router(
         consensus.clone(),
@@ -112,7 +114,8 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
     tokio::spawn(announce(config.clone(), identity.clone(), consensus.clone(), peers.clone(), stop.clone()));
     tokio::spawn(membership::run(consensus.clone(), stop.clone()));
     tokio::spawn(certificates::run(consensus.clone(), stop.clone()));
-    tokio::spawn(backend.drain(stop.clone()));
+    tokio::spawn(backend.clone().drain(stop.clone()));
+    tokio::spawn(backend.take_places(stop.clone()));
 
     let reports = Reports::default();
     let gateway = GatewayHealth::default();

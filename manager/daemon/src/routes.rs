@@ -24,6 +24,7 @@ fn route(record: &Record, cluster: &ClusterRecord, here: &NodeRecord) -> Cluster
     let replicas = cluster
         .members
         .values()
+        .filter(|_| cluster.aside.is_none())
         .filter(|member| {
             // In an asynchronous cluster nobody is counted, and everyone but the leader may be read from.
             config.is_some_and(|config| match config.asynchronous {
@@ -47,12 +48,12 @@ fn route(record: &Record, cluster: &ClusterRecord, here: &NodeRecord) -> Cluster
     }
 }
 
-/// The leader that clients may reach: of a confirmed epoch, and not about to hand over.
+/// The leader that clients may reach: of a confirmed epoch, not about to hand over, and not kept aside.
 fn published(cluster: &ClusterRecord) -> Option<&MemberRecord> {
     let Leadership::Confirmed { leader } = cluster.leadership else { return None };
     let draining =
         cluster.switchover.as_ref().is_some_and(|switchover| switchover.draining && switchover.from == leader);
-    cluster.members.get(&leader).filter(|_| !draining)
+    cluster.members.get(&leader).filter(|_| !draining && cluster.aside.is_none())
 }
 
 fn endpoint(record: &Record, cluster: &ClusterRecord, member: &MemberRecord) -> Option<Endpoint> {

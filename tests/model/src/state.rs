@@ -345,7 +345,7 @@ impl State {
                     senders: BTreeMap::new(),
                 });
             }
-            Action::OpenClients | Action::HoldClients => {
+            Action::OpenClients | Action::HoldClients { .. } => {
                 let open = action == Action::OpenClients;
                 let Some(primary) = self.primary_mut(n) else { return false };
                 primary.open = open;

@@ -374,7 +374,9 @@ impl World {
                 Ok(()) => Part::Done,
                 Err(why) => Part::Failed(why),
             },
-            Action::HoldClients => {
+            Action::HoldClients { by } => {
+                let notes = &mut self.machines[n].disk.notes;
+                notes.set_by = notes.set_by.max(by);
                 self.hold_clients(n);
                 Part::Done
             }
@@ -595,7 +597,7 @@ fn needs_answers(action: &Action) -> bool {
         | Action::UpdateSyncSet { .. }
         | Action::Follow { .. }
         | Action::Relay { .. }
-        | Action::HoldClients
+        | Action::HoldClients { .. }
         | Action::LimitWrites { .. }
         | Action::Checkpoint { .. } => true,
         Action::CreateVolume

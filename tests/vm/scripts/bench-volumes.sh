@@ -102,7 +102,9 @@ for _ in $(seq "$rounds"); do
 done
 
 # --- Snapshots and forks, of little and of much. ---
-port=$(grep -A 40 '"direct"' <(pgstead --output json cluster connection app) | grep -m 1 -oE '"port": *[0-9]+' | tr -dc 0-9)
+pgstead --output json cluster connection app >connection.json
+port=$(grep -A 40 '"direct"' connection.json | grep -m 1 -oE '"port": *[0-9]+' | tr -dc 0-9)
+[ -n "$port" ] || fail "there is no port of Postgres itself in $(cat connection.json)"
 # What recovery has to replay is not what is measured here.
 checkpoint() { psql -q -U postgres -h /var/lib/pgstead/run/*/ -p "$port" -c CHECKPOINT app; }
 copies() {

@@ -15,6 +15,8 @@ use pgstead_types::{
 };
 use std::collections::BTreeSet;
 
+mod aside;
+
 pub(crate) const A: MemberId = MemberId::from_u128(1);
 pub(crate) const B: MemberId = MemberId::from_u128(2);
 pub(crate) const C: MemberId = MemberId::from_u128(3);
@@ -96,6 +98,8 @@ pub(crate) fn record() -> ClusterRecord {
         upstreams: Default::default(),
         forked: None,
         returned: Default::default(),
+        takes_place: None,
+        aside: None,
     }
 }
 /// Epoch 3 is open.

@@ -17,6 +17,7 @@ use crate::routes::clusters::{ForkCluster, SpecChange};
 use crate::routes::leaders::{FailoverBody, SwitchoverBody};
 use crate::routes::moves::MoveBody;
 use crate::routes::nodes::ServiceBody;
+use crate::routes::rollback::RollBackBody;
 use crate::routes::snapshots::TakeSnapshot;
 use crate::routes::tokens::NewToken;
 use crate::view::{
@@ -153,6 +154,14 @@ impl Client {
     }
     pub async fn fork_cluster(&self, source: &str, fork: &ForkCluster) -> Result<AcceptedView, ClientError> {
         self.post(&format!("/v1/clusters/{}/forks", encode(source)), fork, None).await
+    }
+    pub async fn roll_back(&self, cluster: &str, body: &RollBackBody) -> Result<AcceptedView, ClientError> {
+        self.post(&format!("/v1/clusters/{}/rollback", encode(cluster)), body, None).await
+    }
+    /// Not once it is done.
+    pub async fn cancel_rollback(&self, cluster: &str) -> Result<AcceptedView, ClientError> {
+        let path = format!("/v1/clusters/{}/rollback", encode(cluster));
+        parse(self.answer(Ask { method: Method::DELETE, ..Ask::get(&path) }).await?)
     }
     /// With `revision`, only if the cluster is still at that one.
     pub async fn delete_cluster(&self, cluster: &str, revision: Option<u64>) -> Result<AcceptedView, ClientError> {

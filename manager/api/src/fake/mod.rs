@@ -3,7 +3,7 @@
 
 use crate::backend::{
     Accepted, Backend, FailoverChecked, ForkAsked, ForkOf, JoinAnswer, JoinRequest, MemberSeen, NewJoinToken, NodeSeen,
-    Observations, Peer, Rejected, SwitchoverAsked, SwitchoverChecked,
+    Observations, Peer, Rejected, RollBackAsked, SwitchoverAsked, SwitchoverChecked,
 };
 use async_trait::async_trait;
 mod listener;
@@ -15,7 +15,7 @@ use bytes::Bytes;
 use http_body_util::BodyExt;
 use pgstead_types::record::{
     ClusterChange, ClusterPorts, ClusterSecrets, Command, Deployment, ForcedLoss, Forked, MemberRecord, NewCluster,
-    NodeRecord, NodeService, Record, Refusal, ScheduledSwitchover, SyncSet,
+    NodeRecord, NodeService, Record, Refusal, ScheduledSwitchover, SyncSet, TakesPlace,
 };
 use pgstead_types::report::{
     ClientAccess, DataIdentity, DataSeen, MemberReport, PostgresSeen, PrimarySeen, ReceiverSeen, SenderSeen,
@@ -164,6 +164,44 @@ impl Backend for Fake {
         };
         self.apply(&Command::ForkCluster { at: WallTime(0), cluster, forked })?;
         Ok(Accepted { operation, cluster: id })
+    }
+    async fn roll_back(&self, cluster: ClusterId, asked: RollBackAsked) -> Result<Accepted, Rejected> {
+        let held = self.record().clusters[&cluster].clone();
+        let (snapshot, keep_as) = match asked {
+            RollBackAsked::To { snapshot, keep_as, .. } => (snapshot, keep_as),
+            RollBackAsked::Undo { .. } => {
+                return Err(Rejected::Conflict {
+                    why: format!("nothing is kept aside that {} has taken the place of", held.spec.name),
+                });
+            }
+        };
+        let id = ClusterId::from_u128(200 + self.record().clusters.len() as u128);
+        let operation = |n| OperationId::from_u128(1000 + self.record().operations.len() as u128 + n);
+        let spec = ClusterSpec { name: format!("{}-rollback", held.spec.name), ..held.spec.clone() };
+        let new = Box::new(new_cluster(id, operation(0), spec, 600));
+        let forked = Forked {
+            cluster,
+            name: held.spec.name.clone(),
+            member: snapshot.member,
+            snapshot: snapshot.id,
+            taken: snapshot.created,
+            first: new.members[0].id,
+            keeps_passwords: true,
+        };
+        let kept_as = keep_as.unwrap_or_else(|| format!("{}-kept", held.spec.name));
+        let takes_place = TakesPlace { operation: operation(1), of: cluster, kept_as };
+        let accepted = Accepted { operation: takes_place.operation, cluster };
+        self.apply(&Command::RollBackCluster { at: WallTime(0), cluster: new, forked, takes_place })?;
+        Ok(accepted)
+    }
+    async fn cancel_rollback(&self, cluster: ClusterId) -> Result<Accepted, Rejected> {
+        let record = self.record();
+        let none = || Rejected::Conflict { why: "no rollback is under way".into() };
+        let (taker, operation) =
+            record.taker_of(cluster).map(|(taker, place)| (taker.id, place.operation)).ok_or_else(none)?;
+        let why = "it was cancelled".to_string();
+        self.operation(taker, None, |_| ClusterChange::CancelPlace { operation, why })?;
+        Ok(Accepted { operation, cluster })
     }
     async fn delete_cluster(&self, cluster: ClusterId, revision: Option<u64>) -> Result<Accepted, Rejected> {
         self.operation(cluster, revision, |operation| ClusterChange::RequestDelete { operation })
@@ -436,7 +474,7 @@ pub fn record() -> Record {
 }
 
 fn new_cluster(id: ClusterId, operation: OperationId, spec: ClusterSpec, first_member: u128) -> NewCluster {
-    let port = if id == APP { 6000 } else { 6003 };
+    let port = if id == APP { 6000 } else { 6000 + 3 * (id.as_uuid().as_u128() as u16 - 199) };
     let members = (1..=u128::from(spec.members)).map(|n| MemberRecord {
         id: MemberId::from_u128(first_member + n),
         name: format!("{}-{n}", spec.name),

@@ -264,6 +264,37 @@ async fn a_fork_is_of_a_member_or_of_a_snapshot_of_that_cluster() {
 }
 
 #[tokio::test]
+async fn a_cluster_goes_back_to_a_snapshot_and_may_think_again() {
+    let api = router(&Fake::new(1));
+    let id = post(&api, "/v1/clusters/app/snapshots", "{}").await.json()["id"].as_str().unwrap().to_string();
+    post(&api, "/v1/clusters/app/forks", r#"{"name":"twin"}"#).await;
+    let none = "01930000-0000-7000-8000-000000000000";
+    for (path, body, problem) in [
+        ("/v1/clusters/nosuch/rollback", format!(r#"{{"snapshot":"{id}"}}"#), "not_found"),
+        ("/v1/clusters/app/rollback", "{}".to_string(), "invalid"),
+        ("/v1/clusters/app/rollback", format!(r#"{{"snapshot":"{id}","undo":true}}"#), "invalid"),
+        ("/v1/clusters/app/rollback", format!(r#"{{"snapshot":"{none}"}}"#), "not_found"),
+        ("/v1/clusters/twin/rollback", format!(r#"{{"snapshot":"{id}"}}"#), "invalid"),
+        ("/v1/clusters/app/rollback", format!(r#"{{"snapshot":"{id}","keep_as":"twin"}}"#), "exists"),
+        ("/v1/clusters/app/rollback", r#"{"undo":true}"#.to_string(), "conflict"),
+    ] {
+        assert_eq!(post(&api, path, &body).await.problem(), problem, "{path} {body}");
+    }
+    let cancel = || send(&api, request("DELETE", "/v1/clusters/app/rollback").body(Body::empty()).unwrap());
+    assert_eq!(cancel().await.problem(), "conflict");
+    let accepted = post(&api, "/v1/clusters/app/rollback", &format!(r#"{{"snapshot":"{id}"}}"#)).await;
+    assert_eq!(accepted.status, StatusCode::ACCEPTED, "{}", accepted.text);
+    let operation = format!("/v1/operations/{}", accepted.json()["operation"].as_str().unwrap());
+    let begun = get(&api, &operation).await.json();
+    assert_eq!((&begun["kind"], &begun["state"]), (&"roll_back_cluster".into(), &"running".into()));
+    assert!(begun["progress"].as_str().unwrap().contains("app-rollback is being made"), "{begun}");
+    let made = get(&api, "/v1/clusters/app-rollback").await.json();
+    assert_eq!(made["takes_place_of"]["name"], "app");
+    assert_eq!(cancel().await.status, StatusCode::ACCEPTED);
+    assert_eq!(get(&api, &operation).await.json()["state"], "failed");
+}
+
+#[tokio::test]
 async fn a_node_with_members_cannot_be_removed() {
     let api = router(&Fake::new(1));
     let held = send(&api, request("DELETE", "/v1/nodes/n2").body(Body::empty()).unwrap()).await;

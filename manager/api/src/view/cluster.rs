@@ -1,7 +1,7 @@
 //! A cluster as the API shows it. It must answer "why": who leads since when, whose acknowledgement counts, what each
 //! member is at, and what would be lost if the leader were lost now.
 
-use super::world::{cluster_ref, member_name, member_ref};
+use super::world::{cluster_named, cluster_ref, member_name, member_ref};
 use super::{ClusterRef, FindingView, ForcedView, MemberRef, MemberView, ScheduledView, SlotsView, World, finding};
 use pgstead_types::record::{ClusterRecord, EpochReason, HistoryEntry, Leadership, Lifecycle, SyncSet};
 use pgstead_types::replacement::ReplaceAfter;
@@ -30,6 +30,10 @@ pub struct ClusterView {
     pub postgres_major: u16,
     /// Whose data it began with, where it is a fork.
     pub forked: Option<ForkedView>,
+    /// The cluster that takes its place, or has taken it: until it has it back, this one takes no clients.
+    pub kept_aside_by: Option<ClusterRef>,
+    /// The cluster whose place it is to take.
+    pub takes_place_of: Option<ClusterRef>,
     #[schema(value_type = SpecSchema)]
     pub spec: ClusterSpec,
     pub ports: PortsView,
@@ -270,6 +274,8 @@ impl ClusterView {
             health,
             why,
             postgres_major: cluster.postgres_major,
+            kept_aside_by: cluster.aside.map(|aside| cluster_named(world.record, aside.to)),
+            takes_place_of: cluster.takes_place.as_ref().map(|place| cluster_named(world.record, place.of)),
             forked: cluster.forked.as_ref().map(|forked| ForkedView {
                 cluster: forked.cluster,
                 name: forked.name.clone(),
@@ -496,7 +502,7 @@ fn judge(world: &World<'_>, cluster: &ClusterRecord, members: &[MemberView]) -> 
     let Some(primary) = world.leading(cluster) else {
         return (Health::NoLeader, format!("{leader} leads by the record and is not seen to run as the primary"));
     };
-    if primary.access != ClientAccess::Open {
+    if primary.access != ClientAccess::Open && cluster.aside.is_none() {
         return (Health::NoLeader, format!("{leader} leads and does not let clients in yet"));
     }
     let set = SyncSetView::new(world, cluster);
@@ -523,6 +529,12 @@ fn judge(world: &World<'_>, cluster: &ClusterRecord, members: &[MemberView]) -> 
     if set.members.len() + 1 < members.len() && !alone && !spares {
         let total = members.len() - 1;
         return (Health::Degraded, format!("{} of {total} standbys count in the sync set", set.members.len()));
+    }
+    if cluster.aside.is_some() {
+        return (
+            Health::Healthy,
+            format!("{leader} leads and every standby streams; it is kept aside and takes no clients"),
+        );
     }
     (Health::Healthy, format!("{leader} leads and every standby streams"))
 }

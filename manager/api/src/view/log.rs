@@ -15,7 +15,8 @@ use utoipa::ToSchema;
 pub struct OperationView {
     #[schema(value_type = String, format = "uuid")]
     pub id: OperationId,
-    /// `create_cluster`, `delete_cluster`, `restart_cluster`, `update_cluster`, `switchover` or `forced_failover`.
+    /// `create_cluster`, `delete_cluster`, `restart_cluster`, `update_cluster`, `switchover`, `forced_failover`, `move_member` or
+    /// `roll_back_cluster`.
     #[schema(value_type = String, example = "create_cluster")]
     pub kind: OperationKind,
     /// Kept also after the cluster is gone.
@@ -53,11 +54,10 @@ impl OperationView {
             state,
             ended_at,
             failure,
-            progress: record
-                .clusters
-                .get(&operation.cluster)
-                .filter(|_| running)
-                .map(|cluster| describe_progress(operation.kind, cluster)),
+            progress: record.clusters.get(&operation.cluster).filter(|_| running).map(|cluster| match operation.kind {
+                OperationKind::RollBackCluster => describe_rollback(record, operation.id),
+                kind => describe_progress(kind, cluster),
+            }),
         }
     }
 
@@ -78,6 +78,22 @@ fn moving(cluster: &ClusterRecord) -> Vec<String> {
         Standing::Leaving => Some(format!("{} is leaving", member.name)),
     };
     cluster.members.values().filter_map(text).collect()
+}
+
+fn describe_rollback(record: &Record, operation: OperationId) -> String {
+    let is_it = |held: &&ClusterRecord| held.takes_place.as_ref().is_some_and(|place| place.operation == operation);
+    let Some(taker) = record.clusters.values().find(is_it) else { return "it is over".to_string() };
+    let of = taker.takes_place.as_ref().and_then(|place| record.clusters.get(&place.of));
+    let name = &taker.spec.name;
+    match of {
+        Some(of) if of.aside.is_some_and(|aside| aside.to == taker.id) => {
+            format!("{} lets go of its clients, and {name} takes its place", of.spec.name)
+        }
+        _ if taker.creating.is_some() => {
+            format!("{name} is being made: {}", describe_progress(OperationKind::CreateCluster, taker))
+        }
+        _ => format!("{name} is to be all that its spec says"),
+    }
 }
 
 fn describe_progress(kind: OperationKind, cluster: &ClusterRecord) -> String {

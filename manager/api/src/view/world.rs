@@ -4,7 +4,7 @@ use super::{ClusterRef, MemberRef, NodeRef};
 use crate::backend::{MemberSeen, Observations};
 use pgstead_types::record::{ClusterRecord, MemberRecord, Record};
 use pgstead_types::report::PrimarySeen;
-use pgstead_types::{MemberId, NodeId};
+use pgstead_types::{ClusterId, MemberId, NodeId};
 
 /// A report older than this says what was, not what is. Nodes report every second or so; shorter would flicker at
 /// one lost report, longer would call a dead leader healthy.
@@ -50,6 +50,14 @@ pub(super) fn is_fresh(seen: &MemberSeen) -> bool {
 
 pub(super) fn cluster_ref(cluster: &ClusterRecord) -> ClusterRef {
     ClusterRef { id: cluster.id, name: cluster.spec.name.clone() }
+}
+
+/// By its id where it is gone.
+pub(super) fn cluster_named(record: &Record, cluster: ClusterId) -> ClusterRef {
+    match record.clusters.get(&cluster) {
+        Some(held) => cluster_ref(held),
+        None => ClusterRef { id: cluster, name: cluster.to_string() },
+    }
 }
 
 pub(super) fn member_ref(member: &MemberRecord) -> MemberRef {

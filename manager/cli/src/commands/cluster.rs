@@ -1,6 +1,6 @@
 //! `pgstead cluster`.
 
-use super::leaders;
+use super::{leaders, rollback};
 use crate::args::{ClusterCommands, WaitArgs};
 use crate::exit::{Exit, Failure};
 use crate::screen::Screen;
@@ -37,6 +37,7 @@ pub async fn run(command: &ClusterCommands, client: &Client, screen: &mut Screen
             );
             finish(client, &accepted, args.wait, screen, &done).await
         }
+        ClusterCommands::Rollback(args) => rollback::run(args, client, screen).await,
         ClusterCommands::List => screen.show(&client.clusters().await?, |all, width| render::clusters(all, width)),
         ClusterCommands::Show { name } => screen.show(&client.cluster(name).await?, render::cluster),
         ClusterCommands::Delete { name, yes, wait } => {

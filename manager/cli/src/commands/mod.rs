@@ -7,6 +7,7 @@ mod member;
 pub mod node;
 mod operation;
 mod psql;
+mod rollback;
 mod snapshot;
 mod volume;
 

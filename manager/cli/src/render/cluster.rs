@@ -80,6 +80,12 @@ pub fn cluster(view: &ClusterView, width: u16) -> String {
         ),
         ("created", format!("{}, revision {}", view.created_at, view.revision)),
     ];
+    if let Some(by) = &view.kept_aside_by {
+        facts.push(("kept aside", format!("takes no clients; its place is {}'s", by.name)));
+    }
+    if let Some(of) = &view.takes_place_of {
+        facts.push(("takes place", format!("of {}, when it is complete", of.name)));
+    }
     if let Some(forked) = &view.forked {
         facts.push(("forked from", format!("{} as it was at {}", forked.name, forked.taken_at)));
     }

@@ -26,6 +26,9 @@ const WITH_MEMBERS_MOVING: u32 = 2;
 /// And of one with forks, with a member that is being replaced elsewhere, or with a node that takes no members.
 const WITH_MOVES: u32 = 3;
 
+/// And of one in which a cluster is to take another one's place, or is kept aside.
+const WITH_PLACES: u32 = 4;
+
 const BLANK: &str = "blank";
 const MEMBERSHIP: &str = "membership";
 const RECORD: &str = "record";
@@ -235,6 +238,7 @@ impl Serialize for SnapshotEnvelope {
         match self {
             Self::Known(record) => {
                 let version = match () {
+                    () if record.has_places_taken() => WITH_PLACES,
                     () if record.has_moves_or_forks() => WITH_MOVES,
                     () if record.has_members_moving() => WITH_MEMBERS_MOVING,
                     () => VERSION,
@@ -248,7 +252,7 @@ impl Serialize for SnapshotEnvelope {
 impl<'de> Deserialize<'de> for SnapshotEnvelope {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         let Envelope { version, kind, body } = Envelope::deserialize(from)?;
-        if version > WITH_MOVES || kind != RECORD {
+        if version > WITH_PLACES || kind != RECORD {
             return Ok(Self::Unknown { version, kind, body });
         }
         serde_json::from_value(body).map(|record| Self::Known(Arc::new(record))).map_err(D::Error::custom)
@@ -272,7 +276,7 @@ impl StoredSnapshot {
             SnapshotEnvelope::Known(record) => record,
             SnapshotEnvelope::Unknown { version, kind, .. } => {
                 return Err(format!(
-                    "it is a {kind:?} of version {version}, and this build knows {RECORD:?} up to {WITH_MOVES}"
+                    "it is a {kind:?} of version {version}, and this build knows {RECORD:?} up to {WITH_PLACES}"
                 ));
             }
         };

@@ -2,8 +2,8 @@
 
 use super::*;
 use pgstead_types::record::{
-    ClusterChange, ClusterPorts, ClusterSecrets, Deployment, Forked, JoinToken, LogFetch, MemberRecord, NewCluster,
-    NodeRecord, NodeService, Standing,
+    Aside, ClusterChange, ClusterPorts, ClusterSecrets, Deployment, Forked, JoinToken, LogFetch, MemberRecord,
+    NewCluster, NodeRecord, NodeService, Standing, TakesPlace,
 };
 use pgstead_types::spec::ClusterSpec;
 use pgstead_types::{
@@ -77,6 +77,13 @@ fn one_of_each() -> Vec<Command> {
         first: MemberId::from_u128(300),
         keeps_passwords: true,
     };
+    let takes_place = TakesPlace {
+        operation: OperationId::from_u128(202),
+        of: ClusterId::from_u128(100),
+        kept_as: "app-kept".into(),
+    };
+    let rollback =
+        Command::RollBackCluster { at, cluster: Box::new(cluster.clone()), forked: forked.clone(), takes_place };
     let fork = Command::ForkCluster { at, cluster: Box::new(cluster.clone()), forked };
     vec![
         Command::Found { at, deployment, node: node() },
@@ -101,6 +108,8 @@ fn one_of_each() -> Vec<Command> {
         },
         fork,
         Command::SetNodeService { at, node: NodeId::from_u128(1), service: NodeService::Draining },
+        rollback,
+        Command::TakePlace { at, cluster: ClusterId::from_u128(101), revision: 7, of_revision: 8 },
     ]
 }
 
@@ -141,6 +150,9 @@ fn later_changes() -> Vec<Command> {
         ClusterChange::UpdateSpec { operation, spec: logical, consumer_password },
         ClusterChange::MoveMember { operation, member: MemberId::from_u128(300), added },
         ClusterChange::CancelMove { operation, why: "why".into() },
+        ClusterChange::SetAside { to: ClusterId::from_u128(101) },
+        ClusterChange::TakeBackPlace { operation, kept_as: "app-undone".into() },
+        ClusterChange::CancelPlace { operation, why: "why".into() },
     ];
     let (at, cluster) = (WallTime(1_700_000_000_000), ClusterId::from_u128(100));
     changes.map(|change| Command::ChangeCluster { at, cluster, revision: 7, change }).into()
@@ -160,6 +172,8 @@ fn kind(command: &Command) -> &'static str {
         Command::RecoverQuorum { .. } => "recover_quorum",
         Command::ForkCluster { .. } => "fork_cluster",
         Command::SetNodeService { .. } => "set_node_service",
+        Command::RollBackCluster { .. } => "roll_back_cluster",
+        Command::TakePlace { .. } => "take_place",
     }
 }
 
@@ -218,7 +232,7 @@ fn an_unknown_kind_is_carried_as_it_came() {
 #[test]
 fn a_snapshot_survives_its_stored_form() {
     let mut record = Record::default();
-    let first = |command: &Command| !matches!(kind(command), "fork_cluster" | "set_node_service");
+    let first = |command: &Command| !matches!(kind(command), "fork_cluster" | "set_node_service" | "roll_back_cluster");
     for command in one_of_each().into_iter().filter(first) {
         record.apply(&command).ok(); // Some refuse, as they should; the record is filled all the same.
     }
@@ -236,9 +250,9 @@ fn a_snapshot_survives_its_stored_form() {
     assert_eq!(read.meta, snapshot.meta);
     assert_eq!(read.snapshot, snapshot.snapshot);
 
-    let newer = text.replacen(r#""version":1"#, r#""version":4"#, 1);
+    let newer = text.replacen(r#""version":1"#, r#""version":5"#, 1);
     let why = serde_json::from_str::<StoredSnapshot>(&newer).unwrap().into_raft().unwrap_err();
-    assert!(why.contains("version 4"), "{why}");
+    assert!(why.contains("version 5"), "{why}");
 
     // A voter that knows nothing of members that move stops at this, instead of forgetting them.
     let mut moving = Record::default();
@@ -256,6 +270,10 @@ fn a_snapshot_survives_its_stored_form() {
     cluster.members.values_mut().next().expect("it has a member").standing = Standing::Leaving;
     let mut cordoned = moving.clone();
     cordoned.nodes.values_mut().next().expect("the record has a node").service = NodeService::Cordoned;
+    let mut aside = cordoned.clone();
+    let to = ClusterId::from_u128(101);
+    aside.clusters.values_mut().next().expect("the record has a cluster").aside = Some(Aside { to, revision: 7 });
+    let aside = Snapshot { snapshot: Arc::new(aside), ..snapshot.clone() };
     let cordoned = Snapshot { snapshot: Arc::new(cordoned), ..snapshot.clone() };
     let moving = Snapshot { snapshot: Arc::new(moving), ..snapshot };
     let text = serde_json::to_string(&StoredSnapshot::from(&moving)).unwrap();
@@ -266,4 +284,8 @@ fn a_snapshot_survives_its_stored_form() {
     assert!(text.contains(r#""version":3,"kind":"record""#), "{text}");
     let read = serde_json::from_str::<StoredSnapshot>(&text).unwrap().into_raft().unwrap();
     assert_eq!(read.snapshot, cordoned.snapshot);
+    let text = serde_json::to_string(&StoredSnapshot::from(&aside)).unwrap();
+    assert!(text.contains(r#""version":4,"kind":"record""#), "{text}");
+    let read = serde_json::from_str::<StoredSnapshot>(&text).unwrap().into_raft().unwrap();
+    assert_eq!(read.snapshot, aside.snapshot);
 }

@@ -89,6 +89,8 @@ pub(crate) fn world() -> World {
         upstreams: BTreeMap::new(),
         forked: None,
         returned: BTreeMap::new(),
+        takes_place: None,
+        aside: None,
     };
     let now = Tick::from_millis(100_000);
     let observed = Observed { now, revision: 1, ..Observed::default() };

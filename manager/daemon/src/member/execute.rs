@@ -161,7 +161,10 @@ impl Executor<'_> {
                 Ok(self.instance.follow(&source).await?)
             }
             Action::Relay { epoch, admitted } => Ok(self.instance.relay(*epoch, admitted).await?),
-            Action::HoldClients => Ok(self.instance.hold_clients().await?),
+            Action::HoldClients { by } => {
+                self.note(|noted| noted.set_by = noted.set_by.max(*by))?;
+                Ok(self.instance.hold_clients().await?)
+            }
             Action::LimitWrites { read_only } => {
                 if *read_only {
                     tracing::warn!(cluster = %self.cluster.spec.name, member = %self.member, "takes no writes: its pool has little room left");

@@ -126,6 +126,12 @@ impl Record {
             }
             Command::CreateCluster { at, cluster } => self.create_cluster(*at, cluster, None)?,
             Command::ForkCluster { at, cluster, forked } => self.create_cluster(*at, cluster, Some(forked))?,
+            Command::RollBackCluster { at, cluster, forked, takes_place } => {
+                self.begin_rollback(*at, cluster, forked, takes_place)?;
+            }
+            Command::TakePlace { at, cluster, revision, of_revision } => {
+                self.take_place(*at, *cluster, *revision, *of_revision)?;
+            }
             Command::ChangeCluster { at, cluster, revision, change } => {
                 self.change_cluster(*at, *cluster, *revision, change)?;
             }
@@ -149,7 +155,12 @@ impl Record {
         }
     }
 
-    fn create_cluster(&mut self, at: WallTime, new: &NewCluster, forked: Option<&Forked>) -> Result<(), Refusal> {
+    pub(super) fn create_cluster(
+        &mut self,
+        at: WallTime,
+        new: &NewCluster,
+        forked: Option<&Forked>,
+    ) -> Result<(), Refusal> {
         if self.clusters.contains_key(&new.id) || self.cluster_named(&new.spec.name).is_some() {
             return Err(Refusal::Exists { what: "cluster".into(), name: new.spec.name.clone() });
         }
@@ -222,6 +233,8 @@ impl Record {
             upstreams: Default::default(),
             forked: forked.cloned(),
             returned: Default::default(),
+            takes_place: None,
+            aside: None,
         };
         let message = match forked {
             Some(forked) => {
@@ -279,13 +292,15 @@ impl Record {
         if let Some(node) = nodes.find(|node| !node.service.is_open()) {
             return Err(conflict(format!("node {} takes no members now; look again and decide anew", node.name)));
         }
+        self.check_places(held, change)?;
         // On a copy: a refusal half way leaves the record as it was.
-        let mut cluster = held.clone();
+        let before = held.clone();
+        let mut cluster = before.clone();
         let mut outcome = Outcome::default();
         cluster.change(change, &mut outcome)?;
         cluster.drop_void_upstreams();
         cluster.revision += 1;
-        cluster.note_returned(held);
+        cluster.note_returned(&before);
         let name = cluster.spec.name.clone();
         if cluster.is_gone() {
             self.clusters.remove(&id);
@@ -301,10 +316,18 @@ impl Record {
         for (kind, message) in outcome.events {
             self.note(at, kind, message, Some(id), None);
         }
+        self.reopen_those_aside(at, change, &before);
         Ok(())
     }
 
-    fn start_operation(&mut self, at: WallTime, id: OperationId, kind: OperationKind, cluster: ClusterId, name: &str) {
+    pub(super) fn start_operation(
+        &mut self,
+        at: WallTime,
+        id: OperationId,
+        kind: OperationKind,
+        cluster: ClusterId,
+        name: &str,
+    ) {
         if self.operations.len() >= OPERATIONS_MAX {
             // Ids are UUIDs v7, so the first ended one is the oldest.
             let oldest = self.operations.iter().find(|(_, held)| held.state != OperationState::Running);
@@ -555,6 +578,9 @@ impl ClusterRecord {
                 outcome.event("delete_requested", format!("deletion of cluster {} requested", self.spec.name));
                 Ok(())
             }
+            ClusterChange::SetAside { to } => self.set_aside(*to, outcome),
+            ClusterChange::TakeBackPlace { operation, kept_as } => self.take_back_place(*operation, kept_as, outcome),
+            ClusterChange::CancelPlace { operation, why } => self.cancel_place(*operation, why, outcome),
             ClusterChange::NoteRemoved { member } => self.note_removed(*member, outcome),
             ClusterChange::ReplaceSecrets { secrets } => {
                 self.secrets = secrets.clone();

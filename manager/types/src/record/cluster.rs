@@ -3,6 +3,7 @@
 use super::fetch::LogFetch;
 use super::members::{Departed, Moving, Standing};
 use super::operator::{ForcedEpoch, Planned};
+use super::place::{Aside, TakesPlace};
 use super::recovery::Recovered;
 use super::sync_set::{SetChange, SyncSet};
 use crate::ids::{ClusterId, Incarnation, MemberId, NodeId, OperationId, SnapshotId, VolumeId};
@@ -69,6 +70,12 @@ pub struct ClusterRecord {
     /// lets them in: until then that they do not hear the leader says nothing of it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub returned: BTreeMap<Incarnation, u64>,
+    /// Whose place it takes as soon as it is what its spec says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub takes_place: Option<TakesPlace>,
+    /// It takes no clients.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub aside: Option<Aside>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -99,7 +106,7 @@ pub struct Forked {
     pub keeps_passwords: bool,
 }
 
-/// Ports, the same on every node, recorded at creation and stable for life.
+/// Ports, the same on every node, recorded at creation. Those of the gateways go with the name, where another cluster takes this one's place.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct ClusterPorts {
     /// The members' own Postgres.

@@ -4,6 +4,7 @@
 use super::cluster::{ClusterPorts, ClusterSecrets, EpochReason, Forked, PossibleLoss};
 use super::fetch::LogFetch;
 use super::operator::{ForcedLoss, ScheduledSwitchover};
+use super::place::TakesPlace;
 use super::sync_set::SyncSet;
 use super::{Deployment, JoinToken, MemberRecord, NodeRecord, NodeService};
 use crate::ids::{ClusterId, Incarnation, MemberId, NodeId, OperationId, RecoveryId, TokenId};
@@ -59,6 +60,21 @@ pub enum Command {
         at: WallTime,
         cluster: Box<NewCluster>,
         forked: Forked,
+    },
+    /// The same for a fork that is to take its source's place: the source goes back to what it was then.
+    RollBackCluster {
+        at: WallTime,
+        cluster: Box<NewCluster>,
+        forked: Forked,
+        takes_place: TakesPlace,
+    },
+    /// A cluster takes the place of one that is set aside, and that one's leader has been seen to take no clients. Decided on exactly
+    /// these revisions of the two.
+    TakePlace {
+        at: WallTime,
+        cluster: ClusterId,
+        revision: u64,
+        of_revision: u64,
     },
     /// A change of one cluster, decided on exactly that revision of it.
     ChangeCluster {
@@ -269,6 +285,21 @@ pub enum ClusterChange {
     },
     RequestDelete {
         operation: OperationId,
+    },
+    /// The cluster takes no clients from now on: that one takes its place.
+    SetAside {
+        to: ClusterId,
+    },
+    /// A cluster that is kept aside takes the place back of the one that has taken it.
+    TakeBackPlace {
+        operation: OperationId,
+        /// What that one is called from then on.
+        kept_as: String,
+    },
+    /// It takes nobody's place after all.
+    CancelPlace {
+        operation: OperationId,
+        why: String,
     },
     /// The volume of a member is gone, of a deleted cluster or of one that it has left.
     NoteRemoved {

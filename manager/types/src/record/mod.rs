@@ -2,7 +2,7 @@
 //!
 //! `cluster` describes one cluster, `command` the log entries, `apply` the only way in which a record
 //! changes, `epoch` how one epoch comes to be, `operator` what people have asked of a cluster beyond its spec, `cascade`
-//! who streams from another standby.
+//! who streams from another standby, `place` how a cluster takes another one's place.
 
 mod apply;
 mod cascade;
@@ -12,6 +12,7 @@ mod epoch;
 mod fetch;
 mod members;
 mod operator;
+mod place;
 mod recovery;
 mod sync_set;
 mod update;
@@ -28,6 +29,7 @@ use apply::{Outcome, conflict};
 pub use command::{ClusterChange, Command, NewCluster};
 pub use fetch::LogFetch;
 pub use operator::{ASKED_BY_MAX, ForcedEpoch, ForcedLoss, PastSwitchover, Planned, ScheduledSwitchover};
+pub use place::{Aside, TakesPlace};
 pub use recovery::Recovered;
 
 use crate::ids::{ClusterId, DeploymentId, NodeId, OperationId, TokenId};
@@ -170,6 +172,7 @@ pub enum OperationKind {
     Switchover,
     ForcedFailover,
     MoveMember,
+    RollBackCluster,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]

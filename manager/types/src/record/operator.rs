@@ -217,6 +217,9 @@ impl ClusterRecord {
         if let Some(moving) = self.moving.take() {
             outcome.also_end.push((moving.operation, Some(why.to_string())));
         }
+        if let Some(place) = self.takes_place.take() {
+            outcome.also_end.push((place.operation, Some(why.to_string())));
+        }
         if let Some(forced) = self.forced.last_mut().filter(|forced| !forced.ended) {
             forced.ended = true;
             outcome.also_end.push((forced.operation, Some(why.to_string())));

@@ -65,7 +65,7 @@ fn world() -> Record {
 }
 
 /// Of the cluster that is there: one member, on node 2.
-fn fork_of(record: &Record) -> (NewCluster, Forked) {
+pub(super) fn fork_of(record: &Record) -> (NewCluster, Forked) {
     let source = &record.clusters[&APP];
     let member = MemberRecord {
         id: MemberId::from_u128(11),

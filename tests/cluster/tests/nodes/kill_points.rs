@@ -8,7 +8,7 @@ use crate::support::{Bed, LATER, LONG_LEASE, SOON};
 use anyhow::{Context, bail, ensure};
 use pgstead_api::client::ClientError;
 use pgstead_api::view::{ClusterView, Health, Phase};
-use pgstead_api::{Code, ForkCluster, SpecChange};
+use pgstead_api::{Code, ForkCluster, RollBackBody, SpecChange};
 use pgstead_cluster_tests::{Process, Setup, Target, Testbed, until};
 use pgstead_types::Step;
 use pgstead_types::spec::{Cascade, ClusterSpec};
@@ -38,6 +38,8 @@ enum Operation {
     Deletion,
     /// A cluster begins with the data of another one.
     Forking,
+    /// A cluster goes back to a snapshot, and what it was is kept aside.
+    RollingBack,
     /// The standby that must be chosen for its log has a full disk; gone through in `faults::disk`.
     Fetch,
     /// No node's pool has room left; gone through in `faults::disk`.
@@ -66,7 +68,7 @@ fn operations(step: Step) -> &'static [Operation] {
         Step::UpdateSyncSet => &[Failover, Divergence],
         Step::Follow => &[Creation, Failover],
         Step::Relay => &[Cascading],
-        Step::HoldClients => &[Switchover],
+        Step::HoldClients => &[Switchover, RollingBack],
         Step::LimitWrites => &[FullPools],
         Step::Checkpoint => &[Switchover],
         Step::StopCleanly => &[Switchover],
@@ -458,6 +460,36 @@ async fn a_fork_is_made_though_daemons_die_at_every_step() -> anyhow::Result<()>
     mortals.until_all_died_and(async |bed| well(bed).await.map(|_| ())).await?;
     let inside = crate::support::session(&bed.read_write("app").await?).await?;
     let rows: i64 = inside.query_one("SELECT count(*) FROM kept", &[]).await?.get(0);
+    ensure!(rows == 100, "{rows} rows");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_goes_back_though_every_daemon_dies_when_it_lets_go_of_clients() -> anyhow::Result<()> {
+    let config = LONG_LEASE.to_string();
+    let mut bed = Bed::start_with(Setup { nodes: 2, config, ..Setup::default() }).await?;
+    bed.create_cluster(&ClusterSpec { members: 2, ..ClusterSpec::named("app") }).await?;
+    let app = bed.read_write("app").await?;
+    let owner = crate::support::session(&app).await?;
+    owner.batch_execute("CREATE TABLE kept AS SELECT generate_series(1, 100) AS id").await?;
+    let id = crate::rollback::snapshot(&bed, "app").await?;
+    owner.batch_execute("DELETE FROM kept").await?;
+    let mut mortals = Mortals::begin(&mut bed, Operation::RollingBack, &[1, 2]).await?;
+    let client = mortals.bed.client()?;
+    let body = RollBackBody { snapshot: Some(id), ..RollBackBody::default() };
+    mortals
+        .ask("the rollback is accepted", async || match client.roll_back("app", &body).await {
+            // An earlier request was, whose answer is lost.
+            Err(error) if error.code() == Some(Code::Conflict) && error.to_string().contains("already") => Ok(()),
+            asked => asked.map(|_| ()),
+        })
+        .await?;
+    let taken = async |bed: &Testbed| {
+        let view = well(bed).await?;
+        if view.forked.is_some() && view.takes_place_of.is_none() { Ok(()) } else { Err("it is not taken yet".into()) }
+    };
+    mortals.until_all_died_and(taken).await?;
+    let rows: i64 = crate::support::session(&app).await?.query_one("SELECT count(*) FROM kept", &[]).await?.get(0);
     ensure!(rows == 100, "{rows} rows");
     Ok(())
 }

@@ -18,6 +18,7 @@ mod moves;
 mod operator;
 mod orphans;
 mod planned;
+mod rollback;
 mod slots;
 mod support;
 mod sync_set;
