@@ -39,4 +39,4 @@ pub use observed::{Connection, Memory, NodeSeen, Observed, Policy};
 pub use placement::{PlacementError, place, place_fork, place_more, place_move};
 pub use quorum::{Missing, electable};
 pub use switchover_check::{Overrule, SwitchoverCheck, check_switchover, closest_standby};
-pub use takes_place::{PlaceStep, take_place};
+pub use takes_place::{PlaceStep, take_place, takes_no_clients};

@@ -79,7 +79,12 @@ fn is_complete(cluster: &ClusterRecord, observed: &Observed, policy: &Policy) ->
 
 /// Whether its leader has said so by a record that has it, and will not let anybody in by an older one. A leader of a later epoch
 /// begins with a record that has it; until there is one, an old leader that is not heard may still take clients.
-fn takes_no_clients(cluster: &ClusterRecord, aside: Aside, observed: &Observed, policy: &Policy) -> Result<(), String> {
+pub fn takes_no_clients(
+    cluster: &ClusterRecord,
+    aside: Aside,
+    observed: &Observed,
+    policy: &Policy,
+) -> Result<(), String> {
     let name = &cluster.spec.name;
     let Leadership::Confirmed { leader } = cluster.leadership else {
         return Err(format!("{name} has no confirmed leader, so nobody can say that an earlier one takes no clients"));

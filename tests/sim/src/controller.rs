@@ -90,6 +90,7 @@ impl World {
         controller.observed.revision = record.revision;
         controller.observed.places = crate::cascade::places(&record);
         let plan = pgstead_core::decide(cluster, &controller.observed, &policy, &mut controller.memory);
+        let rolls_back = crate::rollback::next(&record, &controller.observed, &policy, now);
         let codes: BTreeSet<String> = plan.findings.iter().map(|finding| finding.code.clone()).collect();
         let before = std::mem::replace(&mut controller.findings, codes.clone());
         let wake = plan.wake_at.filter(|at| controller.woken_at != Some(*at));
@@ -106,7 +107,7 @@ impl World {
                 Some(Command::ChangeCluster { at, cluster: CLUSTER, revision: cluster.revision, change })
             }
             (None, Some((operation, failure))) => Some(Command::EndOperation { at, operation, failure }),
-            (None, None) => None,
+            (None, None) => rolls_back,
         };
         if let Some(at) = wake {
             self.after_own(n, at.since(now), Event::Decide { node: n, session });

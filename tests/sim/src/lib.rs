@@ -18,6 +18,7 @@ pub mod operator;
 pub mod postgres;
 pub mod raft;
 pub mod rng;
+pub mod rollback;
 pub mod run;
 pub mod scenario;
 pub mod tally;

@@ -56,6 +56,13 @@ impl World {
         thawed.filter_map(|n| Some((self.raft.leads(n)?, n))).max().map(|(_, n)| n)
     }
 
+    /// To whoever leads, where somebody does.
+    pub fn propose(&mut self, command: Command) {
+        if let Some(n) = self.newest_controller() {
+            self.propose_by_hand(n, command);
+        }
+    }
+
     fn propose_by_hand(&mut self, n: usize, command: Command) {
         self.serial += 1;
         self.tickets.insert(self.serial, (usize::MAX, 0));

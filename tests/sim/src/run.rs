@@ -16,6 +16,8 @@ use std::time::Duration;
 /// deadline that a healed world may have to wait for is the switchover's checkpoint (120 s).
 const SETTLE: Duration = Duration::from_secs(60);
 const HEAL: Duration = Duration::from_secs(180);
+/// A request is lost where nobody leads, or where who leads is lost.
+const ASKED_MAX: usize = 20;
 
 pub struct Course {
     pub seed: u64,
@@ -107,6 +109,9 @@ fn text_of(panic: &(dyn std::any::Any + Send)) -> String {
 /// Faults are over: it heals, and writes work.
 fn heal(world: &mut World) -> Result<(), String> {
     world.calm();
+    if world.rolled_back {
+        stay(world)?;
+    }
     let end = world.now + HEAL;
     let waits = |world: &World| unsettled(world).is_none() || world.next_leader_by_hand().is_some();
     if world.run_until(end, waits)?
@@ -130,6 +135,17 @@ fn heal(world: &mut World) -> Result<(), String> {
     let end = world.now + Duration::from_secs(3);
     world.run_until(end, |world| world.member_machines().into_iter().all(|n| lost_rows(world, n).is_empty()))?;
     final_state(world)
+}
+
+/// What was asked for while nothing could be recorded is recorded first, and then whoever wants the cluster as it is asks until that is.
+fn stay(world: &mut World) -> Result<(), String> {
+    for _ in 0..ASKED_MAX {
+        world.run_for(Duration::from_secs(5))?;
+        if !world.keep_as_it_is() {
+            return Ok(());
+        }
+    }
+    Err("what was to take the cluster's place is not deleted in a sound world".into())
 }
 
 fn course(world: &mut World) -> Result<(), String> {

@@ -173,6 +173,8 @@ pub struct World {
     pub given_up: BTreeSet<u64>,
     /// The cluster begins as an asynchronous one, and may become one again.
     pub asynchronous: bool,
+    /// Another cluster was to take its place, and is to be deleted before the end.
+    pub rolled_back: bool,
     pub operation: u128,
     pub checks: Checks,
     pub traps: Traps,
@@ -232,6 +234,7 @@ impl World {
             row: 0,
             given_up: BTreeSet::new(),
             asynchronous: spec.is_asynchronous(),
+            rolled_back: false,
             operation: 1,
             checks: Checks::default(),
             traps: Traps::default(),

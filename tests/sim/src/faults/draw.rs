@@ -130,6 +130,10 @@ impl World {
         if self.later.chance(12) {
             self.draw_full_pools();
         }
+        if self.later.chance(10) {
+            let (at, kept) = (self.now + self.later.ms(0, 3000), self.later.ms(0, 12_000));
+            self.both(Span { at, until: at + kept }, Fault::RollBack, Fault::KeepAsItIs);
+        }
     }
 
     fn has_corrupted(&self) -> bool {

@@ -70,6 +70,7 @@ kinds! {
     /// Its leader's log is long then, and nobody was told of anything in it.
     BulkWritten = "much written by one transaction that does not commit",
     CascadeChanged = "standbys are to be fed by others, or no longer",
+    RolledBack = "cluster to go back to a snapshot",
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -159,6 +160,10 @@ pub enum Fault {
     KillLeaderIn(Phase),
     Switchover(usize),
     Restart,
+    /// Another cluster is to take this one's place.
+    RollBack,
+    /// It is not, or no longer.
+    KeepAsItIs,
     /// Another `k`, and what happens when so many are not there.
     ChangeCascade(Cascade),
     ChangeSpec {
@@ -216,6 +221,7 @@ impl Fault {
             Fault::LoseQuorum => FaultKind::QuorumLost,
             Fault::Switchover(_) => FaultKind::SwitchoverRequested,
             Fault::Restart => FaultKind::RestartRequested,
+            Fault::RollBack => FaultKind::RolledBack,
             Fault::ChangeCascade(_) => FaultKind::CascadeChanged,
             Fault::ChangeSpec { .. } => FaultKind::SpecChanged,
             Fault::StartDaemon(_)
@@ -233,6 +239,7 @@ impl Fault {
             | Fault::GoodReports
             | Fault::GoodRaft
             | Fault::RegainQuorum
+            | Fault::KeepAsItIs
             | Fault::KillControllerIn(_)
             | Fault::KillLeaderIn(_)
             | Fault::KillWhoLeads
@@ -262,6 +269,7 @@ impl Fault {
             Fault::GoodReports => "reports good",
             Fault::GoodRaft => "raft messages good",
             Fault::RegainQuorum => "quorum of the consensus back",
+            Fault::KeepAsItIs => "cluster to stay as it is",
             Fault::KillControllerIn(_) => "controller to be killed in a phase",
             Fault::KillLeaderIn(_) => "leader's node to be killed in a phase",
             Fault::KillWhoLeads => "whoever leads now is killed",
@@ -317,6 +325,8 @@ impl Fault {
             | Fault::RegainQuorum
             | Fault::LosePowerAtPromise
             | Fault::KillWhoLeads
+            | Fault::RollBack
+            | Fault::KeepAsItIs
             | Fault::Restart => String::new(),
         };
         format!("fault     {what} {whom}").trim_end().to_string()
@@ -407,6 +417,10 @@ impl World {
                 if let Some(more) = more.checked_sub(1) {
                     self.after(cut + whole, Event::Fault(Fault::Flap { between: (a, b), more }));
                 }
+            }
+            Fault::RollBack => self.roll_back(),
+            Fault::KeepAsItIs => {
+                self.keep_as_it_is();
             }
             Fault::SlowDisk(n) => self.machines[n].slow = 40,
             Fault::SlowVolume(n) => self.machines[n].slow_volume = 120,

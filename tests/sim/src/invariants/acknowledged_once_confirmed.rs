@@ -1,6 +1,6 @@
 //! Nothing is acknowledged in an unconfirmed epoch, and once an epoch acknowledges, no older one does. Only the late word
 //! of a commit that was decided in time may still come: a primary that was frozen between the last acknowledgement that
-//! it needed and its answer. The newer leader has that row.
+//! it needed and its answer. The newer leader has that row. Nor is anything acknowledged once another cluster has the place.
 
 use super::Checks;
 use crate::world::CLUSTER;
@@ -34,6 +34,9 @@ impl Checks {
                 member + 1,
                 self.acknowledged_in
             ));
+        }
+        if crate::rollback::is_taken(record) && !newer_leader_has_it {
+            self.break_rule(format!("app-{} acknowledges row {row} though another cluster has its place", member + 1));
         }
         self.acknowledged_in = self.acknowledged_in.max(epoch);
         let Some(cluster) = record.clusters.get(&CLUSTER) else { return };
