@@ -131,8 +131,7 @@ impl World {
             self.draw_full_pools();
         }
         if self.later.chance(10) {
-            let (at, kept) = (self.now + self.later.ms(0, 3000), self.later.ms(0, 12_000));
-            self.both(Span { at, until: at + kept }, Fault::RollBack, Fault::KeepAsItIs);
+            self.draw_rollback();
         }
     }
 
@@ -214,6 +213,21 @@ impl World {
                 self.at(until, Event::Fault(Fault::FreePool(node)));
             }
             at = (at + self.later.ms(0, 3000)).min(until);
+        }
+    }
+
+    /// With luck the leader's daemon comes back with a record from before, once another cluster has the place.
+    fn draw_rollback(&mut self) {
+        let (at, kept) = (self.now + self.later.ms(0, 3000), self.later.ms(0, 12_000));
+        self.both(Span { at, until: at + kept }, Fault::RollBack, Fault::KeepAsItIs);
+        if self.later.chance(60) {
+            let node = self.later.below(self.members as u64) as usize;
+            let killed = at + self.later.ms(100, 1500);
+            let shown = Span { at: killed + self.later.ms(50, 500), until: at + kept.max(Duration::from_secs(3)) };
+            let back = 1 + self.later.below(4) as usize;
+            self.at(killed, Event::Fault(Fault::KillDaemon(node)));
+            self.both(shown, Fault::RecentRecord { node, back }, Fault::NewRecord(node));
+            self.at(shown.at, Event::Fault(Fault::StartDaemon(node)));
         }
     }
 
