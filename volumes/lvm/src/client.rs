@@ -87,8 +87,16 @@ pub struct Snapshot {
     pub of: LvPath,
     pub name: LvName,
     pub tags: BTreeSet<Tag>,
-    /// One that is not can be written to, and is a volume like any other.
-    pub read_only: bool,
+    pub use_as: SnapshotUse,
+}
+
+/// What a copy is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SnapshotUse {
+    /// It is read-only, and made inactive.
+    Kept,
+    /// It is a volume like any other, and active when it is made.
+    Written,
 }
 
 /// LVM on this host. Cheap to clone; all clones wait for each other.
@@ -230,12 +238,16 @@ impl Lvm {
         self.run(&new.pool.group, create).await
     }
 
-    /// As the volume is at this instant. It is made inactive, and activated like any other volume.
+    /// As the volume is at this instant.
     pub async fn snapshot(&self, snapshot: &Snapshot) -> Result<(), LvmError> {
+        let use_as = match snapshot.use_as {
+            SnapshotUse::Kept => ["--activate", "n", "--permission", "r"],
+            SnapshotUse::Written => ["--activate", "y", "--permission", "rw"],
+        };
         let create = self
             .change("lvcreate")
-            .args(["--snapshot", "--setactivationskip", "n", "--activate", "n", "--permission"])
-            .arg(if snapshot.read_only { "r" } else { "rw" })
+            .args(["--snapshot", "--setactivationskip", "n"])
+            .args(use_as)
             .arg("--name")
             .arg(snapshot.name.as_str())
             .args(add_tags(&snapshot.tags))

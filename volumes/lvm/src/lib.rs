@@ -13,7 +13,7 @@ mod device;
 mod group;
 mod volume;
 
-pub use client::{Lvm, LvmError, NewThinPool, NewThinVolume, Snapshot, Version};
+pub use client::{Lvm, LvmError, NewThinPool, NewThinVolume, Snapshot, SnapshotUse, Version};
 pub use device::PhysicalVolume;
 pub use group::VolumeGroup;
 pub use names::{BadName, GroupName, LvName, LvPath, Tag};

@@ -25,7 +25,7 @@ impl Inner {
             self.ensure_mounted(held, &volume, kind).await?;
             return Ok(Creation::AlreadyThere(volume));
         }
-        let pool = self.pool().await?;
+        let pool = self.pool_among(&held).await?;
         if let Some(refusal) = self.refuses(new, &pool).await? {
             return Ok(Creation::Refused(refusal));
         }

@@ -6,11 +6,18 @@ use pgstead_lvm::program;
 use pgstead_types::Bytes;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use std::ffi::CString;
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
+
+/// Of both kinds.
+const SUPERBLOCK_END: usize = 2048;
+const EXT4_AT: usize = 1024;
+const EXT4_MAGIC: [u8; 2] = [0x53, 0xef];
+/// Of `s_feature_incompat`.
+const EXT4_64BIT: u32 = 0x80;
 
 /// A check of a large file system after a crash reads much of it.
 const CHECK_DEADLINE: Duration = Duration::from_secs(3600);
@@ -113,6 +120,51 @@ pub async fn grow(kind: FileSystemKind, device: &Path, place: &Path) -> Result<(
     };
     let failed = |source| VolumeError::FileSystem { doing: "enlarge the file system on", path: device.into(), source };
     run.lasting().deadline(MAKE_DEADLINE).output().await.map(drop).map_err(failed)
+}
+
+/// How much a device holds.
+pub fn device_size(device: &Path) -> Result<Bytes, VolumeError> {
+    let seek = |device| File::open(device)?.seek(SeekFrom::End(0));
+    seek(device).map(Bytes).map_err(VolumeError::io("find the size of", device))
+}
+
+/// Whether a file system takes all of its device, but for what is less than a block.
+pub fn fills(kind: FileSystemKind, device: &Path) -> Result<bool, VolumeError> {
+    let mut superblock = [0; SUPERBLOCK_END];
+    let read = |superblock: &mut [u8]| File::open(device)?.read_exact(superblock);
+    read(&mut superblock).map_err(VolumeError::io("read the file system on", device))?;
+    let unreadable = || VolumeError::Unreadable {
+        path: device.into(),
+        why: format!("it does not begin with the superblock of {}", kind.as_str()),
+    };
+    let (blocks, block) = blocks(kind, &superblock).ok_or_else(unreadable)?;
+    Ok(device_size(device)?.0 < blocks.saturating_add(1).saturating_mul(block))
+}
+
+/// How many blocks a file system has, and how large each is, by the beginning of its device. ext4: the kernel's documentation of its
+/// super block, from byte 1024 on, little-endian; xfs: the disk format's `xfs_sb`, from the beginning, big-endian.
+fn blocks(kind: FileSystemKind, device: &[u8]) -> Option<(u64, u64)> {
+    let four = |at: usize| device.get(at..at + 4)?.try_into().ok();
+    match kind {
+        FileSystemKind::Ext4 => {
+            let number = |at: usize| four(EXT4_AT + at).map(u32::from_le_bytes);
+            if device.get(EXT4_AT + 0x38..EXT4_AT + 0x3a)? != EXT4_MAGIC {
+                return None;
+            }
+            let wide = number(0x60)? & EXT4_64BIT != 0;
+            let high = if wide { u64::from(number(0x150)?) } else { 0 };
+            let block = 1024_u64.checked_shl(number(0x18)?)?;
+            Some(((high << 32) | u64::from(number(0x4)?), block))
+        }
+        FileSystemKind::Xfs => {
+            if device.get(..4)? != b"XFSB" {
+                return None;
+            }
+            let block = four(4).map(u32::from_be_bytes)?;
+            let blocks = device.get(8..16)?.try_into().ok().map(u64::from_be_bytes)?;
+            Some((blocks, u64::from(block)))
+        }
+    }
 }
 
 /// Something that the kernel has mounted.
@@ -225,5 +277,41 @@ mod tests {
         assert!(parse_mount(&line.replace("/srv/pg\\040data rw", "/x ro")).unwrap().read_only);
         assert_eq!(parse_mount("nonsense"), None);
         assert!(!mounts().unwrap().is_empty(), "this system has mounts");
+    }
+
+    #[test]
+    fn a_file_systems_size_is_read_from_its_beginning() {
+        let mut ext4 = vec![0; SUPERBLOCK_END];
+        let mut put = |at: usize, bytes: &[u8]| ext4[EXT4_AT + at..EXT4_AT + at + bytes.len()].copy_from_slice(bytes);
+        put(0x38, &EXT4_MAGIC);
+        put(0x18, &2_u32.to_le_bytes());
+        put(0x4, &1000_u32.to_le_bytes());
+        put(0x150, &1_u32.to_le_bytes());
+        assert_eq!(blocks(FileSystemKind::Ext4, &ext4), Some((1000, 4096)), "only a wide one has the upper half");
+        ext4[EXT4_AT + 0x60..EXT4_AT + 0x64].copy_from_slice(&EXT4_64BIT.to_le_bytes());
+        assert_eq!(blocks(FileSystemKind::Ext4, &ext4), Some(((1 << 32) + 1000, 4096)));
+        assert_eq!(blocks(FileSystemKind::Xfs, &ext4), None);
+        let xfs = [&b"XFSB"[..], &4096_u32.to_be_bytes(), &5000_u64.to_be_bytes()].concat();
+        assert_eq!(blocks(FileSystemKind::Xfs, &xfs), Some((5000, 4096)));
+        assert_eq!((blocks(FileSystemKind::Ext4, &xfs), blocks(FileSystemKind::Xfs, &[])), (None, None));
+        ext4[EXT4_AT + 0x18] = 200;
+        assert_eq!(blocks(FileSystemKind::Ext4, &ext4), None, "a damaged one is no reason to panic");
+    }
+
+    #[test]
+    fn what_fills_its_device_is_told_from_what_does_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("device");
+        let mut xfs = vec![0; SUPERBLOCK_END];
+        xfs[..16].copy_from_slice(&[&b"XFSB"[..], &4096_u32.to_be_bytes(), &2_u64.to_be_bytes()].concat());
+        fs::write(&path, &xfs).unwrap();
+        let file = File::options().write(true).open(&path).unwrap();
+        for (size, fills_it) in [(8192, true), (12287, true), (12288, false)] {
+            file.set_len(size).unwrap();
+            assert_eq!(fills(FileSystemKind::Xfs, &path).unwrap(), fills_it, "{size}");
+        }
+        assert!(
+            fills(FileSystemKind::Ext4, &path).is_err() && fills(FileSystemKind::Xfs, Path::new("/nowhere")).is_err()
+        );
     }
 }

@@ -391,11 +391,15 @@ impl Inner {
     }
 
     async fn pool(&self) -> Result<Pool, VolumeError> {
+        self.pool_among(&self.lvm.volumes(&self.config.group).await?).await
+    }
+
+    /// The pool, by a list of all that its group has: each list is a run of LVM's program.
+    async fn pool_among(&self, all: &[LogicalVolume]) -> Result<Pool, VolumeError> {
         let path = self.path(self.config.pool.clone());
         let unreadable = |why: &str| VolumeError::Unreadable { path: self.pool_path(), why: why.to_string() };
-        let all = self.lvm.volumes(&self.config.group).await?;
         let volumes = all.iter().filter(|held| matches!(tags::entry(held), Some(Entry::Volume(_)))).count();
-        let held = all.into_iter().find(|held| held.name == self.config.pool);
+        let held = all.iter().find(|held| held.name == self.config.pool).cloned();
         let held = held.ok_or_else(|| unreadable("it is not there"))?;
         let reserve = RESERVE.0.saturating_mul(u64::try_from(volumes).unwrap_or(u64::MAX));
         let reserve = Bytes(reserve.min(RESERVE_MAX.of(held.size).0));

@@ -3,6 +3,7 @@
 use super::{Inner, Pool, blocking, filesystem, tags, unusable};
 use crate::driver::{NewVolume, Refusal, VolumeError};
 use crate::snapshot::{Forking, NewSnapshot, SNAPSHOTS_MAX, SNAPSHOTS_OF_POOL_MAX, Snapshot, Snapshotted};
+use pgstead_lvm::SnapshotUse;
 use pgstead_types::storage::PoolState;
 use pgstead_types::{SnapshotId, VolumeId, WallTime};
 use tags::Unreadable;
@@ -32,13 +33,16 @@ impl Inner {
             let whose = format!("the pool {}", self.pool_path().display());
             return Ok(Snapshotted::Refused(Refusal::TooManySnapshots { whose, limit: SNAPSHOTS_OF_POOL_MAX }));
         }
-        let pool = self.pool().await?;
+        let pool = self.pool_among(&held).await?;
         if let Some(refusal) = self.refuses_snapshot(&pool) {
             return Ok(Snapshotted::Refused(refusal));
         }
-        let mut written = tags::written_snapshot(new, &volume, WallTime::now(), kind);
-        written.extend(tags::is_growing(origin).then(tags::growing));
-        let snapshot = pgstead_lvm::Snapshot { of: origin.path(), name: name.clone(), tags: written, read_only: true };
+        let snapshot = pgstead_lvm::Snapshot {
+            of: origin.path(),
+            name: name.clone(),
+            tags: tags::written_snapshot(new, &volume, WallTime::now(), kind),
+            use_as: SnapshotUse::Kept,
+        };
         self.lvm.snapshot(&snapshot).await?;
         let made = self.lvm.volume(&self.path(name)).await?;
         let made =
@@ -77,15 +81,18 @@ impl Inner {
             );
             return Err(unusable(new.id, why));
         }
-        let pool = self.pool().await?;
+        let pool = self.pool_among(&held).await?;
         // What LVM calls its size it has already.
         let like = NewVolume { size: Some(origin.size), ..new.clone() };
         if let Some(refusal) = self.refuses(&like, &pool).await? {
             return Ok(Forking::Refused(refusal));
         }
-        let mut written = tags::written(new, WallTime::now(), kind);
-        written.extend(tags::is_growing(origin).then(tags::growing));
-        let fork = pgstead_lvm::Snapshot { of: origin.path(), name: name.clone(), tags: written, read_only: false };
+        let fork = pgstead_lvm::Snapshot {
+            of: origin.path(),
+            name: name.clone(),
+            tags: tags::written(new, WallTime::now(), kind),
+            use_as: SnapshotUse::Written,
+        };
         self.lvm.snapshot(&fork).await?;
         let made = self.lvm.volume(&self.path(name)).await?;
         let made = made.ok_or_else(|| unusable(new.id, "LVM does not list it though it was made just now"))?;

@@ -119,14 +119,6 @@ pub fn written(new: &NewVolume, created: WallTime, file_system: FileSystemKind) 
     texts.into_iter().map(|text| text.parse().expect("ids and numbers make tags that LVM takes")).collect()
 }
 
-/// Its device is getting larger, and its file system is to follow.
-pub fn growing() -> Tag {
-    "pgstead.growing".parse().expect("it is a tag that LVM takes")
-}
-pub fn is_growing(held: &LogicalVolume) -> bool {
-    held.tags.contains(&growing())
-}
-
 /// Why a volume by its name is not one by its tags.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Unreadable(pub String);
