@@ -26,6 +26,7 @@ mod raft_transport;
 mod recover;
 mod report;
 mod rollback;
+mod round_trips;
 mod routes;
 mod server;
 mod storage;

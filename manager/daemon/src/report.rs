@@ -5,6 +5,7 @@ use crate::gateway_process::GatewayHealth;
 use crate::granting;
 use crate::lease::{Held, Leases};
 use crate::peers::{Lane, PeerAddress, Peers};
+use crate::round_trips::RoundTrips;
 use crate::storage::Storage;
 use pgstead_agent::lease::renews_lease;
 use pgstead_consensus::{Consensus, TokioRuntime};
@@ -133,10 +134,10 @@ impl Reporter {
     pub async fn run(self, mut stop: watch::Receiver<bool>) {
         let mut leadership = self.consensus.watch_leadership();
         let mut sequence = 0;
-        let mut told = Told::default();
+        let (mut told, mut trips) = (Told::default(), RoundTrips::default());
         loop {
             sequence += 1;
-            let delivered = self.send(sequence, &mut told).await;
+            let delivered = self.send(sequence, &mut told, &mut trips).await;
             let wait = if delivered { self.heartbeat } else { RETRY };
             tokio::select! {
                 () = crate::server::stopped(&mut stop) => return,
@@ -148,13 +149,14 @@ impl Reporter {
         }
     }
 
-    async fn send(&self, sequence: u64, told: &mut Told) -> bool {
+    async fn send(&self, sequence: u64, told: &mut Told, trips: &mut RoundTrips) -> bool {
         let leadership = self.consensus.leadership();
         let Some(leader) = leadership.leader else { return false };
         let controller = (leader, leadership.term);
         let record = self.consensus.record();
         let (look, storage) = self.storage.seen_since(told.look_for(controller));
         let says = storage.is_some();
+        let is_own = leader == self.consensus.node();
         let report = NodeReport {
             node: self.consensus.node(),
             session: self.session,
@@ -163,10 +165,11 @@ impl Reporter {
             members: self.reports.all(),
             findings: self.gateway.findings().into_iter().chain(self.storage.findings()).collect(),
             storage,
+            round_trip_us: if is_own { Some(0) } else { trips.shortest_us(leader) },
         };
         let sent = Tick::now();
         let asks = asks_for_lease(&record, &report) && self.leases.is_due(sent, crate::lease::times(&record));
-        if leader == self.consensus.node() {
+        if is_own {
             let arrived = Arrived { report, at: sent, connection: 0, grant: None };
             if asks {
                 let (controller, leases) = (self.controller.clone(), self.leases.clone());
@@ -206,6 +209,8 @@ impl Reporter {
             Ok(answer) => {
                 let delivered = answer.status().is_success();
                 if delivered {
+                    // Those that ask for a lease wait for a quorum, and are not measured.
+                    trips.note(leader, Tick::now().since(sent));
                     told.told(controller, look, says);
                 }
                 delivered

@@ -29,6 +29,10 @@ pub struct NodeReport {
     /// Its pool, by a look of some seconds ago; `None` where there was none yet, or none since the last report.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub storage: Option<StorageSeen>,
+    /// The shortest time that one of the last reports took to the controller and back, in microseconds; 0 on the controller itself.
+    /// `None` where none has yet, and from a daemon that does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub round_trip_us: Option<u64>,
 }
 
 /// One member as its own node sees it.

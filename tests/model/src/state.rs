@@ -415,6 +415,7 @@ impl State {
                     revision: REVISION,
                     members: vec![self.members[n].report(n, CLUSTER)],
                     storage: None,
+                    round_trip_us: None,
                     findings: Vec::new(),
                 };
                 let node = NodeSeen { connection: Connection::Open, heard: now, report, ended_sessions: Vec::new() };

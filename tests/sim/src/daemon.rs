@@ -561,6 +561,7 @@ impl World {
             members,
             findings: Vec::new(),
             storage: None,
+            round_trip_us: None,
         };
         let news = daemon.last_sent.as_ref() != Some(&report);
         if news && leader.is_some() {

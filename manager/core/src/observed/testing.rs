@@ -145,6 +145,7 @@ impl World {
             revision: 1,
             members: vec![report],
             storage: None,
+            round_trip_us: None,
             findings: vec![],
         };
         let now = self.observed.now;
