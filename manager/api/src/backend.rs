@@ -2,6 +2,7 @@
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use pgstead_types::placement::{Judged, Judgement};
 use pgstead_types::record::{ForcedLoss, NodeService, Record, Refusal};
 use pgstead_types::report::MemberReport;
 use pgstead_types::spec::{ClusterSpec, SpecError};
@@ -76,6 +77,8 @@ pub trait Backend: Send + Sync + 'static {
     -> Result<Accepted, Rejected>;
     /// Takes back a move whose old member is there still; with `member`, only if that one is being moved.
     async fn cancel_move(&self, cluster: ClusterId, member: Option<MemberId>) -> Result<Accepted, Rejected>;
+    /// Where members would go now, by the decision that places them. Changes nothing.
+    async fn explain_placement(&self, asked: PlacementAsked) -> Result<PlacementExplained, Rejected>;
     /// Removes a volume of that node that no member has.
     async fn remove_volume(&self, node: NodeId, volume: VolumeId) -> Result<(), Rejected>;
     /// Takes a snapshot of a member's volume, to be kept for so long.
@@ -169,6 +172,33 @@ pub struct SwitchoverAsked {
     pub when: Option<(WallTime, WallTime)>,
     /// Passes over what is only a warning.
     pub overrule: bool,
+}
+
+/// Whose placement is to be explained.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PlacementAsked {
+    /// A cluster that is not there yet.
+    New(Box<ClusterSpec>),
+    /// One that is: of one more member, and of those that it has.
+    More(ClusterId),
+}
+
+/// What placement would do now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlacementExplained {
+    pub judgement: Judgement,
+    /// Why it would not be done.
+    pub refused: Option<String>,
+    pub present: Vec<PresentJudged>,
+}
+
+/// A member that is there, as if it had no node yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PresentJudged {
+    pub member: MemberId,
+    /// Its own node.
+    pub at: Judged,
+    pub better: Option<NodeId>,
 }
 
 /// What a switchover would be now.

@@ -30,6 +30,7 @@ pub use router::router;
 pub use routes::clusters::{ForkCluster, SpecChange};
 pub use routes::leaders::{FailoverBody, SwitchoverBody};
 pub use routes::moves::MoveBody;
+pub use routes::placement::PlacementParams;
 pub use routes::rollback::RollBackBody;
 pub use routes::snapshots::TakeSnapshot;
 pub use routes::tokens::NewToken;

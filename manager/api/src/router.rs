@@ -26,6 +26,7 @@ pub(crate) fn controller_routes() -> OpenApiRouter<App> {
         .merge(routes::members::routes())
         .merge(routes::moves::routes())
         .merge(routes::rollback::routes())
+        .merge(routes::placement::routes())
         .merge(routes::volumes::routes())
         .merge(routes::snapshots::routes())
 }

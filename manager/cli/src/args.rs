@@ -2,6 +2,7 @@
 
 use clap::{Args, Subcommand, ValueEnum};
 use pgstead_api::parse_duration;
+use pgstead_types::placement::PlacementWeights;
 use pgstead_types::replacement::ReplaceAfter;
 use pgstead_types::schedule::SnapshotSchedule;
 use pgstead_types::size::VolumeSize;
@@ -48,6 +49,9 @@ pub enum Commands {
     /// Take, show and remove snapshots of members' volumes
     #[command(subcommand)]
     Snapshot(SnapshotCommands),
+    /// Show where members go, and why not elsewhere
+    #[command(subcommand)]
+    Placement(PlacementCommands),
     /// Show long work and wait for it
     #[command(subcommand)]
     Operation(OperationCommands),
@@ -223,6 +227,15 @@ pub struct CreateArgs {
     /// Replace a member whose node is lost by a new one on another node after so long, such as 1h; or off [default: 10m]
     #[arg(long, value_name = "TIME")]
     pub replace_after: Option<ReplaceAfter>,
+    /// Place members in this region only; may be repeated [default: in any]
+    #[arg(long = "region", value_name = "REGION")]
+    pub regions: Vec<String>,
+    /// Place members so that they are in so many zones at least
+    #[arg(long, value_name = "N")]
+    pub zones_min: Option<u8>,
+    /// How much each term of a node's score counts, 0 to 100 each, some of them [default: latency=10,free=30,health=20,idle=40]
+    #[arg(long, value_name = "TERM=N,…")]
+    pub placement_weights: Option<PlacementWeights>,
     /// A spec in TOML or JSON; the other options win over it
     #[arg(long, value_name = "FILE")]
     pub file: Option<PathBuf>,
@@ -282,7 +295,7 @@ pub struct RollbackArgs {
 #[derive(Args, Clone, Debug)]
 #[command(group = clap::ArgGroup::new("what").required(true).multiple(true)
     .args(["members", "sync_replicas", "durability", "slot_wal_budget", "cascade", "logical_replication", "volume_size",
-        "volume_limit", "snapshots", "replace_after"]))]
+        "volume_limit", "snapshots", "replace_after", "regions", "any_region", "zones_min", "placement_weights"]))]
 pub struct UpdateArgs {
     /// Name or id
     #[arg(value_name = "CLUSTER")]
@@ -319,6 +332,18 @@ pub struct UpdateArgs {
     /// Replace a member whose node is lost by a new one on another node after so long, such as 1h; or off
     #[arg(long, value_name = "TIME")]
     pub replace_after: Option<ReplaceAfter>,
+    /// Place new members in this region only; may be repeated. Members that are elsewhere stay until they are moved
+    #[arg(long = "region", value_name = "REGION", conflicts_with = "any_region")]
+    pub regions: Vec<String>,
+    /// Place new members in any region
+    #[arg(long)]
+    pub any_region: bool,
+    /// Place new members so that the cluster is in so many zones at least; 1 asks for nothing
+    #[arg(long, value_name = "N")]
+    pub zones_min: Option<u8>,
+    /// How much each term of a node's score counts, 0 to 100 each, some of latency, free, health and idle
+    #[arg(long, value_name = "TERM=N,…")]
+    pub placement_weights: Option<PlacementWeights>,
     #[command(flatten)]
     pub wait: WaitArgs,
 }
@@ -429,6 +454,39 @@ pub enum MemberCommands {
         #[command(flatten)]
         wait: WaitArgs,
     },
+}
+
+#[derive(Subcommand, Clone, Debug)]
+pub enum PlacementCommands {
+    /// Show where one more member of a cluster would go and how those that it has are placed, or where the members of a new cluster would
+    /// go: every node with the rule that speaks against it, or its score. Changes nothing
+    #[command(
+        after_help = "Examples:\n  pgstead placement explain app\n  pgstead placement explain --members 3 --region eu --zones-min 3\n  \
+        pgstead placement explain --members 3 --placement-weights latency=100 --output json"
+    )]
+    Explain(ExplainArgs),
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct ExplainArgs {
+    /// Of one more member of this cluster, by name or id [default: of a new cluster]
+    #[arg(value_name = "CLUSTER", conflicts_with_all = ["members", "regions", "zones_min", "placement_weights"])]
+    pub name: Option<String>,
+    /// Members of the new cluster: 1 to 7 [default: 3]
+    #[arg(long, value_name = "N")]
+    pub members: Option<u8>,
+    /// In this region only; may be repeated [default: in any]
+    #[arg(long = "region", value_name = "REGION")]
+    pub regions: Vec<String>,
+    /// In so many zones at least
+    #[arg(long, value_name = "N")]
+    pub zones_min: Option<u8>,
+    /// How much each term of a node's score counts, 0 to 100 each, some of them [default: latency=10,free=30,health=20,idle=40]
+    #[arg(long, value_name = "TERM=N,…")]
+    pub placement_weights: Option<PlacementWeights>,
+    /// Show so many nodes, and count the others; JSON has them all
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    pub top: usize,
 }
 
 #[derive(Subcommand, Clone, Debug)]

@@ -203,6 +203,8 @@ async fn lists_and_single_things_come_as_tables_or_as_the_apis_json() {
         ("snapshot list", "no snapshots"),
         ("snapshot create app --keep 12h", "app-1"),
         ("snapshot list --cluster app", "app-1"),
+        ("placement explain app", "one more member of app"),
+        ("placement explain --members 2", "chosen first, and leads first"),
         ("operation list", "create cluster"),
         ("node list", "n3.example:7480"),
         ("node show n2", "region local, zone z2"),
@@ -303,6 +305,34 @@ async fn a_forced_failover_shows_the_gap_first_and_needs_the_name() {
     assert!(forced.len() == 1 && forced[0].by.contains('@'), "{forced:?}");
     let history = all.run("cluster show app").await.out;
     assert!(history.contains("FORCED") && history.contains("nothing: enough promised after all"), "{history}");
+}
+
+#[tokio::test]
+async fn what_is_asked_of_nodes_is_shown_changed_and_taken_back() {
+    let all = deployment().await;
+    assert!(!all.run("cluster show app").await.out.contains("placement:"));
+    let line = "cluster update app --region eu --region us --zones-min 2 --placement-weights latency=50 --no-wait";
+    let said = all.run(line).await;
+    assert!(said.err.contains("regions any, zones_min 1"), "{}{:?}", said.err, said.result);
+    let shown = all.run("cluster show app").await.out;
+    assert!(shown.contains("in region eu or us only; in 2 zones at least; weights"), "{shown}");
+    let spec = all.run("cluster show app --output json").await.json()["spec"].clone();
+    assert_eq!(spec["placement_weights"], "latency=50,free=30,health=20,idle=40");
+    all.run("cluster update app --any-region --no-wait").await.result.unwrap();
+    assert!(all.fake.record().clusters[&APP].spec.regions.is_empty());
+    assert_eq!(all.run("cluster update app --zones-min 4").await.exit(), Exit::Usage);
+    assert_eq!(all.run("placement explain --members 8").await.exit(), Exit::Usage);
+    assert_eq!(all.run("placement explain nope").await.exit(), Exit::NotFound);
+}
+
+#[tokio::test]
+async fn of_many_nodes_the_best_are_shown_and_the_others_counted() {
+    let all = deployment().await;
+    let said = all.run("placement explain --members 3 --top 1").await;
+    assert!(said.out.contains("and 2 more: 1 may have one, 1 not reachable"), "{}", said.out);
+    assert!(said.out.contains("refused: 3 members need 3 nodes"), "{}", said.out);
+    let json = all.run("placement explain --members 3 --top 1 --output json").await.json();
+    assert_eq!((json["nodes"].as_array().unwrap().len(), &json["against"]["not_reachable"]), (3, &1.into()));
 }
 
 #[test]

@@ -36,7 +36,7 @@ pub use cascade::Place;
 pub use decide::{Plan, decide};
 pub use forced::{CandidateSeen, ForcedCheck, check_forced};
 pub use observed::{Connection, Memory, NodeSeen, Observed, Policy};
-pub use placement::{PlacementError, place, place_fork, place_more, place_move};
+pub use placement::{Facts, NodeFacts, Placed, PlacementError, Who, place};
 pub use quorum::{Missing, electable};
 pub use switchover_check::{Overrule, SwitchoverCheck, check_switchover, closest_standby};
 pub use takes_place::{PlaceStep, take_place, takes_no_clients};

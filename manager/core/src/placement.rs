@@ -1,241 +1,243 @@
-//! Which nodes get the members of a new cluster: hard rules first (one member per node, the Postgres version there), then
-//! spread over regions and zones, then the least loaded.
+//! Which nodes get members: hard rules first, then spread over zones and regions, then the best score. One function decides and tells
+//! why, so that what is explained is what is done. A function of the record and of what nodes have told; whole numbers only.
+//!
+//! `facts` is what nodes have told, `rules` are the hard ones, `score` is the arithmetic.
 
+mod facts;
+mod rules;
+mod score;
+
+pub use facts::{Facts, NodeFacts};
+pub use rules::PlacementError;
+
+use pgstead_types::placement::{Against, Judged, Judgement, Load};
 use pgstead_types::record::{ClusterRecord, NodeRecord, Record};
-use pgstead_types::{ClusterId, MemberId, NodeId};
-use std::collections::BTreeSet;
+use pgstead_types::spec::ClusterSpec;
+use pgstead_types::{MemberId, NodeId};
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
 
-/// Why a cluster cannot be placed.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum PlacementError {
-    #[error(
-        "{asked} members need {asked} nodes that are reachable, take members and have the same major version of Postgres, and there \
-         are {found}; add nodes, uncordon some, or ask for fewer members"
-    )]
-    TooFewNodes { asked: u8, found: usize },
-    #[error(
-        "{asked} more members need as many nodes that are reachable, take members, have room in their pool and Postgres {major}, and hold nothing of this \
-         cluster yet, and there are {found}; add nodes, uncordon some, or ask for fewer members"
-    )]
-    TooFewMore { asked: usize, found: usize, major: u16 },
-    #[error(
-        "the node with the data of the fork is not reachable, or has no Postgres {major}; bring it back, or fork from another member"
-    )]
-    NotThere { major: u16 },
-    #[error("node {node} takes no member of this cluster: {why}")]
-    Unfit { node: String, why: String },
-    #[error(
-        "no reachable node that takes members has a Postgres installation; install one on each node and restart its daemon, or uncordon nodes"
-    )]
-    NoPostgres,
+/// Who is to be placed.
+#[derive(Clone, Copy, Debug)]
+pub enum Who<'a> {
+    /// The members of a new cluster.
+    New,
+    /// Of a fork: the first one where its data is.
+    Fork { first: NodeId, major: u16 },
+    /// So many more members of one that runs.
+    More { cluster: &'a ClusterRecord, count: usize },
+    /// One that takes the place of a member: on that node, or on the best one.
+    Instead { cluster: &'a ClusterRecord, member: MemberId, to: Option<NodeId> },
+    /// A member as if it had no node yet. Only to be explained: nobody is placed by it.
+    Again { cluster: &'a ClusterRecord, member: MemberId },
 }
 
-/// Nodes for `members` members, the first leader's first, and the major version of Postgres that they share: the one that
-/// most nodes have, the newest of those. `reachable` are the nodes that report now.
-pub fn place(record: &Record, reachable: &BTreeSet<NodeId>, members: u8) -> Result<(Vec<NodeId>, u16), PlacementError> {
-    let takes = |node: &&NodeRecord| reachable.contains(&node.id) && node.service.is_open();
-    let here: Vec<&NodeRecord> = record.nodes.values().filter(takes).collect();
-    let majors: BTreeSet<u16> = here.iter().flat_map(|node| node.postgres_majors.iter().copied()).collect();
-    let having = |major: u16| here.iter().filter(move |node| node.postgres_majors.contains(&major));
-    let major = majors.iter().copied().max_by_key(|major| (having(*major).count().min(usize::from(members)), *major));
-    let Some(major) = major else { return Err(PlacementError::NoPostgres) };
-    let free: Vec<&NodeRecord> = having(major).copied().collect();
-    if free.len() < usize::from(members) {
-        return Err(PlacementError::TooFewNodes { asked: members, found: free.len() });
+impl<'a> Who<'a> {
+    fn cluster(&self) -> Option<&'a ClusterRecord> {
+        match self {
+            Self::New | Self::Fork { .. } => None,
+            Self::More { cluster, .. } | Self::Instead { cluster, .. } | Self::Again { cluster, .. } => Some(cluster),
+        }
     }
-    Ok((spread(record, free, Vec::new(), usize::from(members)), major))
+    fn count(&self, spec: &ClusterSpec) -> usize {
+        match self {
+            Self::New | Self::Fork { .. } => usize::from(spec.members),
+            Self::More { count, .. } => *count,
+            Self::Instead { .. } | Self::Again { .. } => 1,
+        }
+    }
+    /// The one that is not counted where it is.
+    fn goes(&self) -> Option<MemberId> {
+        match self {
+            Self::New | Self::Fork { .. } | Self::More { .. } => None,
+            Self::Instead { member, .. } | Self::Again { member, .. } => Some(*member),
+        }
+    }
+    /// The one node that the first can be on.
+    fn forced(&self) -> Option<NodeId> {
+        match self {
+            Self::Fork { first, .. } => Some(*first),
+            Self::Instead { to, .. } => *to,
+            Self::New | Self::More { .. } | Self::Again { .. } => None,
+        }
+    }
 }
 
-/// Nodes for the members of a fork, the one that has its data first, and the others as for any cluster.
-pub fn place_fork(
-    record: &Record,
-    reachable: &BTreeSet<NodeId>,
-    first: NodeId,
-    members: u8,
-    major: u16,
-) -> Result<Vec<NodeId>, PlacementError> {
-    let here = |node: &&NodeRecord| reachable.contains(&node.id) && node.postgres_majors.contains(&major);
-    let free: Vec<&NodeRecord> = record.nodes.values().filter(here).collect();
-    let Some(with_data) = free.iter().copied().find(|node| node.id == first) else {
-        return Err(PlacementError::NotThere { major });
+/// What was found, and what keeps it from being done.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Placed {
+    pub judgement: Judgement,
+    pub refused: Option<PlacementError>,
+}
+
+impl Placed {
+    /// The nodes in their order, the first leader's first, and the version of Postgres.
+    pub fn nodes(self) -> Result<(Vec<NodeId>, u16), PlacementError> {
+        match (self.refused, self.judgement.major) {
+            (Some(refused), _) => Err(refused),
+            (None, None) => Err(PlacementError::NoPostgres),
+            (None, Some(major)) => Ok((self.judgement.chosen().map(|node| node.node).collect(), major)),
+        }
+    }
+}
+
+/// The decision. `spec` is the cluster's, or what it is to become.
+pub fn place(record: &Record, facts: &Facts, spec: &ClusterSpec, who: Who<'_>) -> Placed {
+    let wanted = who.count(spec);
+    let world = match who {
+        Who::New => newest_common(record, facts, spec, wanted),
+        Who::Fork { major, .. } => World::new(record, facts, spec, who, Some(major)).filled(wanted),
+        Who::More { cluster, .. } | Who::Instead { cluster, .. } | Who::Again { cluster, .. } => {
+            World::new(record, facts, spec, who, Some(cluster.postgres_major)).filled(wanted)
+        }
     };
-    if !with_data.service.is_open() {
-        let why = format!("it is {}, and the fork begins where its data is", with_data.service.as_str());
-        return Err(PlacementError::Unfit { node: with_data.name.clone(), why });
+    let major = world.major;
+    let (mut chosen, others) = world.in_order(wanted);
+    if let Who::New = who {
+        lead_first(&mut chosen);
     }
-    let free: Vec<&NodeRecord> = free.into_iter().filter(|node| node.service.is_open()).collect();
-    if free.len() < usize::from(members) {
-        return Err(PlacementError::TooFewNodes { asked: members, found: free.len() });
+    for (place, judged) in (1..).zip(&mut chosen) {
+        judged.chosen = Some(place);
     }
-    let others = free.into_iter().filter(|node| node.id != first).collect();
-    let more = usize::from(members).saturating_sub(1);
-    Ok(std::iter::once(first).chain(spread(record, others, vec![with_data], more)).collect())
+    let found = chosen.len();
+    chosen.extend(others);
+    let judgement = Judgement { wanted, major, weights: spec.placement_weights, nodes: chosen };
+    let refused = (found < wanted).then(|| rules::why_refused(record, &judgement, who, found));
+    Placed { judgement, refused }
 }
 
-/// `count` of the `free` nodes: spread by where those are that `held` has, and then by load. The first one of a cluster will
-/// lead: not where others lead already.
-fn spread<'a>(
-    record: &Record,
-    mut free: Vec<&'a NodeRecord>,
-    mut held: Vec<&'a NodeRecord>,
-    count: usize,
-) -> Vec<NodeId> {
-    let mut chosen = Vec::new();
-    for _ in 0..count {
-        let crowding = |node: &&NodeRecord| {
-            let same_zone = held.iter().filter(|c| c.region == node.region && c.zone == node.zone).count();
-            let same_region = held.iter().filter(|c| c.region == node.region).count();
-            let leads = if held.is_empty() { led_by(record, node.id) } else { 0 };
-            (same_zone, same_region, leads, record.clusters_on(node.id).count(), node.id)
+/// The version of Postgres with which most members find a node, the newest of those.
+fn newest_common<'a>(record: &'a Record, facts: &Facts, spec: &'a ClusterSpec, wanted: usize) -> World<'a> {
+    let with = |major| World::new(record, facts, spec, Who::New, major).filled(wanted);
+    let majors = rules::majors(record, facts, spec).into_iter();
+    let best = majors.map(|major| with(Some(major))).max_by_key(|world| (world.chosen.len(), world.major));
+    best.unwrap_or_else(|| World::new(record, facts, spec, Who::New, None))
+}
+
+/// Of those that were chosen the one that leads least is to lead, and of these the one that was chosen first.
+fn lead_first(chosen: &mut [Judged]) {
+    let least = chosen.iter().enumerate().min_by_key(|(place, judged)| (judged.load.leaders, *place));
+    if let Some((place, _)) = least {
+        chosen[..=place].rotate_right(1);
+    }
+}
+
+/// Nodes while some are chosen.
+struct World<'a> {
+    spec: &'a ClusterSpec,
+    major: Option<u16>,
+    forced: Option<NodeId>,
+    /// Nodes that no rule but the one of zones speaks against, or what does.
+    left: Vec<(&'a NodeRecord, Judged)>,
+    /// Where members are that stay, and those that were chosen.
+    held: Vec<&'a NodeRecord>,
+    chosen: Vec<Judged>,
+}
+
+impl<'a> World<'a> {
+    fn new(record: &'a Record, facts: &Facts, spec: &'a ClusterSpec, who: Who<'a>, major: Option<u16>) -> Self {
+        let goes = who.goes();
+        let load = load(record, goes);
+        let stays = who.cluster().into_iter().flat_map(|cluster| cluster.members.values());
+        let stays = stays.filter(|member| Some(member.id) != goes);
+        let rules = rules::Rules::new(facts, spec, who, major);
+        let judged = |node: &'a NodeRecord| {
+            let load = load.get(&node.id).copied().unwrap_or_default();
+            let seen = facts.of(node.id);
+            let terms = score::terms(&seen, load);
+            let judged = Judged {
+                node: node.id,
+                against: rules.against(node),
+                chosen: None,
+                in_zone: 0,
+                in_region: 0,
+                terms,
+                score: terms.score(spec.placement_weights),
+                round_trip: seen.round_trip,
+                load,
+            };
+            (node, judged)
         };
-        let Some(best) = free.iter().copied().min_by_key(crowding) else { break };
-        free.retain(|node| node.id != best.id);
-        held.push(best);
-        chosen.push(best.id);
+        Self {
+            spec,
+            major,
+            forced: who.forced(),
+            left: record.nodes.values().map(judged).collect(),
+            held: stays.filter_map(|member| record.nodes.get(&member.node)).collect(),
+            chosen: Vec::new(),
+        }
     }
-    chosen
-}
 
-/// Nodes for `count` more members of a cluster: with its version of Postgres, and none that has a member of it or the volume of
-/// one that has left; spread by where the present members are.
-pub fn place_more(
-    record: &Record,
-    reachable: &BTreeSet<NodeId>,
-    cluster: &ClusterRecord,
-    count: usize,
-) -> Result<Vec<NodeId>, PlacementError> {
-    let free = free_for(record, reachable, cluster);
-    if free.len() < count {
-        let major = cluster.postgres_major;
-        return Err(PlacementError::TooFewMore { asked: count, found: free.len(), major });
+    fn filled(mut self, wanted: usize) -> Self {
+        while self.chosen.len() < wanted && self.pick(wanted) {}
+        self
     }
-    let held = cluster.members.values().filter_map(|member| record.nodes.get(&member.node)).collect();
-    Ok(spread(record, free, held, count))
-}
 
-/// The node for the member that takes the place of another one: `asked`, or the best by where the others are.
-pub fn place_move(
-    record: &Record,
-    reachable: &BTreeSet<NodeId>,
-    cluster: &ClusterRecord,
-    member: MemberId,
-    asked: Option<NodeId>,
-) -> Result<NodeId, PlacementError> {
-    if let Some(asked) = asked {
-        let Some(node) = record.nodes.get(&asked) else {
-            return Err(PlacementError::Unfit {
-                node: asked.to_string(),
-                why: "it is no node of this deployment".into(),
-            });
+    /// Takes the best one, if there is any.
+    fn pick(&mut self, wanted: usize) -> bool {
+        let (held, round) = (self.held.len(), self.chosen.len());
+        let zone = self.zone_rule(held, wanted - round - 1);
+        let forced = self.forced.filter(|_| round == 0);
+        let may = |node: &NodeRecord, judged: &Judged| {
+            judged.against.is_none() && forced.is_none_or(|forced| forced == node.id) && zone.against(node).is_none()
         };
-        return match why_not(reachable, cluster, node) {
-            None => Ok(node.id),
-            Some(why) => Err(PlacementError::Unfit { node: node.name.clone(), why }),
-        };
+        let left = self.left.iter().enumerate().filter(|(_, (node, judged))| may(node, judged));
+        let best = left.min_by_key(|(_, (node, judged))| self.rank(held, node, judged)).map(|(place, _)| place);
+        let Some(place) = best else { return false };
+        let (node, mut judged) = self.left.swap_remove(place);
+        (judged.in_zone, judged.in_region) = self.crowd(held, node);
+        self.held.push(node);
+        self.chosen.push(judged);
+        true
     }
-    let free = free_for(record, reachable, cluster);
-    let stay = cluster.members.values().filter(|other| other.id != member);
-    let held = stay.filter_map(|other| record.nodes.get(&other.node)).collect();
-    let major = cluster.postgres_major;
-    let chosen = spread(record, free, held, 1).first().copied();
-    chosen.ok_or(PlacementError::TooFewMore { asked: 1, found: 0, major })
-}
 
-fn free_for<'a>(record: &'a Record, reachable: &BTreeSet<NodeId>, cluster: &ClusterRecord) -> Vec<&'a NodeRecord> {
-    record.nodes.values().filter(|node| why_not(reachable, cluster, node).is_none()).collect()
-}
+    /// Those that were chosen, and the others in the order in which the last choice, or the one that failed, saw them.
+    fn in_order(mut self, wanted: usize) -> (Vec<Judged>, Vec<Judged>) {
+        let still = wanted.saturating_sub(self.chosen.len() + 1);
+        let last = self.held.len() - usize::from(wanted > 0 && self.chosen.len() == wanted);
+        let mut left = std::mem::take(&mut self.left);
+        let zone = self.zone_rule(last, still);
+        for (node, judged) in &mut left {
+            (judged.in_zone, judged.in_region) = self.crowd(last, node);
+            let lacks = || self.major.is_none().then_some(Against::NoPostgres { major: None });
+            judged.against = judged.against.take().or_else(|| zone.against(node)).or_else(lacks);
+        }
+        left.sort_by_key(|(node, judged)| (judged.against.is_some(), self.rank(last, node, judged)));
+        (self.chosen, left.into_iter().map(|(_, judged)| judged).collect())
+    }
 
-/// Why a node cannot get one more member of a cluster that runs.
-fn why_not(reachable: &BTreeSet<NodeId>, cluster: &ClusterRecord, node: &NodeRecord) -> Option<String> {
-    let mut departed = cluster.departed.values().map(|departed| departed.member.node);
-    let major = cluster.postgres_major;
-    if !reachable.contains(&node.id) {
-        Some("it is not reachable".into())
-    } else if !node.service.is_open() {
-        Some(format!("it is {}", node.service.as_str()))
-    } else if !node.postgres_majors.contains(&major) {
-        Some(format!("it has no Postgres {major}"))
-    } else if cluster.members.values().any(|member| member.node == node.id) {
-        Some("it has a member of it already".into())
-    } else if departed.any(|held| held == node.id) {
-        Some("it has the volume of one that has left still".into())
-    } else {
-        None
+    fn zone_rule(&self, held: usize, still: usize) -> rules::ZoneRule<'a> {
+        rules::ZoneRule::new(self.spec.zones_min, &self.held[..held], still)
+    }
+
+    /// Fewer of the cluster in the zone go first, then fewer in the region. Every further term is there so that equal nodes fill evenly,
+    /// and the last so that two looks at one world agree.
+    fn rank(&self, held: usize, node: &NodeRecord, judged: &Judged) -> impl Ord + use<> {
+        let load = judged.load;
+        (self.crowd(held, node), Reverse(judged.score), load.members + load.leaders, load.leaders, node.id)
+    }
+
+    /// How many of the first `held` are in the node's zone, and in its region.
+    fn crowd(&self, held: usize, node: &NodeRecord) -> (usize, usize) {
+        let in_region = self.held[..held].iter().filter(|other| other.region == node.region);
+        let in_zone = in_region.clone().filter(|other| other.zone == node.zone);
+        (in_zone.count(), in_region.count())
     }
 }
 
-fn led_by(record: &Record, node: NodeId) -> usize {
-    let leads = |id: &ClusterId| {
-        record.clusters.get(id).and_then(|cluster| cluster.leader()).is_some_and(|member| member.node == node)
-    };
-    record.clusters.keys().filter(|id| leads(id)).count()
+/// What nodes have to do, but for the member that goes.
+fn load(record: &Record, goes: Option<MemberId>) -> BTreeMap<NodeId, Load> {
+    let mut all: BTreeMap<NodeId, Load> = BTreeMap::new();
+    for cluster in record.clusters.values() {
+        let leader = cluster.leadership.leader();
+        for member in cluster.members.values().filter(|member| Some(member.id) != goes) {
+            let load = all.entry(member.node).or_default();
+            load.members += 1;
+            load.leaders += usize::from(leader == Some(member.id));
+        }
+    }
+    all
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use pgstead_types::WallTime;
-    use pgstead_types::record::NodeService;
-
-    fn world(zones: &[&str]) -> (Record, BTreeSet<NodeId>) {
-        let mut record = Record::default();
-        for (n, zone) in zones.iter().enumerate() {
-            let id = NodeId::from_u128(n as u128 + 1);
-            let node = NodeRecord {
-                id,
-                name: format!("n{n}"),
-                host: format!("127.0.{n}.1"),
-                port: 7480,
-                region: "r".into(),
-                zone: (*zone).into(),
-                postgres_majors: vec![15],
-                pools: vec![],
-                joined_at: WallTime(0),
-                service: Default::default(),
-            };
-            record.nodes.insert(id, node);
-        }
-        let all = record.nodes.keys().copied().collect();
-        (record, all)
-    }
-
-    #[test]
-    fn members_spread_over_zones() {
-        let (record, all) = world(&["a", "a", "b", "c"]);
-        let (nodes, major) = place(&record, &all, 3).unwrap();
-        let zones: BTreeSet<&str> = nodes.iter().map(|id| record.nodes[id].zone.as_str()).collect();
-        assert_eq!((zones.len(), major), (3, 15));
-    }
-
-    #[test]
-    fn a_fork_begins_where_its_data_is() {
-        let (record, mut all) = world(&["a", "a", "b", "c"]);
-        let first = NodeId::from_u128(2);
-        let nodes = place_fork(&record, &all, first, 3, 15).unwrap();
-        let zones: BTreeSet<&str> = nodes.iter().map(|id| record.nodes[id].zone.as_str()).collect();
-        assert_eq!((nodes[0], zones.len()), (first, 3));
-        assert_eq!(place_fork(&record, &all, first, 1, 15), Ok(vec![first]));
-        assert_eq!(place_fork(&record, &all, first, 1, 17), Err(PlacementError::NotThere { major: 17 }));
-        all.remove(&first);
-        assert_eq!(place_fork(&record, &all, first, 1, 15), Err(PlacementError::NotThere { major: 15 }));
-    }
-
-    #[test]
-    fn a_node_that_is_cordoned_or_draining_gets_nothing() {
-        let (mut record, all) = world(&["a", "a", "b", "c"]);
-        for (n, service) in [(3, NodeService::Cordoned), (4, NodeService::Draining)] {
-            record.nodes.get_mut(&NodeId::from_u128(n)).unwrap().service = service;
-        }
-        assert_eq!(place(&record, &all, 3), Err(PlacementError::TooFewNodes { asked: 3, found: 2 }));
-        let refused = place_fork(&record, &all, NodeId::from_u128(3), 1, 15).unwrap_err().to_string();
-        assert!(refused.contains("n2") && refused.contains("cordoned"), "{refused}");
-        assert!(place_fork(&record, &all, NodeId::from_u128(1), 2, 15).is_ok());
-        assert!(place_fork(&record, &all, NodeId::from_u128(1), 3, 15).is_err());
-    }
-
-    #[test]
-    fn more_members_than_nodes_is_refused() {
-        let (record, all) = world(&["a", "b"]);
-        assert_eq!(place(&record, &all, 3), Err(PlacementError::TooFewNodes { asked: 3, found: 2 }));
-    }
-}
+mod tests;

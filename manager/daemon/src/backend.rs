@@ -5,7 +5,7 @@ use crate::forking::Becomes;
 use crate::founding::{ca_sha256, token_parts, token_text};
 use crate::instances::Instances;
 use crate::membership;
-use crate::moving::{Draining, new_members};
+use crate::moving::Draining;
 use crate::peers::{Lane, PeerAddress, PeerError, Peers, authority};
 use crate::pki::{self, Pair};
 use crate::rollback::Places;
@@ -14,10 +14,11 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use pgstead_api::backend::{
     Accepted, Backend, FailoverChecked, ForkAsked, JoinAnswer, JoinRequest, MemberSeen, NewJoinToken, NodeSeen,
-    Observations, Peer, Rejected, RollBackAsked, SwitchoverAsked, SwitchoverChecked,
+    Observations, Peer, PlacementAsked, PlacementExplained, Rejected, RollBackAsked, SwitchoverAsked,
+    SwitchoverChecked,
 };
 use pgstead_consensus::{Consensus, ProposeError, TokioRuntime};
-use pgstead_core::{Connection, PlacementError, Policy, place, place_more};
+use pgstead_core::{Connection, Policy, Who, place};
 use pgstead_types::record::{
     ClusterChange, ClusterPorts, ClusterRecord, ClusterSecrets, Command, JoinToken, MemberRecord, NewCluster,
     NodeRecord, NodeService, Record, Refusal, Standing,
@@ -34,8 +35,6 @@ use uuid::Uuid;
 
 const PROPOSE_TIMEOUT: Duration = Duration::from_secs(5);
 const FORWARD_TIMEOUT: Duration = Duration::from_secs(65);
-/// For nodes of the record to be heard, where too few are for a new cluster.
-const NODES_PATIENCE: Duration = Duration::from_secs(5);
 pub(crate) const NODES_AGAIN: Duration = Duration::from_millis(100);
 /// A token that lives longer is a password.
 const TOKEN_TTL_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -101,29 +100,6 @@ impl NodeBackend {
         record.clusters.get(&id).cloned().ok_or(Rejected::NotFound { what: "cluster", id: id.to_string() })
     }
 
-    pub(crate) fn reachable(&self) -> BTreeSet<NodeId> {
-        let Some(view) = self.controller.view() else { return BTreeSet::new() };
-        let now = Tick::now();
-        let here = |seen: &pgstead_core::NodeSeen| {
-            seen.connection == Connection::Open && now.since(seen.heard) < self.policy.suspicion
-        };
-        view.observed.nodes.iter().filter(|(_, seen)| here(seen)).map(|(node, _)| *node).collect()
-    }
-
-    /// A controller that has just begun, or a busy host: the reports of nodes that would do are on their way.
-    pub(crate) async fn await_nodes(&self, can_place: impl Fn(&Record, &BTreeSet<NodeId>) -> bool) {
-        let until = Tick::now() + NODES_PATIENCE;
-        loop {
-            let record = self.consensus.record();
-            let known: BTreeSet<NodeId> = record.nodes.keys().copied().collect();
-            let may_come = can_place(&record, &known) && !can_place(&record, &self.reachable());
-            if !may_come || Tick::now() >= until {
-                return;
-            }
-            tokio::time::sleep(NODES_AGAIN).await;
-        }
-    }
-
     /// Asks another node for something of its storage; `None`: it has no such thing.
     async fn ask_node(&self, node: NodeId, path: &str, body: Vec<u8>) -> Result<Option<Bytes>, Rejected> {
         let record = self.consensus.record();
@@ -153,18 +129,15 @@ impl NodeBackend {
         serde_json::from_slice(&answer).map_err(internal)
     }
 
-    pub(crate) fn new_cluster(
-        &self,
-        spec: ClusterSpec,
-        place: impl FnOnce(&Record, &BTreeSet<NodeId>) -> Result<(Vec<NodeId>, u16), PlacementError>,
-    ) -> Result<NewCluster, Rejected> {
+    pub(crate) fn new_cluster(&self, spec: ClusterSpec, who: Who<'_>) -> Result<NewCluster, Rejected> {
         spec.check()?;
         let record = self.consensus.record();
         if record.cluster_named(&spec.name).is_some() {
             return Err(Rejected::Refused(Refusal::Exists { what: "cluster".into(), name: spec.name.clone() }));
         }
-        let (nodes, postgres_major) =
-            place(&record, &self.reachable()).map_err(|error| Rejected::Conflict { why: error.to_string() })?;
+        let (nodes, postgres_major) = place(&record, &self.facts(), &spec, who)
+            .nodes()
+            .map_err(|error| Rejected::Conflict { why: error.to_string() })?;
         let ports = free_ports(&record)?;
         let member = |(index, node): (usize, NodeId)| MemberRecord {
             id: MemberId::from_uuid(Uuid::now_v7()),
@@ -180,25 +153,6 @@ impl NodeBackend {
         let id = ClusterId::from_uuid(Uuid::now_v7());
         let operation = OperationId::from_uuid(Uuid::now_v7());
         Ok(NewCluster { id, operation, spec, postgres_major, ports, secrets, members })
-    }
-
-    /// The members that a cluster lacks to have so many, each with the lowest number that is free and a node of its own.
-    async fn placed_more(&self, cluster: ClusterId, members: u8) -> Result<Vec<MemberRecord>, Rejected> {
-        let lacking = |cluster: &ClusterRecord| usize::from(members).saturating_sub(cluster.members.len());
-        if lacking(&self.cluster(cluster)?) == 0 {
-            return Ok(Vec::new());
-        }
-        let can_place = |record: &Record, nodes: &BTreeSet<NodeId>| {
-            let held = record.clusters.get(&cluster);
-            held.is_none_or(|held| place_more(record, nodes, held, lacking(held)).is_ok())
-        };
-        self.await_nodes(can_place).await;
-        let record = self.consensus.record();
-        let held =
-            record.clusters.get(&cluster).ok_or(Rejected::NotFound { what: "cluster", id: cluster.to_string() })?;
-        let nodes = place_more(&record, &self.takers(), held, lacking(held))
-            .map_err(|error| Rejected::Conflict { why: error.to_string() })?;
-        Ok(new_members(held, nodes))
     }
 }
 
@@ -316,9 +270,8 @@ impl Backend for NodeBackend {
     }
 
     async fn create_cluster(&self, spec: ClusterSpec) -> Result<Accepted, Rejected> {
-        self.await_nodes(|record, nodes| place(record, nodes, spec.members).is_ok()).await;
-        let members = spec.members;
-        let new = self.new_cluster(spec, |record, nodes| place(record, nodes, members))?;
+        self.await_nodes(|record, facts| place(record, facts, &spec, Who::New).refused.is_none()).await;
+        let new = self.new_cluster(spec, Who::New)?;
         let accepted = Accepted { operation: new.operation, cluster: new.id };
         self.propose(Command::CreateCluster { at: WallTime::now(), cluster: Box::new(new) }).await?;
         Ok(accepted)
@@ -349,7 +302,7 @@ impl Backend for NodeBackend {
         revision: Option<u64>,
     ) -> Result<Accepted, Rejected> {
         let operation = OperationId::from_uuid(Uuid::now_v7());
-        let added = self.placed_more(cluster, spec.members).await?;
+        let added = self.placed_more(cluster, &spec).await?;
         let same_members = spec.members == self.cluster(cluster)?.spec.members && added.is_empty();
         let consumer_password = spec.logical_replication.then(pki::random_secret);
         let spec = Box::new(spec);
@@ -467,6 +420,10 @@ impl Backend for NodeBackend {
     }
     async fn cancel_move(&self, cluster: ClusterId, member: Option<MemberId>) -> Result<Accepted, Rejected> {
         self.take_back_move(cluster, member).await
+    }
+
+    async fn explain_placement(&self, asked: PlacementAsked) -> Result<PlacementExplained, Rejected> {
+        self.explained(asked).await
     }
 
     async fn remove_volume(&self, node: NodeId, volume: VolumeId) -> Result<(), Rejected> {

@@ -3,13 +3,12 @@
 use crate::backend::{NODES_AGAIN, NodeBackend, internal, node_of};
 use crate::storage::SnapshotRequest;
 use pgstead_api::backend::{Accepted, Backend, ForkAsked, ForkOf, Rejected};
-use pgstead_core::place_fork;
-use pgstead_types::record::{Command, Forked, Record, TakesPlace};
+use pgstead_core::{Who, place};
+use pgstead_types::record::{Command, Forked, TakesPlace};
 use pgstead_types::schedule::SnapshotSchedule;
 use pgstead_types::spec::ClusterSpec;
 use pgstead_types::storage::SnapshotSeen;
-use pgstead_types::{ClusterId, NodeId, OperationId, SnapshotId, Tick, WallTime};
-use std::collections::BTreeSet;
+use pgstead_types::{ClusterId, OperationId, SnapshotId, Tick, WallTime};
 use std::time::Duration;
 use uuid::Uuid;
 
@@ -44,18 +43,15 @@ impl NodeBackend {
             ForkOf::Member(member) => node_of(&held, *member)?,
             ForkOf::Snapshot(node, _) => *node,
         };
-        let (members, major) = (asked.members, held.postgres_major);
-        let place = |record: &Record, nodes: &BTreeSet<NodeId>| {
-            place_fork(record, nodes, first_node, members, major).map(|nodes| (nodes, major))
-        };
-        self.await_nodes(|record, nodes| place(record, nodes).is_ok()).await;
-        // Whatever speaks against it is found before anything is copied.
         let (spec, secrets) = match becomes {
             Becomes::Itself => (fork_spec(&held.spec, &asked), None),
             // Clients are to find it as they left the other one.
             Becomes::Source { .. } => (taker_spec(&held.spec, &asked), Some(held.secrets.clone())),
         };
-        let mut new = self.new_cluster(spec, place)?;
+        let who = Who::Fork { first: first_node, major: held.postgres_major };
+        self.await_nodes(|record, facts| place(record, facts, &spec, who).refused.is_none()).await;
+        // Whatever speaks against it is found before anything is copied.
+        let mut new = self.new_cluster(spec, who)?;
         new.secrets = secrets.unwrap_or(new.secrets);
         let Some(first) = new.members.first().map(|member| member.id) else {
             return Err(Rejected::Invalid { why: "a cluster needs a member".into() });
@@ -133,6 +129,7 @@ fn fork_spec(source: &ClusterSpec, asked: &ForkAsked) -> ClusterSpec {
         name: asked.name.clone(),
         members: asked.members,
         sync_replicas: source.sync_replicas.filter(|_| asked.members == source.members),
+        zones_min: source.zones_min.filter(|zones| *zones <= asked.members),
         snapshots: SnapshotSchedule::Off,
         settings,
         ..source.clone()

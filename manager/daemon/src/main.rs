@@ -22,6 +22,7 @@ mod moving;
 mod node;
 mod peers;
 mod pki;
+mod placing;
 mod raft_transport;
 mod recover;
 mod report;

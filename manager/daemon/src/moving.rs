@@ -2,14 +2,12 @@
 //! that a node is to be empty is recorded as well, and whoever is the controller begins the moves that it needs.
 
 use crate::backend::NodeBackend;
-use crate::controller::View;
 use pgstead_api::backend::{Accepted, Rejected, SwitchoverAsked};
-use pgstead_core::{Connection, place_move};
+use pgstead_core::{Connection, Facts, Who, place};
 use pgstead_types::record::{
     ClusterChange, ClusterRecord, Lifecycle, MemberRecord, NodeRecord, NodeService, Record, Standing,
 };
 use pgstead_types::report::SenderSeen;
-use pgstead_types::storage::PoolState;
 use pgstead_types::{ClusterId, Finding, MemberId, NodeId, OperationId, Tick, VolumeId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -66,9 +64,12 @@ impl NodeBackend {
         to: Option<NodeId>,
         revision: Option<u64>,
     ) -> Result<Accepted, Rejected> {
-        self.await_nodes(|record, nodes| {
+        let instead = |record: &Record, facts: &Facts, cluster: &ClusterRecord| {
+            place(record, facts, &cluster.spec, Who::Instead { cluster, member, to })
+        };
+        self.await_nodes(|record, facts| {
             let held = record.clusters.get(&cluster);
-            held.is_none_or(|held| place_move(record, nodes, held, member, to).is_ok())
+            held.is_none_or(|held| instead(record, facts, held).refused.is_none())
         })
         .await;
         let record = self.consensus.record();
@@ -80,16 +81,10 @@ impl NodeBackend {
         if held.spec.members == 1 {
             return Err(Rejected::Conflict { why: single(held) });
         }
-        let trouble = to.and_then(|to| self.pool_trouble(&self.controller.view()?, to));
-        if let (Some(why), Some(node)) = (trouble, to.and_then(|to| record.nodes.get(&to))) {
-            return Err(Rejected::Conflict {
-                why: format!("the pool of node {} takes no new volume: {why}", node.name),
-            });
-        }
-        let node = place_move(&record, &self.takers(), held, member, to)
-            .map_err(|error| Rejected::Conflict { why: error.to_string() })?;
+        let placed = instead(&record, &self.facts(), held).nodes();
+        let (nodes, _) = placed.map_err(|error| Rejected::Conflict { why: error.to_string() })?;
         let operation = OperationId::from_uuid(Uuid::now_v7());
-        for added in new_members(held, vec![node]) {
+        for added in new_members(held, nodes) {
             self.change(cluster, revision, ClusterChange::MoveMember { operation, member, added }).await?;
         }
         Ok(Accepted { operation, cluster })
@@ -187,9 +182,9 @@ impl NodeBackend {
         cluster: &ClusterRecord,
         leader: &MemberRecord,
     ) -> Result<Accepted, Rejected> {
-        let reachable = self.reachable();
+        let facts = self.facts();
         let stays = |node: &NodeId| {
-            reachable.contains(node) && record.nodes.get(node).is_some_and(|node| node.service.is_open())
+            facts.is_reachable(*node) && record.nodes.get(node).is_some_and(|node| node.service.is_open())
         };
         let others = cluster.members.values().filter(|member| member.id != leader.id && stays(&member.node));
         let mut refused = None;
@@ -214,24 +209,6 @@ impl NodeBackend {
         let Some(primary) = primary.and_then(|report| report.as_primary()) else { return true };
         let streams = |sender: &SenderSeen| sender.incarnation == Some(member.current()) && sender.streaming;
         cluster.relay_of(member.id).is_some() || primary.senders.iter().any(streams)
-    }
-
-    /// Nodes that are here and whose pools take volumes.
-    pub(crate) fn takers(&self) -> BTreeSet<NodeId> {
-        let Some(view) = self.controller.view() else { return BTreeSet::new() };
-        let takes = |node: &NodeId| self.pool_trouble(&view, *node).is_none();
-        self.reachable().into_iter().filter(takes).collect()
-    }
-
-    fn pool_trouble(&self, view: &View, node: NodeId) -> Option<String> {
-        let storage = view.observed.nodes.get(&node)?.report.storage.as_ref()?;
-        match &storage.pool.state {
-            PoolState::Fine => None,
-            PoolState::NearlyFull { why }
-            | PoolState::Full { why }
-            | PoolState::Brimming { why }
-            | PoolState::Unwell { why } => Some(why.clone()),
-        }
     }
 
     /// Nodes that members have to leave. Only the controller knows any.

@@ -4,6 +4,7 @@
 pub mod finding;
 pub mod ids;
 pub mod lease;
+pub mod placement;
 pub mod position;
 pub mod record;
 pub mod replacement;

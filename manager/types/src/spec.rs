@@ -1,12 +1,13 @@
 //! What a person asks for. Every field is checked here, before anything is recorded, with one sentence per mistake.
 
+use crate::placement::{PlacementWeights, REGIONS_MAX};
 use crate::replacement::ReplaceAfter;
 use crate::schedule::SnapshotSchedule;
 use crate::size::VolumeSize;
 use crate::slots::WalBudget;
 use crate::window::{BadWindow, Window};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 /// The role that consumers of logical slots log in as. No user can make one of that name: Postgres' own checks and
@@ -59,6 +60,12 @@ pub enum SpecError {
     TwoWalBudgets { budget: WalBudget },
     #[error("volume_limit = {limit} is below volume_size = {size}; expected a limit that is not")]
     LimitBelowSize { size: VolumeSize, limit: VolumeSize },
+    #[error("{asked} regions are too many; expected at most {REGIONS_MAX}")]
+    TooManyRegions { asked: usize },
+    #[error(
+        "zones_min = {asked} cannot be with {members} members; expected 1 to {members}: ask for more members or fewer zones"
+    )]
+    BadZonesMin { asked: u8, members: u8 },
     #[error(transparent)]
     BadWindow(#[from] BadWindow),
 }
@@ -145,6 +152,15 @@ pub struct ClusterSpec {
     /// After how long a member whose node is lost is replaced by a new one on another node: `10m`, or `off`.
     #[serde(default, skip_serializing_if = "ReplaceAfter::is_default")]
     pub replace_after: ReplaceAfter,
+    /// Members are placed in these regions only; in any where there are none.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub regions: BTreeSet<String>,
+    /// Members are placed so that they are in so many zones at least.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zones_min: Option<u8>,
+    /// How much each term of a node's score counts: some of `latency=10,free=30,health=20,idle=40`.
+    #[serde(default, skip_serializing_if = "PlacementWeights::is_default")]
+    pub placement_weights: PlacementWeights,
 }
 
 /// Another member leads at once, or the same one after a restart.
@@ -225,6 +241,9 @@ impl ClusterSpec {
             volume_limit: None,
             snapshots: SnapshotSchedule::Off,
             replace_after: ReplaceAfter::default(),
+            regions: BTreeSet::new(),
+            zones_min: None,
+            placement_weights: PlacementWeights::default(),
         }
     }
 
@@ -275,6 +294,7 @@ impl ClusterSpec {
         check_identifier(&self.database)?;
         check_identifier(&self.owner)?;
         self.window()?;
+        self.check_placement()?;
         if self.slot_wal_budget != WalBudget::Auto && self.setting("max_slot_wal_keep_size").is_some() {
             return Err(SpecError::TwoWalBudgets { budget: self.slot_wal_budget });
         }

@@ -17,12 +17,13 @@ use crate::routes::clusters::{ForkCluster, SpecChange};
 use crate::routes::leaders::{FailoverBody, SwitchoverBody};
 use crate::routes::moves::MoveBody;
 use crate::routes::nodes::ServiceBody;
+use crate::routes::placement::PlacementParams;
 use crate::routes::rollback::RollBackBody;
 use crate::routes::snapshots::TakeSnapshot;
 use crate::routes::tokens::NewToken;
 use crate::view::{
     AcceptedView, ClusterSummary, ClusterView, ConnectionView, EventsView, FailoverCheckView, MemberView,
-    NodeServiceView, NodeView, OperationView, SnapshotView, SwitchoverCheckView, TokenView, VolumeView,
+    NodeServiceView, NodeView, OperationView, PlacementView, SnapshotView, SwitchoverCheckView, TokenView, VolumeView,
 };
 use bytes::Bytes;
 use http::{Method, StatusCode, header};
@@ -139,6 +140,22 @@ impl Client {
     pub async fn cancel_move(&self, cluster: &str, member: &str) -> Result<AcceptedView, ClientError> {
         let path = format!("/v1/clusters/{}/move?member={}", encode(cluster), encode(member));
         parse(self.answer(Ask { method: Method::DELETE, ..Ask::get(&path) }).await?)
+    }
+    /// Of one more member of a cluster, and of those that it has.
+    pub async fn placement(&self, cluster: &str) -> Result<PlacementView, ClientError> {
+        self.get(&format!("/v1/clusters/{}/placement", encode(cluster))).await
+    }
+    /// Of a cluster that is not there yet.
+    pub async fn placement_of_new(&self, asked: &PlacementParams) -> Result<PlacementView, ClientError> {
+        let PlacementParams { members, regions, zones_min, placement_weights } = asked;
+        let asked = [
+            members.map(|members| format!("members={members}")),
+            regions.as_ref().map(|regions| format!("regions={}", encode(regions))),
+            zones_min.map(|zones| format!("zones_min={zones}")),
+            placement_weights.map(|weights| format!("placement_weights={}", encode(&weights.to_string()))),
+        ];
+        let asked: Vec<String> = asked.into_iter().flatten().collect();
+        self.get(&format!("/v1/placement?{}", asked.join("&"))).await
     }
     pub async fn create_token(&self, ttl: Option<String>) -> Result<TokenView, ClientError> {
         self.post("/v1/tokens", &NewToken { ttl }, None).await

@@ -3,10 +3,12 @@
 
 use crate::backend::{
     Accepted, Backend, FailoverChecked, ForkAsked, ForkOf, JoinAnswer, JoinRequest, MemberSeen, NewJoinToken, NodeSeen,
-    Observations, Peer, Rejected, RollBackAsked, SwitchoverAsked, SwitchoverChecked,
+    Observations, Peer, PlacementAsked, PlacementExplained, Rejected, RollBackAsked, SwitchoverAsked,
+    SwitchoverChecked,
 };
 use async_trait::async_trait;
 mod listener;
+mod placement;
 
 pub use listener::{Ca, acceptor, ca, serve};
 
@@ -346,6 +348,9 @@ impl Backend for Fake {
         let why = "it was cancelled".to_string();
         self.operation(cluster, None, |_| ClusterChange::CancelMove { operation, why })?;
         Ok(Accepted { operation, cluster })
+    }
+    async fn explain_placement(&self, asked: PlacementAsked) -> Result<PlacementExplained, Rejected> {
+        Ok(placement::explain(&self.record(), &asked))
     }
     async fn remove_volume(&self, node: NodeId, volume: VolumeId) -> Result<(), Rejected> {
         let mut state = self.state();

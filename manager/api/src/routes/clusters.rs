@@ -11,6 +11,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use http::header;
+use pgstead_types::placement::PlacementWeights;
 use pgstead_types::record::{ClusterRecord, Refusal};
 use pgstead_types::replacement::ReplaceAfter;
 use pgstead_types::schedule::SnapshotSchedule;
@@ -18,6 +19,7 @@ use pgstead_types::size::VolumeSize;
 use pgstead_types::slots::WalBudget;
 use pgstead_types::spec::{Cascade, ClusterSpec, Durability};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -130,6 +132,16 @@ pub struct SpecChange {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub replace_after: Option<ReplaceAfter>,
+    /// New members go to these regions only; to any if empty. Those that are elsewhere stay until they are moved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub regions: Option<BTreeSet<String>>,
+    /// New members go where so many zones are reached; 1 asks for nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zones_min: Option<u8>,
+    /// Some of `latency=10,free=30,health=20,idle=40`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub placement_weights: Option<PlacementWeights>,
 }
 
 impl SpecChange {
@@ -146,6 +158,9 @@ impl SpecChange {
         spec.volume_limit = self.volume_limit.or(spec.volume_limit);
         spec.snapshots = self.snapshots.unwrap_or(spec.snapshots);
         spec.replace_after = self.replace_after.unwrap_or(spec.replace_after);
+        spec.regions = self.regions.clone().unwrap_or(spec.regions);
+        spec.zones_min = self.zones_min.or(spec.zones_min);
+        spec.placement_weights = self.placement_weights.unwrap_or(spec.placement_weights);
         spec
     }
 }

@@ -10,6 +10,7 @@ pub mod members;
 pub mod moves;
 pub mod nodes;
 pub mod operations;
+pub mod placement;
 pub mod rollback;
 pub mod snapshots;
 pub mod tokens;

@@ -62,6 +62,9 @@ fn the_described_spec_has_the_fields_of_the_real_one() {
         volume_limit: "40GB".parse().ok(),
         snapshots: "every 6h keep 7d".parse().unwrap(),
         replace_after: "1h".parse().unwrap(),
+        regions: ["eu".to_string()].into(),
+        zones_min: Some(2),
+        placement_weights: "idle=1".parse().unwrap(),
         ..ClusterSpec::named("app")
     };
     let real = serde_json::to_value(full).unwrap();

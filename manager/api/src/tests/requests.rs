@@ -416,3 +416,24 @@ async fn a_member_moves_and_a_node_is_taken_out_of_service() {
         assert_eq!(get(&api, "/v1/nodes/n2").await.json()["service"], service);
     }
 }
+
+#[tokio::test]
+async fn placement_is_explained_of_clusters_that_are_there_and_of_those_that_are_not() {
+    let api = router(&Fake::new(1));
+    let new = get(&api, "/v1/placement?members=2&regions=eu,us&zones_min=2&placement_weights=latency%3D1").await;
+    let view = new.json();
+    assert_eq!((new.status, &view["wanted"], &view["regions"]), (StatusCode::OK, &json!(2), &json!(["eu", "us"])));
+    assert_eq!((&view["cluster"], &view["weights"]["latency"]), (&json!(null), &json!(1)));
+    let nodes = view["nodes"].as_array().unwrap();
+    assert_eq!((nodes.len(), &nodes[0]["chosen"], &nodes[2]["chosen"]), (3, &json!(1), &json!(null)));
+    assert_eq!(nodes[2]["against"], json!({"rule": "not_reachable", "why": "it is not reachable"}));
+    let app = get(&api, "/v1/clusters/app/placement").await.json();
+    assert_eq!((&app["cluster"]["name"], &app["refused"].is_string()), (&json!("app"), &true));
+    assert_eq!((app["present"].as_array().unwrap().len(), &app["against"]["has_member"]), (3, &json!(3)));
+    assert_eq!(get(&api, "/v1/placement?members=8").await.problem(), "invalid");
+    assert_eq!(get(&api, "/v1/placement?zones_min=4").await.problem(), "invalid");
+    assert_eq!(get(&api, "/v1/placement?regions=").await.problem(), "invalid");
+    assert_eq!(get(&api, "/v1/placement?placement_weights=idle%3D101").await.problem(), "malformed");
+    assert_eq!(get(&api, "/v1/placement?speed=1").await.problem(), "malformed");
+    assert_eq!(get(&api, "/v1/clusters/nope/placement").await.problem(), "not_found");
+}

@@ -3,6 +3,7 @@
 
 use super::world::{cluster_named, cluster_ref, member_name, member_ref};
 use super::{ClusterRef, FindingView, ForcedView, MemberRef, MemberView, ScheduledView, SlotsView, World, finding};
+use pgstead_types::placement::PlacementWeights;
 use pgstead_types::record::{ClusterRecord, EpochReason, HistoryEntry, Leadership, Lifecycle, SyncSet};
 use pgstead_types::replacement::ReplaceAfter;
 use pgstead_types::report::ClientAccess;
@@ -12,7 +13,7 @@ use pgstead_types::slots::WalBudget;
 use pgstead_types::spec::{Cascade, ClusterSpec, Durability, OnLeaderCrash};
 use pgstead_types::{ClusterId, Epoch, Lsn, OperationId, SnapshotId, Timeline};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use utoipa::ToSchema;
 
 /// One Postgres system.
@@ -259,6 +260,18 @@ pub struct SpecSchema {
     /// least), minutes, hours or days, or `off`.
     #[schema(required = false, default = "10m", value_type = String, pattern = "^(off|[0-9]+[smhd])$")]
     replace_after: ReplaceAfter,
+    /// Members are placed in these regions only, 20 at most; in any where there are none.
+    #[schema(required = false)]
+    regions: BTreeSet<String>,
+    /// Members are placed so that they are in so many zones at least: 1 to as many as there are members. A new member that would not
+    /// bring that about is refused, unless it brings the cluster nearer to it.
+    #[schema(required = false, minimum = 1, maximum = 7)]
+    zones_min: Option<u8>,
+    /// How much each term of a node's score counts among nodes that spread members equally well: some of `latency`, `free`, `health` and
+    /// `idle`, 0 to 100 each, not all 0; what is not named counts as by default.
+    #[schema(required = false, default = "latency=10,free=30,health=20,idle=40", value_type = String,
+        pattern = "^(latency|free|health|idle)=[0-9]+(,(latency|free|health|idle)=[0-9]+)*$")]
+    placement_weights: PlacementWeights,
 }
 
 impl ClusterView {

@@ -9,6 +9,7 @@ mod leaders;
 mod log;
 mod member;
 mod node;
+mod placement;
 mod slots;
 mod snapshot;
 mod volume;
@@ -23,6 +24,7 @@ pub use leaders::{FailoverCheckView, FailoverMemberView, ForcedView, ScheduledVi
 pub use log::{EventView, EventsView, OperationStateView, OperationView};
 pub use member::{Access, DataState, MemberObserved, MemberState, MemberView, Role, WorkingView};
 pub use node::{NodeObserved, NodeServiceView, NodeView, PoolStateView, PoolView};
+pub use placement::{AgainstView, PlacementNodeView, PlacementView, PresentView, WeightsView};
 pub use slots::{SlotView, SlotsView};
 pub use snapshot::SnapshotView;
 pub use volume::{VolumeState, VolumeView};

@@ -62,6 +62,9 @@ pub async fn run(command: &ClusterCommands, client: &Client, screen: &mut Screen
                 volume_limit: args.volume_limit,
                 snapshots: args.snapshots,
                 replace_after: args.replace_after,
+                regions: (args.any_region || !args.regions.is_empty()).then(|| args.regions.iter().cloned().collect()),
+                zones_min: args.zones_min,
+                placement_weights: args.placement_weights,
             };
             let spec = change.apply_to(cluster.spec.clone());
             spec.check().map_err(|error| Failure::usage(error.to_string()))?;
@@ -86,6 +89,10 @@ pub async fn run(command: &ClusterCommands, client: &Client, screen: &mut Screen
                     size("volume_limit", spec.volume_limit.filter(|_| args.volume_limit.is_some())),
                     args.snapshots.map_or_else(String::new, |_| format!(", snapshots {}", spec.snapshots)),
                     args.replace_after.map_or_else(String::new, |_| format!(", replace_after {}", spec.replace_after)),
+                    change.regions.as_ref().map_or_else(String::new, |_| format!(", regions {}", regions(spec))),
+                    args.zones_min.map_or_else(String::new, |_| format!(", zones_min {}", spec.zones_min.unwrap_or(1))),
+                    args.placement_weights
+                        .map_or_else(String::new, |_| format!(", placement_weights {}", spec.placement_weights)),
                 ]
                 .concat();
                 let (members, needed, durability) = (spec.members, spec.needed(), spec.durability);
@@ -113,6 +120,11 @@ pub async fn run(command: &ClusterCommands, client: &Client, screen: &mut Screen
             }
         }
     }
+}
+
+fn regions(spec: &ClusterSpec) -> String {
+    let named: Vec<&str> = spec.regions.iter().map(String::as_str).collect();
+    if named.is_empty() { "any".to_string() } else { named.join(" ") }
 }
 
 /// Waits if that was asked, and says how it ended.

@@ -6,12 +6,13 @@ mod leaders;
 mod member;
 pub mod node;
 mod operation;
+mod placement;
 mod psql;
 mod rollback;
 mod snapshot;
 mod volume;
 
-use crate::args::{Commands, TokenCommands};
+use crate::args::{Commands, PlacementCommands, TokenCommands};
 use crate::exit::Failure;
 use crate::render;
 use crate::screen::Screen;
@@ -31,6 +32,7 @@ pub async fn run(command: &Commands, client: &Client, screen: &mut Screen<'_>) -
         Commands::Member(command) => member::run(command, client, screen).await,
         Commands::Snapshot(command) => snapshot::run(command, client, screen).await,
         Commands::Volume(command) => volume::run(command, client, screen).await,
+        Commands::Placement(PlacementCommands::Explain(args)) => placement::explain(args, client, screen).await,
         Commands::Operation(command) => operation::run(command, client, screen).await,
         Commands::Events(args) => events::run(args, client, screen).await,
         Commands::Psql(args) => psql::run(args, client).await,

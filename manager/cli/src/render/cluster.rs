@@ -7,7 +7,7 @@ use pgstead_api::view::{
     Phase, RpoState, WorkingView,
 };
 use pgstead_types::record::Standing;
-use pgstead_types::spec::Cascade;
+use pgstead_types::spec::{Cascade, ClusterSpec};
 
 pub fn clusters(all: &[ClusterSummary], width: u16) -> String {
     if all.is_empty() {
@@ -118,6 +118,9 @@ pub fn cluster(view: &ClusterView, width: u16) -> String {
             format!("switchover to {to} between {} and {}", scheduled.not_before, scheduled.not_after),
         ));
     }
+    if let Some(asked) = placed(&view.spec) {
+        facts.push(("placement", asked));
+    }
     if let Some(window) = &view.spec.maintenance_window {
         facts.push(("maintenance", format!("{window} UTC")));
     }
@@ -152,6 +155,18 @@ pub fn cluster(view: &ClusterView, width: u16) -> String {
         parts.push("no findings".to_string());
     }
     parts.join("\n\n")
+}
+
+/// What is asked of the nodes of members, where anything is.
+fn placed(spec: &ClusterSpec) -> Option<String> {
+    let regions: Vec<&str> = spec.regions.iter().map(String::as_str).collect();
+    let asked = [
+        (!regions.is_empty()).then(|| format!("in region {} only", regions.join(" or "))),
+        spec.zones_min.map(|zones| format!("in {zones} zones at least")),
+        (!spec.placement_weights.is_default()).then(|| format!("weights {}", spec.placement_weights)),
+    ];
+    let asked: Vec<String> = asked.into_iter().flatten().collect();
+    (!asked.is_empty()).then(|| asked.join("; "))
 }
 
 pub fn members(all: &[MemberView], width: u16) -> String {

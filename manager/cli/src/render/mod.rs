@@ -4,12 +4,14 @@ mod cluster;
 mod leaders;
 mod lists;
 mod log;
+mod placement;
 mod slots;
 
 pub use cluster::{cluster, clusters, connection, describe_steps, members};
 pub use leaders::{failover_check, switchover_check};
 pub use lists::{Status, node, nodes, snapshots, status, token, volumes};
 pub use log::{event, events, operation, operations};
+pub use placement::placement;
 
 use comfy_table::{ColumnConstraint, ContentArrangement, Table, presets};
 use pgstead_api::view::FindingView;

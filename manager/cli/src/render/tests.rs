@@ -1,13 +1,16 @@
 //! Tables as people see them; `make bless` rewrites the golden files.
 
 use super::*;
-use pgstead_api::Observations;
+use pgstead_api::backend::PlacementAsked;
 use pgstead_api::fake::{APP, member, node, observations, record};
 use pgstead_api::view::{
-    ClusterSummary, ClusterView, ConnectionView, EventsView, MemberView, NodeView, OperationView, VolumeView, World,
+    ClusterSummary, ClusterView, ConnectionView, EventsView, MemberView, NodeView, OperationView, PlacementView,
+    VolumeView, World,
 };
+use pgstead_api::{Backend, Observations};
 use pgstead_types::record::{ClusterChange, Command, EpochReason, Record};
 use pgstead_types::report::{DataSeen, PostgresSeen, Working};
+use pgstead_types::spec::ClusterSpec;
 use pgstead_types::{Epoch, Finding, Step, WallTime};
 
 const WIDTH: u16 = 100;
@@ -132,6 +135,18 @@ fn operations_and_events() {
 fn connection_strings() {
     let record = record();
     golden!(connection("app", &ConnectionView::new(&record, &record.clusters[&APP])));
+}
+
+#[tokio::test]
+async fn where_members_would_go() {
+    let fake = pgstead_api::fake::Fake::new(1);
+    let (record, spec) = (fake.record(), ClusterSpec { zones_min: Some(2), members: 2, ..ClusterSpec::named("new") });
+    let new = fake.explain_placement(PlacementAsked::New(Box::new(spec.clone()))).await.unwrap();
+    let new = placement(&PlacementView::new(&record, None, &spec, &new), 2, WIDTH);
+    let app = &record.clusters[&APP];
+    let more = fake.explain_placement(PlacementAsked::More(APP)).await.unwrap();
+    let more = placement(&PlacementView::new(&record, Some(app), &app.spec, &more), 20, WIDTH);
+    golden!(format!("{new}\n\n\n{more}"));
 }
 
 #[test]

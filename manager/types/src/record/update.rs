@@ -35,10 +35,13 @@ impl ClusterRecord {
         kept.volume_limit = self.spec.volume_limit;
         kept.snapshots = self.spec.snapshots;
         kept.replace_after = self.spec.replace_after;
+        kept.regions.clone_from(&self.spec.regions);
+        kept.zones_min = self.spec.zones_min;
+        kept.placement_weights = self.spec.placement_weights;
         if kept != self.spec {
             return Err(conflict(
                 "only members, sync_replicas, durability, slot_wal_budget, cascade, logical_replication, volume_size, \
-                 volume_limit, snapshots and replace_after of a running cluster can change; everything else stays as it was made",
+                 volume_limit, snapshots, replace_after, regions, zones_min and placement_weights of a running cluster can change; everything else stays as it was made",
             ));
         }
         if *spec == self.spec {
@@ -75,7 +78,8 @@ impl ClusterRecord {
                 true => String::new(),
                 false => format!(", replace_after = {}", spec.replace_after),
             };
-            format!("{members}{asked}{cascade}{logical}{sizes}{snapshots}{replaced}")
+            let placed = placed(spec);
+            format!("{members}{asked}{cascade}{logical}{sizes}{snapshots}{replaced}{placed}")
         };
         outcome.event("spec_changed", format!("asked for: {}; before: {}", text(spec), text(&self.spec)));
         if spec.logical_replication != self.spec.logical_replication {
@@ -87,4 +91,16 @@ impl ClusterRecord {
         outcome.start = Some((operation, OperationKind::UpdateCluster));
         Ok(())
     }
+}
+
+/// What it asks of the nodes for new members. A voter of the version before says the same of a cluster that asks for nothing.
+fn placed(spec: &ClusterSpec) -> String {
+    let regions: Vec<&str> = spec.regions.iter().map(String::as_str).collect();
+    let regions = if regions.is_empty() { String::new() } else { format!(", regions = {}", regions.join(" ")) };
+    let zones = spec.zones_min.map_or_else(String::new, |zones| format!(", zones_min = {zones}"));
+    let weights = match spec.placement_weights.is_default() {
+        true => String::new(),
+        false => format!(", placement_weights = {}", spec.placement_weights),
+    };
+    format!("{regions}{zones}{weights}")
 }

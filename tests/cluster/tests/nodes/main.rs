@@ -17,6 +17,7 @@ mod members;
 mod moves;
 mod operator;
 mod orphans;
+mod placement;
 mod planned;
 mod rollback;
 mod slots;
