@@ -8,7 +8,7 @@ use pgstead_types::storage::PoolState;
 use pgstead_types::{Bytes, ClusterId, DeploymentId, MemberId, SnapshotId, VolumeId, WallTime};
 use serde::{Deserialize, Serialize};
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// One pool of one node. Every call may be repeated: the second one finds the work done and changes nothing.
 #[async_trait]
@@ -60,6 +60,10 @@ pub trait VolumeDriver: Send + Sync + fmt::Debug {
 
     /// Gives a pool that is getting full more room, where there is some to give; says what it did.
     async fn relieve(&self) -> Result<Option<String>, VolumeError>;
+
+    /// Keeps a copy of what the pool knows of itself and would be lost with, in a folder elsewhere that is this pool's alone: the newest
+    /// few, on disk when it returns. It may take long, and the pool is in use meanwhile.
+    async fn back_up(&self, to: &Path) -> Result<BackedUp, VolumeError>;
 
     /// The pool as a whole, now.
     async fn usage(&self) -> Result<Usage, VolumeError>;
@@ -209,6 +213,16 @@ pub enum Removed {
     Refused(Refusal),
 }
 
+/// What a backup has come to.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum BackedUp {
+    /// It knows nothing but what its volumes say themselves.
+    NothingToKeep,
+    /// The last one says the same.
+    Unchanged,
+    Written(PathBuf),
+}
+
 /// What storage holds.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Inventory {
@@ -300,6 +314,8 @@ pub enum VolumeError {
     MountedElsewhere { device: PathBuf, at: PathBuf, path: PathBuf },
     #[error("volume {id} cannot be used: {why}")]
     Unusable { id: VolumeId, why: String },
+    #[error("what the pool {} knows of itself is not backed up now: {why}", pool.display())]
+    NotBackedUp { pool: PathBuf, why: String },
     #[error("the task that worked on the pool was stopped before it ended")]
     Stopped(#[source] tokio::task::JoinError),
 }

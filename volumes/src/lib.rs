@@ -10,8 +10,8 @@ mod snapshot;
 
 pub use dir::{DirConfig, DirDriver, PoolError};
 pub use driver::{
-    Capability, Creation, Extension, Inventory, Left, NewVolume, Owner, Refusal, Removal, Removed, Stray, StrayKind,
-    Support, Usage, Volume, VolumeDriver, VolumeError, VolumeTags, left_of,
+    BackedUp, Capability, Creation, Extension, Inventory, Left, NewVolume, Owner, Refusal, Removal, Removed, Stray,
+    StrayKind, Support, Usage, Volume, VolumeDriver, VolumeError, VolumeTags, left_of,
 };
 pub use lvm::{
     DeviceSeen, FileSystemKind, LvmConfig, LvmDriver, LvmPoolError, MakePoolError, PoolBegun, PoolPlan, PoolRequest,

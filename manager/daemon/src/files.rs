@@ -56,6 +56,10 @@ impl Layout {
     pub fn routes_socket(&self) -> PathBuf {
         self.gateway().join("routes.sock")
     }
+    /// Copies of what a pool knows of itself; made by its driver, which sees to the mode.
+    pub fn pool_backups(&self, pool: &str) -> PathBuf {
+        self.root.join("pool-backups").join(pool)
+    }
     pub fn lock(&self) -> PathBuf {
         self.root.join("lock")
     }

@@ -88,6 +88,7 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
         look: Arc::default(),
         news: Arc::default(),
         copies: Arc::default(),
+        backups: layout.pool_backups(&config.first_pool().name),
     };
     let backend = NodeBackend {
         consensus: consensus.clone(),

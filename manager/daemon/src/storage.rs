@@ -1,8 +1,12 @@
 //! This node's pool, looked at every now and then: how full it is, and what lies there that no member has. A volume is made
 //! and removed by its member's own task; here is only what such tasks cannot know of.
 
+mod backups;
+mod findings;
 mod snapshots;
 
+use backups::{Backups, Contents};
+use findings::findings;
 pub use snapshots::SnapshotRequest;
 use snapshots::{due, expired, told};
 
@@ -18,7 +22,7 @@ use pgstead_types::{
 };
 use pgstead_volumes::{Inventory, Removal, Removed, StrayKind, VolumeDriver, VolumeError, VolumeTags};
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::{Mutex as AsyncMutex, Notify, watch};
@@ -47,6 +51,8 @@ pub struct Storage {
     pub news: Arc<Notify>,
     /// Copies of whole volumes: two at a time would each take the room that the other one has counted on.
     pub copies: Arc<AsyncMutex<()>>,
+    /// Where copies are kept of what the pool knows of itself.
+    pub backups: PathBuf,
 }
 
 /// What the last look found.
@@ -65,6 +71,7 @@ pub struct Seen {
     settled: BTreeSet<VolumeId>,
     /// Why the last copies did not come to be.
     failed_copies: BTreeMap<SnapshotId, String>,
+    backups: Backups,
 }
 
 /// Of one pool, over several looks. What fills it and goes would else limit clients and let them in by turns.
@@ -134,6 +141,7 @@ impl Storage {
     pub fn findings(&self) -> Vec<Finding> {
         let seen = self.held().clone();
         let found = seen.storage.iter().flat_map(findings);
+        let not_backed_up = seen.backups.finding(&self.pool, Tick::now());
         let failed = seen.failed.map(|why| {
             Finding::error(
                 "pool_unreadable",
@@ -146,7 +154,12 @@ impl Storage {
             );
             Finding::warning("snapshot_not_taken", text).on_cluster(cluster).on_member(member)
         });
-        found.chain(failed).chain(not_taken).map(|finding| finding.on_node(self.consensus.node())).collect()
+        found
+            .chain(failed)
+            .chain(not_backed_up)
+            .chain(not_taken)
+            .map(|finding| finding.on_node(self.consensus.node()))
+            .collect()
     }
 
     /// Looks until `stop`.
@@ -157,11 +170,14 @@ impl Storage {
         // So may a copy, where a snapshot is one.
         let mut taking: Option<JoinHandle<()>> = None;
         let mut take_from = Tick::now();
+        // And the reading of a large pool's metadata.
+        let mut backing_up: Option<JoinHandle<()>> = None;
         loop {
             // What it takes meanwhile, the look may not see.
             let takes = taking.as_ref().is_some_and(|taking| !taking.is_finished());
             let found = match self.look_once(&mut candidates).await {
-                Ok(storage) => {
+                Ok((storage, contents)) => {
+                    self.back_up_when_due(contents, &mut backing_up);
                     let now = WallTime::now();
                     let (orphans, mut expired) = (storage.orphans.clone(), expired(&storage.snapshots, now));
                     expired.extend(self.kept_in_vain(&storage, now));
@@ -204,7 +220,7 @@ impl Storage {
             let wait = if found && (candidates.len() > told || filling) { LOOK_AGAIN } else { LOOK };
             tokio::select! {
                 () = crate::server::stopped(&mut stop) => {
-                    for task in clearing.into_iter().chain(taking) {
+                    for task in clearing.into_iter().chain(taking).chain(backing_up) {
                         task.abort();
                     }
                     return;
@@ -216,7 +232,10 @@ impl Storage {
     }
 
     /// Tells of orphans that `candidates` has from the look before, and puts those of this one there.
-    async fn look_once(&self, candidates: &mut BTreeSet<(VolumeId, String)>) -> Result<StorageSeen, VolumeError> {
+    async fn look_once(
+        &self,
+        candidates: &mut BTreeSet<(VolumeId, String)>,
+    ) -> Result<(StorageSeen, Contents), VolumeError> {
         match self.volumes.relieve().await {
             Ok(None) => {}
             Ok(Some(now)) => tracing::info!(pool = %self.pool, %now, "the pool has more room"),
@@ -241,6 +260,7 @@ impl Storage {
         };
         orphans.truncate(ORPHANS_MAX);
         let mut snapshots: Vec<SnapshotSeen> = self.volumes.snapshots().await?.into_iter().map(told).collect();
+        let contents = Contents::new(usage.total, &inventory, &snapshots);
         snapshots.drain(..snapshots.len().saturating_sub(SNAPSHOTS_TOLD_MAX));
         let pool = PoolSeen {
             name: self.pool.clone(),
@@ -251,7 +271,7 @@ impl Storage {
             metadata_used: usage.metadata_used.and_then(|used| u16::try_from(used.hundredths()).ok()),
             state: usage.state,
         };
-        Ok(StorageSeen { pool, orphans, snapshots })
+        Ok((StorageSeen { pool, orphans, snapshots }, contents))
     }
 
     /// The record, while it can be taken for the present one.
@@ -424,50 +444,6 @@ fn orphans(record: &Record, node: NodeId, inventory: &Inventory) -> Vec<Orphan> 
     let mut all: Vec<Orphan> = whole.chain(strays).filter(|orphan| !held.contains(&orphan.id)).collect();
     all.sort_by(|a, b| (a.id, &a.path).cmp(&(b.id, &b.path)));
     all
-}
-
-fn findings(seen: &StorageSeen) -> Vec<Finding> {
-    let PoolSeen { name, state, .. } = &seen.pool;
-    let pool = match state {
-        PoolState::Fine => None,
-        PoolState::NearlyFull { why } => Some(Finding::warning(
-            "pool_nearly_full",
-            format!("the pool {name} takes no new volume: {why}; add disks to it, or remove what is not needed"),
-        )),
-        PoolState::Full { why } => Some(Finding::error(
-            "pool_full",
-            format!(
-                "the pool {name} has little room left: {why}; clusters that are led from here have moved, or take no writes until there \
-                 is room: remove snapshots or forks, or add a disk"
-            ),
-        )),
-        PoolState::Brimming { why } => Some(Finding::error(
-            "pool_full",
-            format!(
-                "the pool {name} is about to fail the writes of everything on it: {why}; clusters that are led from here take no clients \
-                 until there is room: remove snapshots or forks, or add a disk, now"
-            ),
-        )),
-        PoolState::Unwell { why } => {
-            Some(Finding::error("pool_unwell", format!("the pool {name} is not well: {why}; look at its disks")))
-        }
-    };
-    let orphans = seen.orphans.iter().filter_map(|orphan| match &orphan.state {
-        OrphanState::Whole { cluster, member, .. } => Some(Finding::warning(
-            "orphaned_volume",
-            format!(
-                "volume {} at {} was of member {member} of cluster {cluster}, whom the record does not have here; it is kept \
-                 until a person removes it: pgstead volume remove {}",
-                orphan.id, orphan.path, orphan.id
-            ),
-        )),
-        OrphanState::Unreadable { why } => Some(Finding::warning(
-            "unreadable_volume",
-            format!("volume {} at {} cannot be read as one ({why}) and no member has it; look at it there", orphan.id, orphan.path),
-        )),
-        OrphanState::SetAside { .. } => None,
-    });
-    pool.into_iter().chain(orphans).collect()
 }
 
 #[cfg(test)]

@@ -34,8 +34,14 @@ pub enum LvmError {
     Report(#[from] BadReport),
     #[error("there are {} volume groups named {group} ({}); rename all but one by its UUID with vgrename", uuids.len(), uuids.join(", "))]
     Ambiguous { group: GroupName, uuids: Vec<String> },
-    #[error("{} is not a path that LVM takes; expected an absolute one of ASCII characters", path.display())]
+    #[error("{} is not a path that LVM takes; expected an absolute one of ASCII characters, without blanks or %", path.display())]
     BadPath { path: PathBuf },
+    #[error("there is no program `{name}` on this host; install it (Debian: {package})")]
+    NoTool { name: &'static str, package: &'static str },
+    #[error("the thin pool {pool} is not active, so nobody can read its metadata; `lvchange -ay {pool}` activates it")]
+    NotActive { pool: LvPath },
+    #[error("the kernel said {said:?} of the thin pool {pool}, expected what it holds; it may have failed")]
+    NoPoolStatus { pool: LvPath, said: String },
 }
 
 /// LVM's version, as 2.03.16.
@@ -146,7 +152,11 @@ impl Lvm {
 
     /// Every volume of a group that is there, but for hidden parts.
     pub async fn volumes(&self, group: &GroupName) -> Result<Vec<LogicalVolume>, LvmError> {
-        Ok(LogicalVolume::read_all(&self.report("lvs", volume::COLUMNS, &[group.as_str()]).await?)?)
+        match self.report("lvs", volume::COLUMNS, &[group.as_str()]).await {
+            Ok(text) => Ok(LogicalVolume::read_all(&text)?),
+            // LVM skips a name that two groups have; nobody can say which of them is meant.
+            Err(error) => Err(self.group(group).await.err().unwrap_or(error)),
+        }
     }
 
     /// The one of that name, if there is one.
@@ -298,12 +308,12 @@ impl Lvm {
         self.careful(command).arg("-y")
     }
     /// Whatever it asks is answered with no: whether a signature that it has found may be wiped.
-    fn careful(&self, command: &str) -> Run {
+    pub(crate) fn careful(&self, command: &str) -> Run {
         // The first activation after a crash reads all of a pool's metadata.
         Run::new(&self.program).args([command, "--quiet"]).lasting().deadline(CHANGE_DEADLINE)
     }
 
-    async fn run(&self, group: &GroupName, command: Run) -> Result<(), LvmError> {
+    pub(crate) async fn run(&self, group: &GroupName, command: Run) -> Result<(), LvmError> {
         let lock = {
             // It guards a table of locks: a panic elsewhere leaves nothing broken behind it.
             let mut groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);

@@ -11,6 +11,7 @@ pub mod report;
 mod client;
 mod device;
 mod group;
+mod metadata;
 mod volume;
 
 pub use client::{Lvm, LvmError, NewThinPool, NewThinVolume, Snapshot, SnapshotUse, Version};

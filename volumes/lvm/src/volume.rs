@@ -9,7 +9,7 @@ use std::fmt;
 /// The columns that [`LogicalVolume`] is read from.
 pub(crate) const COLUMNS: &str = "lv_name,vg_name,lv_uuid,lv_attr,lv_size,lv_metadata_size,pool_lv,origin,data_percent,\
     metadata_percent,lv_tags,lv_active_locally,lv_device_open,lv_health_status,lv_when_full,thin_id,lv_kernel_major,\
-    lv_kernel_minor,chunk_size,lv_layout,lv_skip_activation";
+    lv_kernel_minor,chunk_size,lv_layout,lv_skip_activation,lv_check_needed";
 
 /// One logical volume. Hidden parts of pools are not listed.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -164,11 +164,13 @@ impl LogicalVolume {
 
 fn health(row: &Row, attr: u8) -> Health {
     match row.text("lv_health_status") {
+        Some("failed") => Health::Failed,
+        // Its metadata is read-only as well, and more room for it is of no use then.
+        _ if row.is_set("lv_check_needed") => Health::NeedsCheck,
         Some("out_of_data") => Health::OutOfData,
         Some("metadata_read_only") => Health::MetadataReadOnly,
         Some("needs_check") => Health::NeedsCheck,
         Some("partial") => Health::Partial,
-        Some("failed") => Health::Failed,
         Some(other) => Health::Other(other.to_string()),
         // The attribute knows more in some versions (lvs(8), "lv_attr").
         None => match attr {

@@ -17,14 +17,14 @@ mod snapshots;
 pub use pool::PoolError;
 
 use crate::driver::{
-    Capability, Creation, Extension, Inventory, NewVolume, Removal, Removed, Support, Usage, Volume, VolumeDriver,
-    VolumeError, VolumeTags,
+    BackedUp, Capability, Creation, Extension, Inventory, NewVolume, Removal, Removed, Support, Usage, Volume,
+    VolumeDriver, VolumeError, VolumeTags,
 };
 use crate::snapshot::{Forking, NewSnapshot, Snapshot, Snapshotted};
 use async_trait::async_trait;
 use pgstead_types::{Bytes, SnapshotId, VolumeId};
 use pool::{Pool, Taken};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Free space that a new volume must leave. A fresh member writes some 40 MiB and then up to 1 GiB of WAL between two
@@ -166,6 +166,10 @@ impl VolumeDriver for DirDriver {
 
     async fn relieve(&self) -> Result<Option<String>, VolumeError> {
         Ok(None)
+    }
+
+    async fn back_up(&self, _: &Path) -> Result<BackedUp, VolumeError> {
+        Ok(BackedUp::NothingToKeep)
     }
 
     async fn usage(&self) -> Result<Usage, VolumeError> {

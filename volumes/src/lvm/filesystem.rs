@@ -254,9 +254,13 @@ pub fn missing_programs(kind: FileSystemKind) -> Vec<&'static str> {
     kind.programs().iter().copied().filter(|name| program::find(name).is_none()).collect()
 }
 
-/// Removes an empty folder that nothing is mounted on.
+/// Removes a folder that nothing is mounted on; one that has other people's files in it stays.
 pub fn remove_folder(path: &Path) -> Result<(), VolumeError> {
     match fs::remove_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
+            tracing::warn!(path = %path.display(), "there are files where a volume was mounted; they are kept");
+            Ok(())
+        }
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(VolumeError::io("remove", path)(error)),
         _ => Ok(()),
     }

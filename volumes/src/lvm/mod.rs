@@ -9,6 +9,7 @@
 //! Each rename is one change of LVM's metadata, and the moment at which the thing is true. What is mounted is asked of the
 //! kernel, and what there is of LVM: this node's own files may all be gone.
 
+mod backup;
 mod creation;
 mod filesystem;
 mod growth;
@@ -22,8 +23,8 @@ pub use filesystem::FileSystemKind;
 pub use make::{DeviceSeen, MakePoolError, PoolBegun, PoolPlan, PoolRequest, make_pool, plan_pool};
 
 use crate::driver::{
-    Capability, Creation, Extension, Inventory, NewVolume, Refusal, Removal, Removed, Stray, StrayKind, Support, Usage,
-    Volume, VolumeDriver, VolumeError, VolumeTags,
+    BackedUp, Capability, Creation, Extension, Inventory, NewVolume, Refusal, Removal, Removed, Stray, StrayKind,
+    Support, Usage, Volume, VolumeDriver, VolumeError, VolumeTags,
 };
 use crate::entry::Entry;
 use crate::folder;
@@ -241,6 +242,11 @@ impl VolumeDriver for LvmDriver {
         whole(async move { inner.relieve().await }).await
     }
 
+    async fn back_up(&self, to: &Path) -> Result<BackedUp, VolumeError> {
+        let (inner, to) = (Arc::clone(&self.inner), to.to_path_buf());
+        whole(async move { inner.back_up(&to).await }).await
+    }
+
     async fn usage(&self) -> Result<Usage, VolumeError> {
         let pool = self.inner.pool().await?;
         Ok(Usage {
@@ -274,14 +280,24 @@ struct Pool {
     metadata_used: Percent,
     metadata_size: Bytes,
     health: Health,
+    /// Of data, each of which belongs to a volume, to several, or to none.
+    blocks: u64,
     /// For the volumes that are there.
     reserve: Bytes,
 }
 
 impl Pool {
     fn state(&self) -> PoolState {
-        if self.health == Health::MetadataReadOnly {
-            return PoolState::Brimming { why: format!("{}: it is full, or needs a repair", self.health) };
+        match self.health {
+            Health::MetadataReadOnly => {
+                return PoolState::Brimming { why: format!("{}, and is {} full", self.health, self.metadata_used) };
+            }
+            Health::NeedsCheck => {
+                let why =
+                    format!("{}, and takes no change before it was repaired (docs/operating/repair.md)", self.health);
+                return PoolState::Brimming { why };
+            }
+            _ => {}
         }
         if self.health != Health::Fine && self.health != Health::OutOfData {
             return PoolState::Unwell { why: self.health.to_string() };
@@ -403,7 +419,7 @@ impl Inner {
         let held = held.ok_or_else(|| unreadable("it is not there"))?;
         let reserve = RESERVE.0.saturating_mul(u64::try_from(volumes).unwrap_or(u64::MAX));
         let reserve = Bytes(reserve.min(RESERVE_MAX.of(held.size).0));
-        let Kind::ThinPool { data_used, metadata_used, metadata_size, .. } = held.kind else {
+        let Kind::ThinPool { data_used, metadata_used, metadata_size, chunk, .. } = held.kind else {
             return Err(unreadable("it is not a thin pool"));
         };
         // They are known while the pool is active, which it is as soon as one of its volumes is.
@@ -419,7 +435,8 @@ impl Inner {
                 }
             }
         };
-        Ok(Pool { size: held.size, data_used, metadata_used, metadata_size, health: held.health, reserve })
+        let blocks = held.size.0 / chunk.0.max(1);
+        Ok(Pool { size: held.size, data_used, metadata_used, metadata_size, health: held.health, blocks, reserve })
     }
 
     async fn clear_unfinished(&self) -> Result<(), VolumeError> {

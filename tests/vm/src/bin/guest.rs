@@ -3,8 +3,8 @@
 use pgstead_vm::promises;
 use pgstead_vm::suite::contract;
 use pgstead_vm::suite::lvm_bench::LvmBench;
-use pgstead_vm::suite::lvm_own;
 use pgstead_vm::suite::{Body, run};
+use pgstead_vm::suite::{lvm_faults, lvm_own};
 use pgstead_volumes::FileSystemKind;
 use std::process::ExitCode;
 
@@ -17,8 +17,8 @@ macro_rules! bodies {
 }
 
 macro_rules! own {
-    ($($name:ident,)+) => {
-        [$(Body::new(concat!("lvm::", stringify!($name)), || lvm_own::$name()),)+]
+    ($of:ident; $($name:ident,)+) => {
+        [$(Body::new(concat!("lvm::", stringify!($name)), || $of::$name()),)+]
     };
 }
 
@@ -27,7 +27,7 @@ async fn main() -> ExitCode {
     let parts: Vec<String> = std::env::args().skip(1).collect();
     let mut bodies = promises!(bodies, FileSystemKind::Ext4);
     bodies.extend(promises!(bodies, FileSystemKind::Xfs));
-    bodies.extend(own!(
+    bodies.extend(own!(lvm_own;
         a_volume_is_back_after_a_reboot_with_what_is_in_it,
         a_creation_that_was_cut_short_is_no_volume_and_leaves_nothing,
         a_volume_comes_back_after_a_power_cut_with_what_was_synced,
@@ -44,6 +44,13 @@ async fn main() -> ExitCode {
         a_pool_that_is_nearly_full_takes_no_volume_and_keeps_what_it_has,
         a_volume_that_is_too_small_is_refused,
         a_pool_that_is_not_there_is_said_so,
+    ));
+    bodies.extend(own!(lvm_faults;
+        a_pools_own_metadata_is_backed_up_once_for_each_change,
+        metadata_that_a_crash_has_left_held_is_released_and_that_of_others_is_not,
+        a_volume_whose_disk_fails_says_so_and_is_back_with_its_disk,
+        two_groups_with_one_name_are_refused_until_one_has_another,
+        files_of_others_below_a_mount_are_kept,
     ));
     if run(bodies, &parts).await { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

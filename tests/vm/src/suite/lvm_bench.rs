@@ -19,13 +19,17 @@ pub struct LvmBench {
 
 impl LvmBench {
     pub async fn new(file_system: FileSystemKind) -> Self {
+        Self::with_metadata(file_system, Bytes(16 << 20)).await
+    }
+
+    pub async fn with_metadata(file_system: FileSystemKind, metadata: Bytes) -> Self {
         let lvm = Lvm::find().await.expect("the machine has LVM");
         clear(&lvm).await;
         lvm.create_group(&group(), &[PathBuf::from(DISK)], &BTreeSet::new()).await.expect("the disk is empty");
         let pool = NewThinPool {
             path: LvPath { group: group(), name: pool() },
             data: Bytes(2 << 30),
-            metadata: Bytes(16 << 20),
+            metadata,
             chunk: Bytes(64 << 10),
             tags: BTreeSet::new(),
         };

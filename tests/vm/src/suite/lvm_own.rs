@@ -13,7 +13,7 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
 
-async fn run(program: &str, args: &[&str]) -> String {
+pub async fn run(program: &str, args: &[&str]) -> String {
     Run::new(program).args(args.iter().copied()).output().await.expect("the test runs only what succeeds").stdout
 }
 
@@ -21,17 +21,21 @@ async fn bench() -> LvmBench {
     LvmBench::new(FileSystemKind::Ext4).await
 }
 
-fn path(name: &str) -> LvPath {
+pub fn path(name: &str) -> LvPath {
     LvPath { group: group(), name: name.parse().expect("a name") }
 }
 
 /// As after a reboot: nothing is mounted, nothing is active.
-async fn reboot(bench: &mut LvmBench) {
+pub async fn reboot(bench: &mut LvmBench) {
+    stop(bench).await;
+    bench.reopen().await;
+}
+
+pub async fn stop(bench: &LvmBench) {
     for entry in fs::read_dir(&bench.config().mounts).expect("it is there").flatten() {
         run("umount", &[&entry.path().to_string_lossy()]).await;
     }
     run("lvm", &["vgchange", "-an", group().as_str()]).await;
-    bench.reopen().await;
 }
 
 pub async fn a_volume_is_back_after_a_reboot_with_what_is_in_it() {

@@ -1,0 +1,138 @@
+//! What goes wrong below volumes of LVM, and what protects against it: nothing acknowledged is lost, and every error says what to do.
+
+use super::contract::{Bench, made, new_volume};
+use super::lvm_bench::{LvmBench, group};
+use super::lvm_own::{path, reboot, run, stop};
+use pgstead_lvm::Lvm;
+use pgstead_volumes::{BackedUp, FileSystemKind, Removed, VolumeError};
+use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+async fn bench() -> LvmBench {
+    LvmBench::new(FileSystemKind::Ext4).await
+}
+
+/// An empty folder of that name.
+fn folder(name: &str) -> PathBuf {
+    let folder = Path::new("/run").join(name);
+    // It is there where the test has run before.
+    let _ = fs::remove_dir_all(&folder);
+    folder
+}
+
+pub async fn a_pools_own_metadata_is_backed_up_once_for_each_change() {
+    let (bench, to) = (bench().await, folder("backups"));
+    let volume = made(bench.driver(), &new_volume(1)).await;
+    let back_up = async || {
+        // What is written to the volume may take blocks of the pool meanwhile.
+        rustix::fs::sync();
+        bench.driver().back_up(&to).await
+    };
+    let BackedUp::Written(first) = back_up().await.expect("the pool is well") else { panic!("there was none") };
+    assert_eq!(back_up().await.expect("the pool is well"), BackedUp::Unchanged);
+    for (path, mode) in [(to.clone(), 0o700), (first.clone(), 0o700), (first.join("pool.xml"), 0o600)] {
+        let found = fs::metadata(&path).expect("it was made").permissions().mode();
+        assert_eq!(found & 0o777, mode, "{}", path.display());
+    }
+    let group_text = fs::read_to_string(first.join("group.vg")).expect("it was made");
+    assert!(group_text.contains(&format!("vol-{}", volume.id)), "{group_text}");
+    // It can be made into metadata again.
+    run("lvm", &["lvcreate", "-y", "-W", "n", "-L", "16M", "-n", "restored", "pgs-test"]).await;
+    let restored = path("restored").device();
+    let restored = restored.to_string_lossy();
+    run("thin_restore", &["-i", &first.join("pool.xml").to_string_lossy(), "-o", &restored]).await;
+    run("thin_check", &[&restored]).await;
+    made(bench.driver(), &new_volume(2)).await;
+    assert!(matches!(back_up().await.expect("the pool is well"), BackedUp::Written(_)));
+    let lvm = Lvm::find().await.expect("the machine has LVM");
+    assert!(!lvm.holds_metadata(&path("pool")).await.expect("it is active"), "what is deleted gives no room back");
+}
+
+pub async fn metadata_that_a_crash_has_left_held_is_released_and_that_of_others_is_not() {
+    let (bench, to) = (bench().await, folder("backups"));
+    made(bench.driver(), &new_volume(1)).await;
+    let (lvm, pool) = (Lvm::find().await.expect("the machine has LVM"), path("pool"));
+    lvm.hold_metadata(&pool).await.expect("nobody holds it");
+    let refused = bench.driver().back_up(&to).await;
+    let Err(VolumeError::NotBackedUp { why, .. }) = refused else { panic!("another program holds it: {refused:?}") };
+    assert!(why.contains("dmsetup message pgs--test-pool-tpool 0 release_metadata_snap"), "{why}");
+    assert!(lvm.holds_metadata(&pool).await.expect("it is active"));
+    // As the daemon's own end would leave it.
+    fs::create_dir_all(to.join(".new")).expect("it can be made");
+    let written = bench.driver().back_up(&to).await.expect("it was its own");
+    assert!(matches!(written, BackedUp::Written(_)), "{written:?}");
+    assert!(!lvm.holds_metadata(&pool).await.expect("it is active") && !to.join(".new").exists());
+    assert_eq!(lvm.group(&group()).await.expect("LVM answers").map(|group| group.missing_devices), Some(0));
+}
+
+fn write_synced(path: &Path) -> std::io::Result<()> {
+    fs::write(path, "x").and_then(|()| fs::File::open(path)?.sync_all())
+}
+
+pub async fn a_volume_whose_disk_fails_says_so_and_is_back_with_its_disk() {
+    let bench = bench().await;
+    let volume = made(bench.driver(), &new_volume(1)).await;
+    write_synced(&volume.path.join("synced")).expect("it can be written to");
+    let (data, table) = ("pgs--test-pool_tdata", run("dmsetup", &["table", "pgs--test-pool_tdata"]).await);
+    run("dmsetup", &["wipe_table", "--noflush", "--nolockfs", data]).await;
+    let gives_up = |number: usize| {
+        let folder = volume.path.join(number.to_string());
+        let made = fs::create_dir(&folder).and_then(|()| fs::File::open(&folder)?.sync_all());
+        made.is_err_and(|error| error.kind() == ErrorKind::ReadOnlyFilesystem)
+    };
+    assert!((0..2000).any(gives_up), "its file system goes on without its disk");
+    let opened = bench.driver().open(volume.id).await;
+    let said = opened.expect_err("its disk fails").to_string();
+    assert!(said.contains("vol--") && said.contains("check"), "{said}");
+    run("dmsetup", &["load", data, "--table", table.trim()]).await;
+    run("dmsetup", &["resume", data]).await;
+    assert_eq!(bench.driver().open(volume.id).await.expect("its disk is back"), Some(volume.clone()));
+    assert!(volume.path.join("synced").exists());
+}
+
+/// Nobody can say which of them is meant, so neither is used.
+pub async fn two_groups_with_one_name_are_refused_until_one_has_another() {
+    const FILTER: &str = "devices { global_filter = [ \"a|^/dev/vdd$|\", \"r|.*|\" ] }";
+    let mut bench = bench().await;
+    let volume = made(bench.driver(), &new_volume(1)).await;
+    run("wipefs", &["-a", "/dev/vdd"]).await;
+    stop(&bench).await;
+    run("lvm", &["vgcreate", "-y", "--config", FILTER, "pgs-test", "/dev/vdd"]).await;
+    let refused = [
+        bench.driver().usage().await.map(drop),
+        bench.driver().list().await.map(drop),
+        bench.driver().open(volume.id).await.map(drop),
+        bench.driver().create(new_volume(2)).await.map(drop),
+        bench.driver().remove(volume.id, &volume.tags, pgstead_volumes::Removal::Hard).await.map(drop),
+        bench.driver().relieve().await.map(drop),
+    ];
+    for refused in refused {
+        let said = refused.expect_err("there are two").to_string();
+        assert!(said.contains("2 volume groups named pgs-test") && said.contains("vgrename"), "{said}");
+    }
+    let other = run("lvm", &["vgs", "--noheadings", "-o", "vg_uuid", "--config", FILTER, "pgs-test"]).await;
+    run("lvm", &["vgrename", other.trim(), "pgs-other"]).await;
+    bench.reopen().await;
+    assert_eq!(bench.driver().open(volume.id).await.expect("it is meant"), Some(volume));
+    run("lvm", &["vgremove", "-y", "pgs-other"]).await;
+    run("wipefs", &["-a", "/dev/vdd"]).await;
+}
+
+/// Somebody has put them where the volume is mounted, while it was not.
+pub async fn files_of_others_below_a_mount_are_kept() {
+    let mut bench = bench().await;
+    let volume = made(bench.driver(), &new_volume(1)).await;
+    write_synced(&volume.path.join("ours")).expect("it can be written to");
+    reboot(&mut bench).await;
+    let place = bench.config().mounts.join(volume.id.to_string());
+    fs::create_dir_all(place.join("data")).expect("it can be made");
+    fs::write(place.join("data/theirs"), "x").expect("it can be written to");
+    assert_eq!(bench.driver().open(volume.id).await.expect("it is whole"), Some(volume.clone()));
+    assert!(volume.path.join("ours").exists() && !volume.path.join("theirs").exists());
+    let removed = bench.driver().remove(volume.id, &volume.tags, pgstead_volumes::Removal::Hard).await;
+    assert_eq!(removed.expect("nothing uses it"), Removed::Deleted);
+    assert!(place.join("data/theirs").exists());
+    fs::remove_dir_all(place).expect("it is a folder");
+}
