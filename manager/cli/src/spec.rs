@@ -33,11 +33,12 @@ pub fn read(args: &CreateArgs) -> Result<ClusterSpec, Failure> {
     spec.volume_limit = args.volume_limit.or(spec.volume_limit);
     spec.snapshots = args.snapshots.unwrap_or(spec.snapshots);
     spec.replace_after = args.replace_after.unwrap_or(spec.replace_after);
-    if !args.regions.is_empty() {
-        spec.regions = args.regions.iter().cloned().collect();
+    let placement = &args.placement;
+    if !placement.regions.is_empty() {
+        spec.regions = placement.regions.iter().cloned().collect();
     }
-    spec.zones_min = args.zones_min.or(spec.zones_min);
-    spec.placement_weights = args.placement_weights.unwrap_or(spec.placement_weights);
+    spec.zones_min = placement.zones_min.or(spec.zones_min);
+    spec.placement_weights = placement.placement_weights.unwrap_or(spec.placement_weights);
     spec.logical_replication |= args.logical_replication;
     spec.settings.extend(args.set.iter().cloned());
     // The API checks again; here it needs no server.

@@ -1,6 +1,6 @@
 //! `pgstead placement explain`.
 
-use crate::args::ExplainArgs;
+use crate::args::{ExplainArgs, PlacementArgs};
 use crate::exit::Failure;
 use crate::render;
 use crate::screen::Screen;
@@ -11,11 +11,12 @@ pub async fn explain(args: &ExplainArgs, client: &Client, screen: &mut Screen<'_
     let found = match &args.name {
         Some(cluster) => client.placement(cluster).await?,
         None => {
+            let PlacementArgs { regions, zones_min, placement_weights } = &args.asked;
             let asked = PlacementParams {
                 members: args.members,
-                regions: (!args.regions.is_empty()).then(|| args.regions.join(",")),
-                zones_min: args.zones_min,
-                placement_weights: args.placement_weights,
+                regions: (!regions.is_empty()).then(|| regions.join(",")),
+                zones_min: *zones_min,
+                placement_weights: *placement_weights,
             };
             client.placement_of_new(&asked).await?
         }
