@@ -155,6 +155,5 @@ grow() {
 for round in $(seq "$rounds"); do
     has=$(df --output=size -BM "$data" | tail -n 1 | tr -dc 0-9)
     told extend "$(taking grow $((6600 + round * 300)) "$has")" ms
-    wait
 done
 echo 1 >/sys/fs/cgroup/node/cgroup.kill

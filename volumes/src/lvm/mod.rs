@@ -416,25 +416,19 @@ impl Inner {
         let unreadable = |why: &str| VolumeError::Unreadable { path: self.pool_path(), why: why.to_string() };
         let volumes = all.iter().filter(|held| matches!(tags::entry(held), Some(Entry::Volume(_)))).count();
         let held = all.iter().find(|held| held.name == self.config.pool).cloned();
-        let held = held.ok_or_else(|| unreadable("it is not there"))?;
-        let reserve = RESERVE.0.saturating_mul(u64::try_from(volumes).unwrap_or(u64::MAX));
-        let reserve = Bytes(reserve.min(RESERVE_MAX.of(held.size).0));
+        let mut held = held.ok_or_else(|| unreadable("it is not there"))?;
+        // How full and how well it is, is known while it is active, which it is as soon as one of its volumes is.
+        if matches!(held.kind, Kind::ThinPool { data_used: None, .. } | Kind::ThinPool { metadata_used: None, .. }) {
+            self.lvm.activate(&path).await?;
+            held = self.lvm.volume(&path).await?.ok_or_else(|| unreadable("it is not there"))?;
+        }
         let Kind::ThinPool { data_used, metadata_used, metadata_size, chunk, .. } = held.kind else {
             return Err(unreadable("it is not a thin pool"));
         };
-        // They are known while the pool is active, which it is as soon as one of its volumes is.
-        let (data_used, metadata_used) = match data_used.zip(metadata_used) {
-            Some(known) => known,
-            None => {
-                self.lvm.activate(&path).await?;
-                match self.lvm.volume(&path).await?.map(|held| held.kind) {
-                    Some(Kind::ThinPool { data_used: Some(data), metadata_used: Some(metadata), .. }) => {
-                        (data, metadata)
-                    }
-                    _ => return Err(unreadable("how full it is cannot be read")),
-                }
-            }
-        };
+        let (data_used, metadata_used) =
+            data_used.zip(metadata_used).ok_or_else(|| unreadable("how full it is cannot be read"))?;
+        let reserve = RESERVE.0.saturating_mul(u64::try_from(volumes).unwrap_or(u64::MAX));
+        let reserve = Bytes(reserve.min(RESERVE_MAX.of(held.size).0));
         let blocks = held.size.0 / chunk.0.max(1);
         Ok(Pool { size: held.size, data_used, metadata_used, metadata_size, health: held.health, blocks, reserve })
     }

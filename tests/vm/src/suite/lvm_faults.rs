@@ -4,7 +4,9 @@ use super::contract::{Bench, made, new_volume};
 use super::lvm_bench::{LvmBench, group};
 use super::lvm_own::{path, reboot, run, stop};
 use pgstead_lvm::Lvm;
-use pgstead_volumes::{BackedUp, FileSystemKind, Removed, VolumeError};
+use pgstead_types::Bytes;
+use pgstead_types::storage::PoolState;
+use pgstead_volumes::{BackedUp, Creation, FileSystemKind, Removed, VolumeError};
 use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt;
@@ -69,6 +71,68 @@ pub async fn metadata_that_a_crash_has_left_held_is_released_and_that_of_others_
 
 fn write_synced(path: &Path) -> std::io::Result<()> {
     fs::write(path, "x").and_then(|()| fs::File::open(path)?.sync_all())
+}
+
+/// Snapshots share their metadata with what they are of, until it is written to: a block in each part of it costs that part once more.
+async fn fill_metadata() {
+    const SNAPSHOTS: usize = 30;
+    run("lvm", &["lvcreate", "-y", "-V", "1200M", "--thin", "-n", "hog", "pgs-test/pool"]).await;
+    let hog = path("hog").device();
+    run("dd", &["if=/dev/zero", &format!("of={}", hog.display()), "bs=1M", "count=1200", "oflag=direct"]).await;
+    let name = |number: usize| format!("of-hog-{number}");
+    for number in 0..SNAPSHOTS {
+        run("lvm", &["lvcreate", "-y", "-s", "-kn", "-n", &name(number), "pgs-test/hog"]).await;
+    }
+    let filled = (0..SNAPSHOTS).any(|number| !touch(&path(&name(number)).device()));
+    assert!(filled, "{SNAPSHOTS} snapshots do not fill the pool's metadata");
+}
+
+/// By the commands of docs/operating/repair.md: what is full is not repaired into as little.
+async fn repair_into_more() {
+    run("lvm", &["lvcreate", "-y", "-an", "-L", "64M", "-n", "repaired", "pgs-test"]).await;
+    run("lvm", &["lvchange", "-y", "-ay", "pgs-test/repaired"]).await;
+    run("lvm", &["lvchange", "-y", "-ay", "pgs-test/pool_tmeta"]).await;
+    run("thin_repair", &["-i", "/dev/mapper/pgs--test-pool_tmeta", "-o", "/dev/mapper/pgs--test-repaired"]).await;
+    run("thin_check", &["--clear-needs-check-flag", "/dev/mapper/pgs--test-repaired"]).await;
+    run("lvm", &["lvchange", "-an", "pgs-test/pool_tmeta", "pgs-test/repaired"]).await;
+    run("lvm", &["lvconvert", "-y", "--thinpool", "pgs-test/pool", "--poolmetadata", "pgs-test/repaired"]).await;
+}
+
+/// Whether every write came to something.
+fn touch(device: &Path) -> bool {
+    use std::os::unix::fs::FileExt;
+    let file = fs::OpenOptions::new().write(true).open(device).expect("it is active");
+    let written = (0..190).all(|part| file.write_all_at(&[1; 4096], part * (6 << 20)).is_ok());
+    written && file.sync_all().is_ok()
+}
+
+pub async fn a_pool_whose_metadata_is_full_keeps_what_was_synced_and_goes_on_when_it_was_repaired() {
+    let mut bench = LvmBench::with_metadata(FileSystemKind::Ext4, Bytes(4 << 20)).await;
+    let volume = made(bench.driver(), &new_volume(1)).await;
+    let folder = volume.path.join("rows");
+    fs::create_dir(&folder).expect("it can be written to");
+    let synced = (0..100).filter(|number| write_synced(&folder.join(number.to_string())).is_ok()).count();
+    fill_metadata().await;
+    let usage = bench.driver().usage().await.expect("LVM answers");
+    assert!(matches!(&usage.state, PoolState::Brimming { why } if why.contains("repair.md")), "{usage:?}");
+    let refused = bench.driver().create(new_volume(2)).await;
+    assert!(matches!(refused, Ok(Creation::Refused(_))), "{refused:?}");
+    // Some of these need new blocks, and some of them fail.
+    let more = (100..400).filter(|number| write_synced(&folder.join(number.to_string())).is_ok()).count();
+    assert_eq!(
+        bench.driver().relieve().await.expect("LVM answers"),
+        None,
+        "what needs a repair would take all and not use it"
+    );
+    stop(&bench).await;
+    repair_into_more().await;
+    bench.reopen().await;
+    let usage = bench.driver().usage().await.expect("LVM answers");
+    assert!(!matches!(usage.state, PoolState::Brimming { .. } | PoolState::Unwell { .. }), "{usage:?}");
+    assert_eq!(bench.driver().open(volume.id).await.expect("it has room"), Some(volume.clone()));
+    let there = fs::read_dir(&folder).expect("it is mounted").count();
+    assert!(there >= synced + more, "{there} of {synced} and {more} files are there");
+    write_synced(&volume.path.join("after")).expect("it can be written to again");
 }
 
 pub async fn a_volume_whose_disk_fails_says_so_and_is_back_with_its_disk() {
