@@ -336,6 +336,21 @@ fn a_member_that_stands_well_is_judged_best_where_it_is() {
     }
 }
 
+#[test]
+fn of_thousands_of_nodes_each_is_told_of() {
+    let places: Vec<String> = (0..3000).map(|n| format!("r{}/z{}", n % 7, n % 60)).collect();
+    let mut all = nodes(&places.iter().map(String::as_str).collect::<Vec<_>>());
+    for n in (1..=3000).filter(|n| n % 3 == 0) {
+        all.fact(n).reachable = false;
+    }
+    let placed = all.place(&spec(7));
+    let against = placed.judgement.nodes.iter().filter(|node| node.against.is_some()).count();
+    assert_eq!((placed.judgement.nodes.len(), against, placed.judgement.chosen().count()), (3000, 1000, 7));
+    let regions: std::collections::BTreeSet<&str> =
+        placed.judgement.chosen().map(|node| all.record.nodes[&node.node].region.as_str()).collect();
+    assert_eq!(regions.len(), 7);
+}
+
 /// Region, zone, what is the matter with it, free room in percent, and milliseconds to the controller.
 type AnyNode = (u8, u8, u8, u8, u16);
 

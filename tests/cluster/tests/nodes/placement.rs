@@ -57,6 +57,13 @@ async fn what_is_explained_is_what_is_done() -> anyhow::Result<()> {
     bed.pgstead(&["cluster", "update", "app", "--members", "3"]).await?.output()?;
     ensure!(nodes_of(&bed, "app").await?.is_superset(&busy), "{more:?}");
 
+    // What is asked of nodes changes while the cluster runs, and members stay where they are.
+    let weights = ["--zones-min", "3", "--placement-weights", "latency=0,idle=100"];
+    bed.pgstead(&[&["cluster", "update", "app"][..], &weights].concat()).await?.output()?;
+    let asked = explained(&bed, &["app"]).await?;
+    ensure!((asked.zones_min, asked.weights.idle, asked.present.len()) == (Some(3), 100, 3), "{asked:?}");
+    ensure!(asked.present.iter().all(|one| one.better.is_none()), "{asked:?}");
+
     // And in the same words where a spec asks for what is not there.
     let elsewhere = explained(&bed, &["--members", "1", "--region", "elsewhere"]).await?;
     let why = elsewhere.refused.context("there is no such region")?;
