@@ -102,7 +102,7 @@ damage /dev/urandom space-map 1
 cat /tmp/said
 lvconvert --repair -y nvme/pool
 lvchange -ay nvme/pool
-lvs -o lv_name,lv_size,data_percent,metadata_percent,lv_health_status nvme
+lvs -o lv_name,lv_size,data_percent,metadata_percent,lv_health_status,lv_check_needed nvme
 start_node
 nothing_is_lost "repaired"
 lvremove -y nvme/pool_meta0
@@ -131,6 +131,7 @@ stop_pool
 dd if=/dev/zero of=/dev/vdc bs=1M count=1 conv=notrunc oflag=direct 2>/dev/null
 ! lvs nvme 2>/dev/null || fail "the group is there though its description is gone"
 backup=$(newest)
+grep -A 3 'pv[0-9]* {' "$backup/group.vg"
 uuid=$(sed -n '/physical_volumes {/,/^\t}/ s/^\t\t\tid = "\(.*\)"/\1/p' "$backup/group.vg")
 pvcreate -y --uuid "$uuid" --restorefile "$backup/group.vg" /dev/vdc
 vgcfgrestore -y --force -f "$backup/group.vg" nvme
@@ -147,6 +148,7 @@ within 60 grep -q "there are 2 volume groups named nvme" /var/log/pgstead.log
 stop_node
 vgs -o vg_name,vg_uuid,vg_tags,pv_name
 other=$(vgs --noheadings -o vg_uuid --select 'pv_name=/dev/vdd' | tr -d ' ')
+lvs -o lv_name,lv_tags --select "vg_uuid!=$other" | grep -q "vol-.*pgstead.deployment=" || fail "the tags do not say which is which"
 vgrename "$other" nvme-other
 start_node
 nothing_is_lost "the other group has another name"

@@ -239,6 +239,20 @@ mod tests {
     }
 
     #[test]
+    fn metadata_that_needs_a_check_is_not_only_read_only() {
+        let says = |word: &str| format!("\"lv_health_status\":\"{word}\"");
+        for known in KNOWN {
+            let read_only = known.full.replace(&says("out_of_data"), &says("metadata_read_only"));
+            let to_check = says("metadata_read_only") + ", \"lv_check_needed\":\"check needed\"";
+            let checked = read_only.replace(&says("metadata_read_only"), &to_check);
+            for (text, health) in [(read_only, Health::MetadataReadOnly), (checked, Health::NeedsCheck)] {
+                let volumes = LogicalVolume::read_all(&text).unwrap();
+                assert_eq!(named(&volumes, "pool").health, health);
+            }
+        }
+    }
+
+    #[test]
     fn a_full_pool_says_so() {
         for known in KNOWN {
             let volumes = LogicalVolume::read_all(known.full).unwrap();

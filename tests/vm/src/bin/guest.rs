@@ -48,7 +48,7 @@ async fn main() -> ExitCode {
     bodies.extend(own!(lvm_faults;
         a_pools_own_metadata_is_backed_up_once_for_each_change,
         metadata_that_a_crash_has_left_held_is_released_and_that_of_others_is_not,
-        a_pool_whose_metadata_is_full_keeps_what_was_synced_and_goes_on_when_it_was_repaired,
+        metadata_that_is_full_keeps_what_was_synced_and_goes_on_when_it_was_repaired,
         a_volume_whose_disk_fails_says_so_and_is_back_with_its_disk,
         two_groups_with_one_name_are_refused_until_one_has_another,
         files_of_others_below_a_mount_are_kept,

@@ -106,7 +106,7 @@ fn touch(device: &Path) -> bool {
     written && file.sync_all().is_ok()
 }
 
-pub async fn a_pool_whose_metadata_is_full_keeps_what_was_synced_and_goes_on_when_it_was_repaired() {
+pub async fn metadata_that_is_full_keeps_what_was_synced_and_goes_on_when_it_was_repaired() {
     let mut bench = LvmBench::with_metadata(FileSystemKind::Ext4, Bytes(4 << 20)).await;
     let volume = made(bench.driver(), &new_volume(1)).await;
     let folder = volume.path.join("rows");
