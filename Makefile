@@ -108,7 +108,7 @@ bench-calm: ## Count changes of leader that nobody needed, under more load than 
 	cargo build --release $(LOCKED) -p pgstead -p pgstead-cluster-tests --bin pgstead --bin bench-calm
 	MINUTES=$(MINUTES) target/release/bench-calm
 
-# Of the larger database that is snapshotted, forked and copied, in the machine.
+# Of the larger database that is snapshotted, forked and copied, in the machine. PARTS names parts of it: plain, stall, copies, replica, room.
 MEGABYTES ?= 2048
 
 .PHONY: bench-volumes

@@ -100,6 +100,10 @@ fn stand_by(scene: &Scene<'_>, leader: MemberId) -> Next {
         PostgresSeen::Down { .. } => {
             Next::act(Action::StartStandby { access: access(scene), alone: false, restarts: scene.member.restarts })
         }
+        // Whatever else it needs.
+        PostgresSeen::Standby(standby) if scene.cluster.aside.is_some() && standby.access == ClientAccess::Open => {
+            Next::act(Action::HoldClients { by: None })
+        }
         PostgresSeen::Standby(standby) => stream(scene, leader, standby),
     }
 }
@@ -129,7 +133,6 @@ fn stream(scene: &Scene<'_>, leader: MemberId, standby: &StandbySeen) -> Next {
         }
         return match (standby.access, access(scene)) {
             (ClientAccess::Holding, ClientAccess::Open) => Next::act(Action::OpenClients),
-            (ClientAccess::Open, ClientAccess::Holding) => Next::act(Action::HoldClients { by: None }),
             _ => Next::wait(),
         };
     }

@@ -39,4 +39,4 @@ pub use observed::{Connection, Memory, NodeSeen, Observed, Policy};
 pub use placement::{Facts, NodeFacts, Placed, PlacementError, Who, place};
 pub use quorum::{Missing, electable};
 pub use switchover_check::{Overrule, SwitchoverCheck, check_switchover, closest_standby};
-pub use takes_place::{PlaceStep, take_place, takes_no_clients};
+pub use takes_place::{CLOSED_MAX, PlaceStep, take_place, takes_no_clients};

@@ -80,7 +80,7 @@ pub(crate) fn plan(
     }
     let is_fed = |member: &MemberRecord| cascade::is_fed(cluster, observed, policy, primary, member);
     let everyone_streams = cluster.members.values().filter(|member| member.id != leader).all(is_fed);
-    let serves = everyone_streams && primary.access == ClientAccess::Open;
+    let serves = everyone_streams && (primary.access == ClientAccess::Open || cluster.aside.is_some());
     if let (Some(operation), true) = (cluster.creating, serves) {
         plan.ended = Some((operation, None));
         return plan;

@@ -4,8 +4,12 @@
 use crate::lease;
 use crate::observed::{Observed, Policy};
 use pgstead_types::record::{Aside, ClusterChange, ClusterRecord, Leadership, Record};
-use pgstead_types::report::{ClientAccess, PrimarySeen, SetBy};
+use pgstead_types::report::{ClientAccess, PostgresSeen, PrimarySeen, SetBy};
 use pgstead_types::{ClusterId, Finding};
+use std::time::Duration;
+
+/// For so long a cluster takes no clients before its place is taken: then it is given up.
+pub const CLOSED_MAX: Duration = Duration::from_secs(10);
 
 /// What comes next for a cluster that is to take another one's place.
 #[derive(Clone, PartialEq, Debug)]
@@ -35,6 +39,13 @@ pub fn take_place(record: &Record, cluster: ClusterId, observed: &Observed, poli
         return wait(taker, why);
     }
     let Some(aside) = of.aside.filter(|aside| aside.to == taker.id) else {
+        // Whoever cannot say that it takes no clients goes on to serve them.
+        if primary(of, observed, policy).is_none() {
+            return wait(
+                taker,
+                format!("{} has no leader that is seen to run, and could say that it takes no clients", of.spec.name),
+            );
+        }
         return Some(change(of, ClusterChange::SetAside { to: taker.id }));
     };
     if let Err(why) = takes_no_clients(of, aside, observed, policy) {
@@ -101,7 +112,18 @@ pub fn takes_no_clients(
     let by = SetBy { epoch: cluster.epoch, revision: aside.revision };
     let holds =
         primary.access == ClientAccess::Holding && report.revision >= aside.revision && report.set_by >= Some(by);
-    if holds { Ok(()) } else { Err(unheard()) }
+    if !holds {
+        return Err(unheard());
+    }
+    // Those that are not heard may still be read from, by whoever is where they are.
+    for member in cluster.members.values().filter(|member| member.id != leader) {
+        let Some(report) = observed.fresh(cluster, member.id, policy) else { continue };
+        let open = matches!(&report.postgres, PostgresSeen::Standby(standby) if standby.access == ClientAccess::Open);
+        if open || report.revision < aside.revision {
+            return Err(format!("{} has not said yet that it takes no clients", member.name));
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -136,7 +136,10 @@ fn fork_spec(source: &ClusterSpec, asked: &ForkAsked) -> ClusterSpec {
     }
 }
 
-/// All that the source asks for. Its schedule of snapshots comes with its place.
+/// All that the source asks for, but for workers of subscriptions. Its schedule of snapshots comes with its place.
 fn taker_spec(source: &ClusterSpec, asked: &ForkAsked) -> ClusterSpec {
-    ClusterSpec { name: asked.name.clone(), snapshots: SnapshotSchedule::Off, ..source.clone() }
+    let mut settings = source.settings.clone();
+    // Its subscriptions would take changes before they are disabled.
+    settings.retain(|name, _| !name.eq_ignore_ascii_case("max_logical_replication_workers"));
+    ClusterSpec { name: asked.name.clone(), snapshots: SnapshotSchedule::Off, settings, ..source.clone() }
 }

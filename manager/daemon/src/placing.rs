@@ -80,6 +80,10 @@ impl NodeBackend {
             }
         };
         self.await_nodes(|record, facts| placed(record, facts).is_none_or(|placed| placed.refused.is_none())).await;
+        // A read that could not be forwarded ends here: to explain by knowing nothing would be to say that no node is reachable.
+        if self.controller.view().is_none() {
+            return Err(Rejected::NotController);
+        }
         let (record, facts) = (self.consensus.record(), self.facts());
         let Some(Placed { judgement, refused }) = placed(&record, &facts) else {
             return Err(Rejected::Conflict { why: "the cluster was deleted meanwhile".into() });

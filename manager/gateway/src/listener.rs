@@ -113,7 +113,8 @@ async fn listen(
                 failing = false;
                 // At the limit newcomers are dropped unheard: whoever fills it is not telling us who they are.
                 let Ok(permit) = shared.startups.clone().try_acquire_owned() else { continue };
-                tokio::spawn(session::serve(shared.clone(), stream, from, cluster, access, permit));
+                let to = (address.clone(), cluster, access);
+                tokio::spawn(session::serve(shared.clone(), stream, from, to, permit));
             }
             Err(why) => {
                 if !failing {

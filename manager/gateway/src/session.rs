@@ -27,6 +27,8 @@ const RETRY_MAX: Duration = Duration::from_millis(500);
 const FIRST_RETRY_MAX: Duration = Duration::from_millis(40);
 const FIRST_ATTEMPTS_MAX: u32 = 20;
 const ATTEMPT_MIN: Duration = Duration::from_secs(1);
+/// Of the address that a client has connected to, from one cluster to another, while it waits.
+const MOVES_MAX: usize = 3;
 /// What a client may send before it has heard anything; real ones send nothing.
 const EARLY_BYTES_MAX: usize = 1024;
 
@@ -35,10 +37,10 @@ pub async fn serve(
     shared: Arc<Shared>,
     stream: TcpStream,
     from: SocketAddr,
-    cluster: ClusterId,
-    access: Access,
+    to: (String, ClusterId, Access),
     starting: OwnedSemaphorePermit,
 ) {
+    let (address, cluster, access) = to;
     if let Err(why) = sockets::ensure_alive_checked(&stream, &sockets::CLIENT) {
         tracing::debug!(%from, %why, "the client was gone at once");
         return;
@@ -52,7 +54,7 @@ pub async fn serve(
     match arrived {
         Ok(Arrived::Session(stream, startup)) => {
             drop(starting);
-            let mut session = Session { shared, stream, startup, cluster, access, early: Vec::new() };
+            let mut session = Session { shared, stream, startup, address, cluster, access, early: Vec::new() };
             session.run(from).await;
         }
         Ok(Arrived::Cancel(key, stream)) => {
@@ -68,6 +70,8 @@ struct Session {
     shared: Arc<Shared>,
     stream: TlsStream<TcpStream>,
     startup: Startup,
+    /// That it has connected to.
+    address: String,
     cluster: ClusterId,
     access: Access,
     /// Sent by the client while it waited.
@@ -77,13 +81,28 @@ struct Session {
 /// How the wait for a member ended without one.
 enum NoMember {
     Told(Fatal),
+    /// The address is this cluster's now.
+    Moved(ClusterId),
     ClientLeft,
 }
 
 impl Session {
+    /// A cluster may take another one's place while a client waits for that one: it is served by whoever has the address.
     async fn run(&mut self, from: SocketAddr) {
+        for _ in 0..MOVES_MAX {
+            match self.run_on(from).await {
+                Some(cluster) => self.cluster = cluster,
+                None => return,
+            }
+        }
+        client::farewell(&mut self.stream, &gone()).await;
+    }
+
+    /// Serves it as a client of that cluster; the cluster that has its address now, where that is another one.
+    async fn run_on(&mut self, from: SocketAddr) -> Option<ClusterId> {
         let Some(cluster) = self.shared.cluster(self.cluster) else {
-            return client::farewell(&mut self.stream, &gone()).await;
+            client::farewell(&mut self.stream, &gone()).await;
+            return None;
         };
         let name = cluster.route.name.clone();
         let _admitted = match self.shared.admission.try_admit(self.cluster) {
@@ -91,33 +110,37 @@ impl Session {
             Err(why) => {
                 tracing::warn!(cluster = %name, %from, %why, "refused a connection");
                 let why = Fatal::new("53300", why.to_string()).hint("Close idle connections, or use a pool.");
-                return client::farewell(&mut self.stream, &why).await;
+                client::farewell(&mut self.stream, &why).await;
+                return None;
             }
         };
         let (target, greeted) = match self.wait_for_member().await {
             Ok(found) => found,
             Err(NoMember::Told(why)) => {
                 tracing::info!(cluster = %name, %from, %why, "no member for a connection");
-                return client::farewell(&mut self.stream, &why).await;
+                client::farewell(&mut self.stream, &why).await;
+                return None;
             }
-            Err(NoMember::ClientLeft) => return,
+            Err(NoMember::Moved(to)) => return Some(to),
+            Err(NoMember::ClientLeft) => return None,
         };
         let (user, database) = (&self.startup.user, &self.startup.database);
         tracing::debug!(cluster = %name, %from, user, database, member = %target.member.endpoint.member, "relays");
         self.relay(&name, target, greeted).await;
+        None
     }
 
     /// The bounded hold: until a member has answered the start-up packet.
     async fn wait_for_member(&mut self) -> Result<(Target, Greeted), NoMember> {
-        let Self { shared, stream, startup, cluster, access, early } = self;
-        let search = search(shared, startup, *cluster, *access);
+        let Self { shared, stream, startup, address, cluster, access, early } = self;
+        let search = search(shared, startup, address, *cluster, *access);
         tokio::pin!(search);
         let mut stopping = shared.stopping.subscribe();
         loop {
             let mut bytes = [0; 256];
             let listen = early.len() + bytes.len() <= EARLY_BYTES_MAX;
             tokio::select! {
-                found = &mut search => return found.map_err(NoMember::Told),
+                found = &mut search => return found,
                 _ = stopping.wait_for(|stopping| *stopping != Stopping::No) => return Err(NoMember::Told(stopped())),
                 // A client that gave up frees its place at once.
                 read = stream.read(&mut bytes), if listen => match read {
@@ -173,7 +196,13 @@ impl Session {
 }
 
 /// Tries the members of the current routes until one answers or the hold is over; a change of routes wakes it at once.
-async fn search(shared: &Shared, startup: &Startup, id: ClusterId, access: Access) -> Result<(Target, Greeted), Fatal> {
+async fn search(
+    shared: &Shared,
+    startup: &Startup,
+    address: &str,
+    id: ClusterId,
+    access: Access,
+) -> Result<(Target, Greeted), NoMember> {
     let began = Tick::now();
     let mut routes = shared.routes.subscribe();
     let mut pause = RETRY_FIRST;
@@ -184,7 +213,15 @@ async fn search(shared: &Shared, startup: &Startup, id: ClusterId, access: Acces
     // A member that answers slowly gets a fair try even when the hold is short.
     let left = || hold.saturating_sub(Tick::now().since(began)).max(ATTEMPT_MIN);
     loop {
-        let Some(cluster) = routes.borrow_and_update().clusters.get(&id).cloned() else { return Err(gone()) };
+        let (cluster, moved) = {
+            let table = routes.borrow_and_update();
+            let Some(cluster) = table.clusters.get(&id).cloned() else { return Err(NoMember::Told(gone())) };
+            let moved = if cluster.address(access) == address { None } else { table.served_at(address) };
+            (cluster, moved)
+        };
+        if let Some(to) = moved.filter(|to| *to != id) {
+            return Err(NoMember::Moved(to));
+        }
         let targets = cluster.rank_targets(access, shared.next_turn());
         let known = !targets.is_empty();
         for target in targets {
@@ -216,14 +253,14 @@ async fn search(shared: &Shared, startup: &Startup, id: ClusterId, access: Acces
         }
         let left = hold.saturating_sub(Tick::now().since(began));
         if left.is_zero() {
-            return Err(not_served(&cluster, access, hold, last_error.filter(|_| known)));
+            return Err(NoMember::Told(not_served(&cluster, access, hold, last_error.filter(|_| known))));
         }
         // Without a known member only new routes can help; with one, time may.
         let wait = if known { left.min(pause) } else { left };
         match tokio::time::timeout(wait, routes.changed()).await {
             // Perhaps another leader: it has not been tried yet, so it is not made to pay for the attempts at the last one.
             Ok(Ok(())) => (pause, goes_first, failed) = (RETRY_FIRST, None, 0),
-            Ok(Err(_)) => return Err(stopped()),
+            Ok(Err(_)) => return Err(NoMember::Told(stopped())),
             Err(_) => {
                 failed += 1;
                 if failed >= FIRST_ATTEMPTS_MAX {

@@ -89,6 +89,16 @@ impl RouteTable {
     }
 }
 
+impl RouteTable {
+    /// The cluster whose clients connect to that address.
+    pub fn served_at(&self, address: &str) -> Option<ClusterId> {
+        let has = |cluster: &Arc<Cluster>| {
+            [Access::ReadWrite, Access::ReadOnly].map(|access| cluster.address(access) == address)
+        };
+        self.clusters.values().find(|cluster| has(cluster).contains(&true)).map(|cluster| cluster.route.cluster)
+    }
+}
+
 fn is_same_tls(a: &ClusterRoute, b: &ClusterRoute) -> bool {
     a.certificate_pem == b.certificate_pem && a.key_pem == b.key_pem && a.ca_pem == b.ca_pem
 }
@@ -102,6 +112,13 @@ pub struct Target {
 }
 
 impl Cluster {
+    pub fn address(&self, access: Access) -> &str {
+        match access {
+            Access::ReadWrite => &self.route.read_write,
+            Access::ReadOnly => &self.route.read_only,
+        }
+    }
+
     /// Who may serve a connection now, best first. `turn` spreads read-only connections over the replicas.
     pub fn rank_targets(&self, access: Access, turn: usize) -> Vec<Target> {
         let Some(tls) = &self.tls else { return Vec::new() };

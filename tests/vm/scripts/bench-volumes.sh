@@ -1,14 +1,17 @@
 #!/bin/bash
 # Inside the machine: what volumes cost and save. Each line `bench <what> <value> <unit>` is one measured value; whoever booted the
-# machine makes medians and ratios of them. ROUNDS: of each; MEGABYTES: of the larger database.
+# machine makes medians and ratios of them. ROUNDS: of each; MEGABYTES: of the larger database; PARTS: of plain, stall, copies,
+# replica and room, all unless some are named.
 set -euo pipefail
 . /payload/common.sh
 export PGSTEAD_PROFILE=/var/lib/pgstead/secrets/admin.json
 export DM_DISABLE_UDEV=1
 rounds=${ROUNDS:-5}
 larger=${MEGABYTES:-2048}
+parts=" ${PARTS:-plain stall copies replica room} "
 mkdir -p /sys/fs/cgroup/node
 
+part() { [[ $parts == *" $1 "* ]]; }
 told() { echo "bench $*"; }
 millis() { echo $(($(date +%s%N) / 1000000)); }
 # Milliseconds that the command takes.
@@ -59,7 +62,7 @@ for port in "${!ports[@]}"; do
     # Once written: the first round of each is not counted.
     as_postgres pgbench -n -c 4 -j 2 -T 10 -h /tmp -p "$port" postgres >/dev/null 2>&1
 done
-for round in $(seq "$rounds"); do
+for round in $(part plain && seq "$rounds"); do
     # Each comes first as often as the other.
     order=(5501 5502)
     [ $((round % 2)) = 1 ] || order=(5502 5501)
@@ -88,8 +91,8 @@ write() {
     pgbench -n -c 4 -j 2 -T 12 -l --log-prefix=bench_log "$uri" >/tmp/said 2>&1 || fail "pgbench: $(cat /tmp/said)"
 }
 slowest() { cat bench_log* | cut -d' ' -f3 | sort -n | tail -n 1; }
-write
-for _ in $(seq "$rounds"); do
+part stall && write
+for _ in $(part stall && seq "$rounds"); do
     write
     told stall_without "$(($(slowest) / 1000))" ms
     write &
@@ -119,30 +122,34 @@ copies() {
     done
 }
 sql "$(rows 40)"
-told database_small "$(sql "SELECT (sum(pg_database_size(oid)) / 1000000)::bigint FROM pg_database")" MB
-copies small
-for _ in $(seq 8); do sql "$(rows $((larger / 8)))"; done
-told database_large "$(sql "SELECT (sum(pg_database_size(oid)) / 1000000)::bigint FROM pg_database")" MB
-copies large
+if part copies; then
+    told database_small "$(sql "SELECT (sum(pg_database_size(oid)) / 1000000)::bigint FROM pg_database")" MB
+    copies small
+    for _ in $(seq 8); do sql "$(rows $((larger / 8)))"; done
+    told database_large "$(sql "SELECT (sum(pg_database_size(oid)) / 1000000)::bigint FROM pg_database")" MB
+    copies large
+fi
 
 # --- A replica by pg_basebackup, on the same pool, of as much. ---
-psql -q -h /tmp -p 5501 -U postgres -c "CREATE TABLE filling (text text)" postgres
-for _ in $(seq 8); do psql -q -h /tmp -p 5501 -U postgres -c "$(rows $((larger / 8)))" postgres; done
-psql -q -h /tmp -p 5501 -U postgres -c CHECKPOINT postgres
-replica() {
-    lvcreate -q -y --type thin -V 6G -n replica nvme/pool >/dev/null
-    volume /dev/nvme/replica /mnt/replica
-    as_postgres pg_basebackup -h /tmp -p 5501 -D /mnt/replica/data -R -c fast -X stream
-    printf '%s\n' "port = 5503" >>/mnt/replica/data/postgresql.conf
-    as_postgres pg_ctl -s -w -D /mnt/replica/data -l /mnt/replica/log start
-    [ "$(psql -qAt -h /tmp -p 5503 -U postgres -c "SELECT pg_is_in_recovery()" postgres)" = t ]
-}
-for _ in $(seq "$rounds"); do
-    told basebackup_large "$(taking replica)" ms
-    as_postgres pg_ctl -s -w -m fast -D /mnt/replica/data stop
-    umount /mnt/replica
-    lvremove -q -y nvme/replica >/dev/null
-done
+if part replica; then
+    psql -q -h /tmp -p 5501 -U postgres -c "CREATE TABLE filling (text text)" postgres
+    for _ in $(seq 8); do psql -q -h /tmp -p 5501 -U postgres -c "$(rows $((larger / 8)))" postgres; done
+    psql -q -h /tmp -p 5501 -U postgres -c CHECKPOINT postgres
+    replica() {
+        lvcreate -q -y --type thin -V 6G -n replica nvme/pool >/dev/null
+        volume /dev/nvme/replica /mnt/replica
+        as_postgres pg_basebackup -h /tmp -p 5501 -D /mnt/replica/data -R -c fast -X stream
+        printf '%s\n' "port = 5503" >>/mnt/replica/data/postgresql.conf
+        as_postgres pg_ctl -s -w -D /mnt/replica/data -l /mnt/replica/log start
+        [ "$(psql -qAt -h /tmp -p 5503 -U postgres -c "SELECT pg_is_in_recovery()" postgres)" = t ]
+    }
+    for _ in $(seq "$rounds"); do
+        told basebackup_large "$(taking replica)" ms
+        as_postgres pg_ctl -s -w -m fast -D /mnt/replica/data stop
+        umount /mnt/replica
+        lvremove -q -y nvme/replica >/dev/null
+    done
+fi
 as_postgres pg_ctl -s -w -D /mnt/thin/data stop
 
 # --- Room: from the command to what Postgres' user sees. ---
@@ -152,7 +159,7 @@ grow() {
     pgstead cluster update app --volume-size "${1}MB" >/dev/null 2>&1 &
     until larger_than "$2"; do sleep 0.02; done
 }
-for round in $(seq "$rounds"); do
+for round in $(part room && seq "$rounds"); do
     has=$(df --output=size -BM "$data" | tail -n 1 | tr -dc 0-9)
     told extend "$(taking grow $((6600 + round * 300)) "$has")" ms
 done

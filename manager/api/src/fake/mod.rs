@@ -180,7 +180,8 @@ impl Backend for Fake {
         let id = ClusterId::from_u128(200 + self.record().clusters.len() as u128);
         let operation = |n| OperationId::from_u128(1000 + self.record().operations.len() as u128 + n);
         let spec = ClusterSpec { name: format!("{}-rollback", held.spec.name), ..held.spec.clone() };
-        let new = Box::new(new_cluster(id, operation(0), spec, 600));
+        let mut new = Box::new(new_cluster(id, operation(0), spec, 600));
+        new.secrets = held.secrets.clone();
         let forked = Forked {
             cluster,
             name: held.spec.name.clone(),

@@ -34,7 +34,8 @@ pub struct RollBackBody {
 
 /// Makes a cluster from the snapshot, and once it has all its members has it take this one's place: the name, the gateways' ports, the
 /// passwords and certificates that clients know. This one is kept as it is then, under another name, and takes no clients; it goes when
-/// it is deleted, and a rollback with `undo` exchanges the two again. The answer names the operation that ends when clients are let in.
+/// it is deleted, and a rollback with `undo` exchanges the two again. The answer names the operation that ends when the place
+/// is taken, a moment before clients are let in.
 #[utoipa::path(post, path = "/v1/clusters/{cluster}/rollback", tag = "clusters", operation_id = "rollBackCluster",
     params(("cluster" = String, Path, description = "Name or id")),
     request_body = RollBackBody, responses(

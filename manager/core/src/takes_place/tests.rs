@@ -28,10 +28,14 @@ fn aside(world: World) -> World {
 }
 fn holds(world: World) -> World {
     let revision = world.record.revision;
-    world.with_primary(|primary| primary.access = ClientAccess::Holding).report("a", |report| {
-        report.revision = revision;
-        report.set_by = Some(SetBy { epoch: Epoch(1), revision });
-    })
+    let world = world.on_standby("b", |standby| standby.access = ClientAccess::Holding);
+    world
+        .with_primary(|primary| primary.access = ClientAccess::Holding)
+        .report("b", |report| report.revision = revision)
+        .report("a", |report| {
+            report.revision = revision;
+            report.set_by = Some(SetBy { epoch: Epoch(1), revision });
+        })
 }
 fn next(old: &World, new: &World) -> Option<PlaceStep> {
     let mut record = Record::default();
@@ -62,6 +66,8 @@ fn it_goes_step_by_step() {
     assert!(waits(&aside(old()), &new()).contains("has not said yet"));
     let taken = PlaceStep::Take { cluster: NEW, revision: 10, of_revision: 11 };
     assert_eq!(next(&holds(aside(old())), &new()), Some(taken));
+    // Nobody is set aside who could not say that it takes no clients.
+    assert!(waits(&old().gone("a"), &new()).contains("no leader that is seen"));
     let nobody = new().recorded(|record| record.takes_place = None);
     assert_eq!(next(&old(), &nobody), None);
 }
@@ -100,6 +106,9 @@ fn it_waits_for_a_leader_that_is_not_heard_or_may_still_open() {
     assert!(waits(&older, &new()).contains("has not said yet"));
     let of_older_epoch = ready().with_primary(|primary| primary.epoch = Some(Epoch(0)));
     assert!(waits(&of_older_epoch, &new()).contains("has not said yet"));
+    let read_from = ready().on_standby("b", |standby| standby.access = ClientAccess::Open);
+    assert!(waits(&read_from, &new()).contains("b has not said yet"));
+    assert!(matches!(next(&read_from.gone("b"), &new()), Some(PlaceStep::Take { .. })), "nobody waits for who is gone");
     let electing = ready().recorded(|record| record.leadership = Leadership::Chosen { leader: member("b") });
     assert!(waits(&electing, &new()).contains("no confirmed leader"));
 }

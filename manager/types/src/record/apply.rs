@@ -161,7 +161,7 @@ impl Record {
         new: &NewCluster,
         forked: Option<&Forked>,
     ) -> Result<(), Refusal> {
-        if self.clusters.contains_key(&new.id) || self.cluster_named(&new.spec.name).is_some() {
+        if self.clusters.contains_key(&new.id) || self.has_name(&new.spec.name) {
             return Err(Refusal::Exists { what: "cluster".into(), name: new.spec.name.clone() });
         }
         new.spec.check().map_err(|error| conflict(error.to_string()))?;

@@ -3,13 +3,14 @@
 //!
 //! Three changes, in this order. The fork is recorded with whose place it takes; once it is what its spec says, the other one is set
 //! aside, so that its leader lets no client in; only when that leader is seen to do so, the two exchange what clients know them by.
+//! The name by which the other one is to be kept is nobody else's from the beginning.
 
 use super::apply::{conflict, not_found};
 use super::cluster::{ClusterRecord, Forked, Lifecycle};
 use super::{ClusterChange, NewCluster, OperationKind, Outcome, Record, Refusal};
 use crate::ids::{ClusterId, OperationId};
 use crate::schedule::SnapshotSchedule;
-use crate::spec::check_name;
+use crate::spec::{ClusterSpec, check_name};
 use crate::time::WallTime;
 use serde::{Deserialize, Serialize};
 
@@ -35,6 +36,7 @@ impl Record {
     /// Some cluster is to take another one's place, or is kept aside by one that has.
     pub fn has_places_taken(&self) -> bool {
         self.clusters.values().any(|cluster| cluster.takes_place.is_some() || cluster.aside.is_some())
+            || self.operations.values().any(|operation| operation.kind == OperationKind::RollBackCluster)
     }
 
     /// Some cluster is to take another one's place.
@@ -48,10 +50,17 @@ impl Record {
         self.clusters.values().find_map(|held| Some((held, held.takes_place.as_ref().filter(|place| takes(place))?)))
     }
 
+    /// Some cluster has that name, or is to be kept aside by it.
+    pub fn has_name(&self, name: &str) -> bool {
+        let is_kept_as = |held: &ClusterRecord| held.takes_place.as_ref().is_some_and(|place| place.kept_as == name);
+        self.clusters.values().any(|held| held.spec.name == name || is_kept_as(held))
+    }
+
     /// What is kept aside of this cluster, the newest of it.
     pub fn kept_aside_by(&self, cluster: ClusterId) -> Option<&ClusterRecord> {
         // Ids are UUIDs v7, so the last is the newest.
-        self.clusters.values().rev().find(|held| held.aside.is_some_and(|aside| aside.to == cluster))
+        let kept = |held: &&ClusterRecord| held.aside.is_some_and(|aside| aside.to == cluster);
+        self.clusters.values().rev().filter(|held| held.lifecycle == Lifecycle::Active).find(kept)
     }
 
     pub(super) fn begin_rollback(
@@ -69,8 +78,10 @@ impl Record {
             ));
         }
         self.check_place_is_free(of)?;
-        if of.aside.is_some() {
-            return Err(conflict(format!("cluster {} is kept aside; its place is taken already", of.spec.name)));
+        let copied = ClusterSpec { name: of.spec.name.clone(), snapshots: of.spec.snapshots, ..new.spec.clone() };
+        let copied = ClusterSpec { settings: of.spec.settings.clone(), ..copied };
+        if copied != of.spec || new.secrets != of.secrets {
+            return Err(conflict(format!("cluster {} was changed meanwhile; ask again", of.spec.name)));
         }
         self.check_kept_as(&takes_place.kept_as)?;
         if takes_place.kept_as == new.spec.name {
@@ -124,6 +135,9 @@ impl Record {
         if let Some((taker, _)) = self.taker_of(of.id) {
             return Err(conflict(format!("cluster {} is about to take the place of {name} already", taker.spec.name)));
         }
+        if of.aside.is_some() {
+            return Err(conflict(format!("cluster {name} is kept aside; its place is taken already")));
+        }
         match &of.takes_place {
             Some(_) => Err(conflict(format!("cluster {name} is about to take another one's place"))),
             None => Ok(()),
@@ -132,9 +146,9 @@ impl Record {
 
     fn check_kept_as(&self, name: &str) -> Result<(), Refusal> {
         check_name("cluster name", name).map_err(|error| conflict(error.to_string()))?;
-        match self.cluster_named(name) {
-            Some(_) => Err(Refusal::Exists { what: "cluster".into(), name: name.to_string() }),
-            None => Ok(()),
+        match self.has_name(name) {
+            true => Err(Refusal::Exists { what: "cluster".into(), name: name.to_string() }),
+            false => Ok(()),
         }
     }
 
@@ -161,7 +175,6 @@ impl Record {
         if old.aside.is_none_or(|aside| aside.to != new.id) {
             return Err(conflict(format!("cluster {} is not set aside yet", old.spec.name)));
         }
-        self.check_kept_as(&place.kept_as)?;
         let name = old.spec.name.clone();
         old.rename(&place.kept_as);
         new.rename(&name);
@@ -190,9 +203,15 @@ impl Record {
         let mut reopened = Vec::new();
         for held in self.clusters.values_mut().filter(|held| held.lifecycle == Lifecycle::Active) {
             let meant = only.is_none_or(|only| only == Some(held.id));
-            if held.aside.take_if(|aside| meant && aside.to == before.id).is_some() {
-                held.revision += 1;
-                reopened.push((held.id, held.spec.name.clone()));
+            let Some(aside) = held.aside.filter(|aside| meant && aside.to == before.id) else { continue };
+            held.revision += 1;
+            // What is kept aside itself has no place to leave: whoever has it has taken this one's as well.
+            match (&before.aside, only) {
+                (Some(next), None) => held.aside = Some(Aside { to: next.to, ..aside }),
+                _ => {
+                    held.aside = None;
+                    reopened.push((held.id, held.spec.name.clone()));
+                }
             }
         }
         for (id, name) in reopened {

@@ -1,14 +1,20 @@
 //! What `placement explain` says is what is then done, or refused in the same words.
 
-use crate::support::{Bed, LATER, LONG_LEASE};
+use crate::support::{Bed, LATER, LONG_LEASE, SOON};
 use anyhow::{Context, ensure};
 use pgstead_api::view::{NodeRef, PlacementView};
-use pgstead_cluster_tests::Setup;
+use pgstead_cluster_tests::{Said, Setup};
 use pgstead_types::spec::ClusterSpec;
 use std::collections::BTreeSet;
 
 async fn explained(bed: &Bed, args: &[&str]) -> anyhow::Result<PlacementView> {
-    let said = bed.pgstead(&[&["placement", "explain", "--output", "json"][..], args].concat()).await?.output()?;
+    let args = [&["placement", "explain", "--output", "json"][..], args].concat();
+    // Only the controller explains, and there may be another one meanwhile.
+    let said = async || {
+        let said = bed.pgstead(&args).await.and_then(Said::output);
+        said.map_err(|error| format!("{error:#}"))
+    };
+    let said = bed.wait_for("the controller explains", SOON, said).await?;
     serde_json::from_str(&said).context("the explanation")
 }
 

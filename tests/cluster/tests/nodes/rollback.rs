@@ -8,6 +8,10 @@ use pgstead_cluster_tests::{Target, Written};
 use pgstead_types::Tick;
 use pgstead_types::spec::ClusterSpec;
 use std::collections::BTreeSet;
+use std::time::Duration;
+
+/// By default a gateway has a client wait for a leader for so long.
+const HOLD: Duration = Duration::from_secs(15);
 
 async fn count(target: &Target) -> anyhow::Result<i64> {
     Ok(session(target).await?.query_one("SELECT count(*) FROM kept", &[]).await?.get(0))
@@ -78,9 +82,13 @@ async fn a_cluster_goes_back_to_a_snapshot_while_clients_write_and_forth_again()
         let refused = bed.pgstead(&args).await?;
         ensure!(!refused.succeeded() && refused.stderr.contains(said), "{args:?}: {refused:?}");
     }
+    let begun = Tick::now();
     let said = bed.pgstead(&["cluster", "rollback", "app", "--to", &id, "--yes"]).await?.output()?;
     ensure!(said.contains("--undo"), "{said}");
     writers.all_write_again(Tick::now(), SOON).await?;
+    // Who waits at the gateways for the one cluster is served by the other.
+    let gap = writers.longest_gap(begun).length;
+    ensure!(gap < HOLD, "for {gap:?} nobody was acknowledged anything");
     ensure!(count(&app).await? == 1000, "it is not what it was");
     let after = bed.connection("app").await?;
     ensure!(after.password == before.password && after.ca_pem == before.ca_pem, "clients have to be configured anew");

@@ -23,7 +23,9 @@ fn main() -> anyhow::Result<()> {
     let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts");
     let product = std::env::current_exe().context("cannot find this program")?.with_file_name("pgstead");
     let (script, common) = (scripts.join(SCRIPT), scripts.join("common.sh"));
-    let run = format!("ROUNDS={rounds} MEGABYTES={megabytes} exec /payload/{SCRIPT}");
+    let parts = std::env::var("PARTS").unwrap_or_default();
+    ensure!(parts.chars().all(|c| c.is_ascii_lowercase() || c == ' '), "PARTS is {parts:?}; expected words");
+    let run = format!("ROUNDS={rounds} MEGABYTES={megabytes} PARTS='{parts}' exec /payload/{SCRIPT}");
     let programs = [("pgstead", product.as_path()), ("common.sh", &common), (SCRIPT, &script)];
     let root = machine::root()?;
     let boot = Boot { root: &root, programs: &programs, run: &run, disks: 2, disk_bytes: 24 << 30, limit: LIMIT };

@@ -1,8 +1,9 @@
 //! Clusters that take others' places: what applies, what is refused, and who takes clients.
 
 use super::super::tests::{APP, change, confirmed, fork_of};
-use super::super::{Applied, ClusterChange, ClusterRecord, Command, OperationState};
+use super::super::{Applied, ClusterChange, ClusterRecord, Command, MemberRecord, OperationState};
 use super::*;
+use crate::ids::MemberId;
 use crate::spec::ClusterSpec;
 
 const NEW: ClusterId = ClusterId::from_u128(2);
@@ -13,9 +14,21 @@ fn asked(kept_as: &str) -> TakesPlace {
 }
 fn roll_back(record: &mut Record, takes_place: TakesPlace) -> Result<Applied, Refusal> {
     let (mut cluster, forked) = fork_of(record);
-    cluster.spec.name = "app-rollback".into();
-    cluster.members[0].name = "app-rollback-1".into();
+    like(record, APP, &mut cluster);
     record.apply(&Command::RollBackCluster { at: WallTime(9), cluster: Box::new(cluster), forked, takes_place })
+}
+/// What a cluster asks for, under the name of what is to take its place, with the member that it has already first.
+fn like(record: &Record, of: ClusterId, new: &mut NewCluster) {
+    let held = &record.clusters[&of];
+    new.spec = ClusterSpec { name: "app-rollback".into(), snapshots: SnapshotSchedule::Off, ..held.spec.clone() };
+    new.secrets = held.secrets.clone();
+    let first = new.members[0].clone();
+    let others = held.members.values().filter(|member| member.node != first.node);
+    let others = others.zip(20..).map(|(member, n)| MemberRecord { id: MemberId::from_u128(n), ..member.clone() });
+    new.members = std::iter::once(first.clone()).chain(others).collect();
+    for (member, n) in new.members.iter_mut().zip(1..) {
+        member.name = format!("app-rollback-{n}");
+    }
 }
 fn change_of(record: &mut Record, cluster: ClusterId, change: ClusterChange) -> Result<Applied, Refusal> {
     let revision = record.clusters[&cluster].revision;
@@ -157,7 +170,7 @@ fn a_second_rollback_goes_back_to_a_snapshot_of_what_is_kept_aside() {
     assert_eq!(forked.cluster, APP);
     cluster.id = ClusterId::from_u128(3);
     cluster.operation = OperationId::from_u128(70);
-    cluster.spec.name = "app-rollback".into();
+    like(&record, NEW, &mut cluster);
     cluster.ports = crate::record::ClusterPorts { postgres: 6020, read_write: 6021, read_only: 6022 };
     let takes_place = TakesPlace { operation: OperationId::from_u128(71), of: NEW, kept_as: "app-kept-2".into() };
     let command = Command::RollBackCluster { at: WallTime(9), cluster: Box::new(cluster), forked, takes_place };
@@ -167,9 +180,49 @@ fn a_second_rollback_goes_back_to_a_snapshot_of_what_is_kept_aside() {
     take(&mut record, third, NEW).unwrap();
     assert_eq!(known_by(&record.clusters[&third]).0, "app");
     // What is given up by the newest is the one before, and no other.
+    // The first of the three has nobody whose place it could take.
     let back = ClusterChange::TakeBackPlace { operation: OPERATION, kept_as: "app-undone".into() };
+    assert!(change(&mut record, back.clone()).unwrap_err().to_string().contains("is kept aside"));
+    let mut middle = record.clone();
     change_of(&mut record, NEW, back).unwrap();
     let operation = OPERATION;
     change_of(&mut record, NEW, ClusterChange::CancelPlace { operation, why: "why".into() }).unwrap();
     assert!(record.clusters[&NEW].aside.is_some() && record.clusters[&APP].aside.is_some());
+    // Without the one between them it is the last one that has taken the first one's place.
+    let operation = OperationId::from_u128(72);
+    change_of(&mut middle, NEW, ClusterChange::RequestDelete { operation }).unwrap();
+    assert_eq!(middle.clusters[&APP].aside.map(|aside| aside.to), Some(third));
+    assert_eq!(middle.kept_aside_by(third).map(|kept| kept.id), Some(APP), "the other one is being deleted");
+}
+
+#[test]
+fn nobody_else_gets_the_name_by_which_it_is_to_be_kept() {
+    let mut record = begun();
+    let (mut cluster, forked) = fork_of(&record);
+    cluster.id = ClusterId::from_u128(3);
+    cluster.spec.name = "app-kept".into();
+    cluster.ports = crate::record::ClusterPorts { postgres: 6020, read_write: 6021, read_only: 6022 };
+    let refused = record.apply(&Command::ForkCluster { at: WallTime(9), cluster: Box::new(cluster), forked });
+    assert!(refused.unwrap_err().to_string().contains("exists already"));
+}
+
+#[test]
+fn a_cluster_that_was_changed_since_it_was_copied_is_asked_for_again() {
+    for alter in [
+        |app: &mut ClusterRecord| app.secrets.consumer_password = Some(crate::secret::Secret::new("another")),
+        |app: &mut ClusterRecord| app.spec.sync_replicas = Some(2),
+    ] {
+        let mut record = confirmed();
+        let (mut cluster, forked) = fork_of(&record);
+        like(&record, APP, &mut cluster);
+        alter(record.clusters.get_mut(&APP).unwrap());
+        let takes_place = asked("app-kept");
+        let refused = record.apply(&Command::RollBackCluster {
+            at: WallTime(9),
+            cluster: Box::new(cluster),
+            forked,
+            takes_place,
+        });
+        assert!(refused.unwrap_err().to_string().contains("changed meanwhile"));
+    }
 }
