@@ -477,13 +477,19 @@ async fn a_cluster_goes_back_though_every_daemon_dies_when_it_lets_go_of_clients
     let mut mortals = Mortals::begin(&mut bed, Operation::RollingBack, &[1, 2]).await?;
     let client = mortals.bed.client()?;
     let body = RollBackBody { snapshot: Some(id), ..RollBackBody::default() };
-    mortals
-        .ask("the rollback is accepted", async || match client.roll_back("app", &body).await {
-            // An earlier request was, whose answer is lost.
-            Err(error) if error.code() == Some(Code::Conflict) && error.to_string().contains("already") => Ok(()),
-            asked => asked.map(|_| ()),
-        })
-        .await?;
+    // A new controller may not have heard of the snapshot yet; and an earlier request may have been taken whose answer is lost.
+    let recorded = until(SOON, async || {
+        mortals.revive().map_err(|error| format!("{error:#}"))?;
+        let asked = client.roll_back("app", &body).await;
+        let all = client.clusters().await.map_err(|error| error.to_string())?;
+        match all.iter().any(|cluster| cluster.name == "app-rollback") {
+            true => Ok(()),
+            false => Err(format!("it is not there: {:?}", asked.map(|accepted| accepted.operation))),
+        }
+    });
+    if let Err((passed, seen)) = recorded.await {
+        bail!("after {passed:?} the rollback is not recorded: {seen}\n{}", mortals.bed.describe().await);
+    }
     let taken = async |bed: &Testbed| {
         let view = well(bed).await?;
         if view.forked.is_some() && view.takes_place_of.is_none() { Ok(()) } else { Err("it is not taken yet".into()) }
