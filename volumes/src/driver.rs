@@ -173,6 +173,8 @@ pub enum Refusal {
         pool.display()
     )]
     LargerThanPool { pool: PathBuf, size: Bytes, asked: Bytes },
+    #[error("this node has no pool of class {class}, but of {has}; expected a class that it has")]
+    NoPoolOfClass { class: String, has: String },
     #[error("{whose} has {limit} snapshots, and takes no more; remove some (`pgstead snapshot list`)")]
     TooManySnapshots { whose: String, limit: usize },
     #[error("a volume of {size} is too small for {file_system}; expected at least {least}")]
@@ -314,6 +316,8 @@ pub enum VolumeError {
     MountedElsewhere { device: PathBuf, at: PathBuf, path: PathBuf },
     #[error("volume {id} cannot be used: {why}")]
     Unusable { id: VolumeId, why: String },
+    #[error("the pool {pool} cannot be used: {why}; it is tried again by itself")]
+    PoolClosed { pool: String, why: String },
     #[error("what the pool {} knows of itself is not backed up now: {why}", pool.display())]
     NotBackedUp { pool: PathBuf, why: String },
     #[error("the task that worked on the pool was stopped before it ended")]

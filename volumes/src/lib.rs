@@ -14,7 +14,7 @@ pub use driver::{
     StrayKind, Support, Usage, Volume, VolumeDriver, VolumeError, VolumeTags, left_of,
 };
 pub use lvm::{
-    DeviceSeen, FileSystemKind, LvmConfig, LvmDriver, LvmPoolError, MakePoolError, PoolBegun, PoolPlan, PoolRequest,
-    make_pool, plan_pool,
+    DeviceSeen, FileSystemKind, LoopFileError, LvmConfig, LvmDriver, LvmPoolError, MakePoolError, PoolBegun, PoolPlan,
+    PoolRequest, attach_loop_file, make_loop_file, make_pool, plan_pool,
 };
 pub use snapshot::{Forking, NewSnapshot, SNAPSHOTS_MAX, Snapshot, Snapshotted, ToFill};

@@ -292,7 +292,8 @@ pub struct RollbackArgs {
 #[derive(Args, Clone, Debug)]
 #[command(group = clap::ArgGroup::new("what").required(true).multiple(true)
     .args(["members", "sync_replicas", "durability", "slot_wal_budget", "cascade", "logical_replication", "volume_size",
-        "volume_limit", "snapshots", "replace_after", "regions", "any_region", "zones_min", "placement_weights"]))]
+        "volume_limit", "snapshots", "replace_after", "regions", "any_region", "zones_min", "storage_class",
+        "placement_weights"]))]
 pub struct UpdateArgs {
     /// Name or id
     #[arg(value_name = "CLUSTER")]
@@ -338,6 +339,9 @@ pub struct UpdateArgs {
     /// Place new members so that the cluster is in so many zones at least; 1 asks for nothing
     #[arg(long, value_name = "N")]
     pub zones_min: Option<u8>,
+    /// Make the volumes of new members in pools of this class. Those that are there stay where they are
+    #[arg(long, value_name = "CLASS")]
+    pub storage_class: Option<String>,
     /// How much each term of a node's score counts, 0 to 100 each, some of latency, free, health and idle
     #[arg(long, value_name = "TERM=N,…")]
     pub placement_weights: Option<PlacementWeights>,

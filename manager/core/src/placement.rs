@@ -144,7 +144,7 @@ impl<'a> World<'a> {
         let judged = |node: &'a NodeRecord| {
             let load = load.get(&node.id).copied().unwrap_or_default();
             let seen = facts.of(node.id);
-            let terms = score::terms(&seen, load);
+            let terms = score::terms(&seen, spec.storage_class.as_deref(), load);
             let judged = Judged {
                 node: node.id,
                 against: rules.against(node),

@@ -9,7 +9,7 @@ use crate::moving::Draining;
 use crate::peers::{Lane, PeerAddress, PeerError, Peers, authority};
 use crate::pki::{self, Pair};
 use crate::rollback::Places;
-use crate::storage::{RemoveError, SnapshotRequest, Storage};
+use crate::storage::{Pools, RemoveError, SnapshotRequest};
 use async_trait::async_trait;
 use bytes::Bytes;
 use pgstead_api::backend::{
@@ -49,7 +49,7 @@ pub struct NodeBackend {
     pub policy: Policy,
     /// The Postgres of this node's own members.
     pub instances: Instances,
-    pub storage: Storage,
+    pub storage: Pools,
     pub draining: Draining,
     pub places: Places,
 }

@@ -4,12 +4,16 @@ use pgstead_lvm::BadName;
 use pgstead_types::Bytes;
 use pgstead_types::lease::{LEASE_MS_DEFAULT, LEASE_MS_MAX, LEASE_MS_MIN, SILENCE_MS_DEFAULT};
 use pgstead_types::spec::check_name;
+use pgstead_types::storage::CLASS_DEFAULT;
 use pgstead_volumes::{DirConfig, FileSystemKind, LvmConfig};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::ToSocketAddrs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+/// More pools than that on one host are a slip.
+const POOLS_MAX: usize = 32;
 
 /// `node.toml`. Unknown keys are refused.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -50,6 +54,9 @@ pub struct NodeConfig {
 pub struct PoolConfig {
     pub name: String,
     pub driver: PoolDriver,
+    /// A label that several pools may have, such as `nvme`: clusters ask for one. Default: `default`.
+    #[serde(default)]
+    pub class: Option<String>,
     /// Of `dir`: the directory. Of `lvm`: where volumes are mounted; default: under `data_dir`.
     #[serde(default)]
     pub path: Option<PathBuf>,
@@ -58,6 +65,9 @@ pub struct PoolConfig {
     pub volume_group: Option<String>,
     #[serde(default)]
     pub thin_pool: Option<String>,
+    /// Of `lvm`: files that stand for the group's disks, for trying it out.
+    #[serde(default)]
+    pub loop_files: Vec<PathBuf>,
     /// Of `lvm`: `ext4` (the default) or `xfs`, for new volumes.
     #[serde(default)]
     pub file_system: Option<String>,
@@ -80,7 +90,21 @@ pub enum Pool {
     Lvm(LvmConfig),
 }
 
+impl Pool {
+    /// What no two pools may share: their inventories would be one.
+    fn places(&self) -> Vec<String> {
+        match self {
+            Pool::Dir(dir) => vec![dir.path.display().to_string()],
+            Pool::Lvm(lvm) => vec![lvm.mounts.display().to_string(), format!("volume group {}", lvm.group)],
+        }
+    }
+}
+
 impl PoolConfig {
+    pub fn class(&self) -> &str {
+        self.class.as_deref().unwrap_or(CLASS_DEFAULT)
+    }
+
     /// What the driver needs, or one sentence about what is wrong.
     pub fn pool(&self, data_dir: &Path) -> Result<Pool, String> {
         let of = |text: String| format!("pool {}: {text}", self.name);
@@ -89,6 +113,7 @@ impl PoolConfig {
                 let lvm_only = [
                     ("volume_group", self.volume_group.is_some()),
                     ("thin_pool", self.thin_pool.is_some()),
+                    ("loop_files", !self.loop_files.is_empty()),
                     ("file_system", self.file_system.is_some()),
                     ("volume_size_gib", self.volume_size_gib.is_some()),
                 ];
@@ -115,6 +140,7 @@ impl PoolConfig {
                         None => FileSystemKind::default(),
                         Some(text) => text.parse().map_err(of)?,
                     },
+                    loop_files: self.loop_files.clone(),
                     size_default: size.flatten().map(Bytes),
                 }))
             }
@@ -221,9 +247,11 @@ impl NodeConfig {
             self.pool = vec![PoolConfig {
                 name: "default".to_string(),
                 driver: PoolDriver::Dir,
+                class: None,
                 path: Some(path),
                 volume_group: None,
                 thin_pool: None,
+                loop_files: Vec::new(),
                 file_system: None,
                 volume_size_gib: None,
             }];
@@ -269,9 +297,21 @@ impl NodeConfig {
         if names.len() != self.pool.len() {
             return Err("two pools have the same name".to_string());
         }
+        if self.pool.len() > POOLS_MAX {
+            return Err(format!("there are {} pools; expected at most {POOLS_MAX}", self.pool.len()));
+        }
+        let mut places = BTreeMap::new();
         for pool in &self.pool {
             named(check_name("pool name", &pool.name))?;
-            pool.pool(&self.data_dir)?;
+            named(check_name("pool class", pool.class()))?;
+            for place in pool.pool(&self.data_dir)?.places() {
+                if let Some(other) = places.insert(place.clone(), &pool.name) {
+                    let name = &pool.name;
+                    return Err(format!(
+                        "pools {other} and {name} are both in {place}; expected one pool per folder and per volume group"
+                    ));
+                }
+            }
         }
         if self.ports.first < 1024 || self.ports.last < self.ports.first.saturating_add(2) {
             return Err("ports needs first >= 1024 and last at least first + 2: a cluster takes three".to_string());
@@ -292,11 +332,6 @@ impl NodeConfig {
             )),
             _ => Ok(()),
         }
-    }
-
-    /// The pool that new volumes go to.
-    pub fn first_pool(&self) -> &PoolConfig {
-        self.pool.first().expect("filled in when the configuration was loaded")
     }
 }
 
@@ -382,7 +417,7 @@ mod tests {
     fn a_short_file_is_filled_with_defaults() {
         let config = load("").unwrap();
         assert_eq!(config.port, 7480);
-        assert_eq!(config.first_pool().path.as_deref(), Some(Path::new("/tmp/x/pools/default")));
+        assert_eq!(config.pool[0].path.as_deref(), Some(Path::new("/tmp/x/pools/default")));
     }
 
     #[test]
@@ -396,6 +431,28 @@ mod tests {
     }
 
     #[test]
+    fn pools_share_no_place_and_have_classes() {
+        let dir =
+            |name: &str, path: &str| format!("[[pool]]\nname = \"{name}\"\ndriver = \"dir\"\npath = \"{path}\"\n");
+        let lvm = |name: &str, group: &str| {
+            format!(
+                "[[pool]]\nname = \"{name}\"\ndriver = \"lvm\"\nvolume_group = \"{group}\"\nthin_pool = \"t{name}\"\n"
+            )
+        };
+        let shared = load(&[dir("a", "/x"), dir("b", "/x")].concat()).unwrap_err();
+        assert!(shared.contains("pools a and b are both in /x"), "{shared}");
+        let shared = load(&[lvm("a", "g"), lvm("b", "g")].concat()).unwrap_err();
+        assert!(shared.contains("both in volume group g"), "{shared}");
+        let config =
+            load(&[lvm("a", "g"), lvm("b", "h"), dir("c", "/x"), "class = \"hdd\"\n".into()].concat()).unwrap();
+        assert_eq!(config.pool.iter().map(PoolConfig::class).collect::<Vec<_>>(), ["default", "default", "hdd"]);
+        assert!(load(&(dir("a", "/x") + "class = \"HDD\"\n")).unwrap_err().contains("pool class"));
+        let many: String = (0..=POOLS_MAX).map(|n| dir(&format!("p{n}"), &format!("/{n}"))).collect();
+        assert!(load(&many).unwrap_err().contains("at most 32"));
+        assert!(load(&(dir("a", "/x") + "loop_files = [\"/y\"]\n")).unwrap_err().contains("loop_files"));
+    }
+
+    #[test]
     fn a_pool_says_what_its_driver_lacks_or_does_not_take() {
         let pool = |rest: &str| load(&format!("[[pool]]\nname = \"p\"\n{rest}"));
         assert!(pool("driver = \"dir\"\n").unwrap_err().contains("needs path"));
@@ -406,7 +463,7 @@ mod tests {
         assert!(pool(&format!("{lvm}volume_size_gib = 0\n")).unwrap_err().contains("at least 1"));
         assert!(pool(&lvm.replace("\"g\"", "\"-g\"")).unwrap_err().contains("dash"));
         let config = pool(lvm).unwrap();
-        let Ok(Pool::Lvm(found)) = config.first_pool().pool(&config.data_dir) else { panic!("{config:?}") };
+        let Ok(Pool::Lvm(found)) = config.pool[0].pool(&config.data_dir) else { panic!("{config:?}") };
         assert_eq!((found.mounts, found.size_default), (PathBuf::from("/tmp/x/volumes/p"), None));
     }
 }

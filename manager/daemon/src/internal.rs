@@ -6,7 +6,7 @@ use crate::instances::Instances;
 use crate::lease::Asks;
 use crate::member::LogRequest;
 use crate::server::Connection;
-use crate::storage::{RemoveError, SnapshotRequest, Storage};
+use crate::storage::{Pools, RemoveError, SnapshotRequest};
 use axum::extract::{Path, Query, Request, State};
 use axum::http::StatusCode;
 use axum::middleware::Next;
@@ -31,7 +31,7 @@ struct Internal {
     controller: ControllerHandle,
     instances: Instances,
     asks: Asks,
-    storage: Storage,
+    storage: Pools,
 }
 
 pub fn router(
@@ -39,7 +39,7 @@ pub fn router(
     controller: ControllerHandle,
     instances: Instances,
     asks: Asks,
-    storage: Storage,
+    storage: Pools,
 ) -> Router {
     Router::new()
         .route("/internal/raft", post(raft))

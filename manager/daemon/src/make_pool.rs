@@ -2,17 +2,21 @@
 
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
+use pgstead_types::size::VolumeSize;
 use pgstead_types::spec::check_name;
-use pgstead_volumes::{PoolBegun, PoolPlan, PoolRequest, make_pool, plan_pool};
+use pgstead_volumes::{
+    MakePoolError, PoolBegun, PoolPlan, PoolRequest, attach_loop_file, make_loop_file, make_pool, plan_pool,
+};
 use std::fmt::Write as _;
 use std::io::{BufRead, IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 #[derive(Subcommand)]
 pub enum PoolCommand {
     /// Make a pool of disks of this host: a volume group and a thin pool in it
     #[command(after_help = "Examples:\n  pgstead pool create nvme --device /dev/nvme1n1 --dry-run\n  \
-        pgstead pool create nvme --device /dev/nvme1n1 --device /dev/nvme2n1")]
+        pgstead pool create nvme --device /dev/nvme1n1 --device /dev/nvme2n1\n  \
+        pgstead pool create try --loop-file /var/lib/pgstead-try.img --size 20GB")]
     Create(CreatePool),
 }
 
@@ -21,8 +25,14 @@ pub struct CreatePool {
     /// The pool's name, and its volume group's: 1 to 40 lower-case letters, digits and hyphens, beginning with a letter
     name: String,
     /// A whole disk or a partition; may be repeated
-    #[arg(long, value_name = "DEVICE", required = true)]
+    #[arg(long, value_name = "DEVICE", required_unless_present = "loop_file")]
     device: Vec<PathBuf>,
+    /// Make this file and take it for a disk, to try pools out on a host that has none to spare
+    #[arg(long, value_name = "FILE", requires = "size", conflicts_with_all = ["device", "wipe"])]
+    loop_file: Option<PathBuf>,
+    /// How large the file is made, such as 20GB
+    #[arg(long, value_name = "SIZE", requires = "loop_file")]
+    size: Option<VolumeSize>,
     /// Delete what the devices hold. Without it a device that holds anything is refused; one that is in use, or a part of LVM, RAID
     /// or encryption, always is
     #[arg(long)]
@@ -39,36 +49,72 @@ pub struct CreatePool {
 const THIN_POOL: &str = "pool";
 
 pub fn run(command: PoolCommand) -> anyhow::Result<()> {
-    let PoolCommand::Create(asked) = command;
+    let PoolCommand::Create(mut asked) = command;
     check_name("pool name", &asked.name)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let mut is_new_file = false;
+    if let (Some(file), Some(size)) = (&asked.loop_file, asked.size) {
+        if !rustix::process::geteuid().is_root() {
+            return Err(MakePoolError::NotRoot.into());
+        }
+        if !file.exists() {
+            println!(
+                "This makes the file {} of {size}, and in it as on a disk the pool {}.",
+                file.display(),
+                asked.name
+            );
+            if asked.dry_run {
+                println!("Nothing was changed.");
+                return Ok(());
+            }
+            if !asked.yes {
+                confirm(&asked.name)?;
+            }
+            is_new_file = make_loop_file(file, size.0)?;
+        } else if asked.dry_run {
+            println!(
+                "The file {} is there. The pool {} is made in it, or is there.\nNothing was changed.",
+                file.display(),
+                asked.name
+            );
+            return Ok(());
+        }
+        asked.device.push(runtime.block_on(attach_loop_file(file))?);
+    }
     let request = PoolRequest {
         group: asked.name.parse().context("the name cannot be that of a volume group")?,
         pool: THIN_POOL.parse()?,
         devices: asked.device.clone(),
         wipe: asked.wipe,
     };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let plan = runtime.block_on(plan_pool(request))?;
     print!("{}", said(&asked.name, &plan));
     if asked.dry_run {
         println!("Nothing was changed.");
         return Ok(());
     }
-    if plan.state == PoolBegun::Nothing && !asked.yes {
+    if plan.state == PoolBegun::Nothing && !asked.yes && !is_new_file {
         confirm(&asked.name)?;
     }
     runtime.block_on(make_pool(&plan)).context(
         "the pool is not whole; when what follows is mended, the same command goes on where this one has stopped",
     )?;
-    println!(
-        "The pool {} is there. To have members live on it, let node.toml have this and no other pool:\n",
-        asked.name
-    );
-    println!(
-        "[[pool]]\nname = \"{0}\"\ndriver = \"lvm\"\nvolume_group = \"{0}\"\nthin_pool = \"{THIN_POOL}\"",
-        asked.name
-    );
+    print!("{}", configured(&asked.name, asked.loop_file.as_deref()));
     Ok(())
+}
+
+/// What a person has to do for members to live there.
+fn configured(name: &str, loop_file: Option<&Path>) -> String {
+    let mut text = format!(
+        "The pool {name} is there. To have members live on it, add this to node.toml and restart the daemon:\n\n[[pool]]\nname = \
+         \"{name}\"\ndriver = \"lvm\"\nvolume_group = \"{name}\"\nthin_pool = \"{THIN_POOL}\"\n"
+    );
+    if let Some(file) = loop_file {
+        let _ = writeln!(text, "loop_files = [{:?}]", file.display().to_string());
+    }
+    text += "\nOf several pools give each a class (class = \"nvme\"), which clusters ask for (--storage-class nvme). A node.toml without any \
+             pool\nstands for one of driver \"dir\" in pools/default under data_dir: if members live there, name it as well.\n";
+    text
 }
 
 fn said(name: &str, plan: &PoolPlan) -> String {

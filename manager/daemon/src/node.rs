@@ -2,7 +2,7 @@
 //! members, gateway.
 
 use crate::backend::NodeBackend;
-use crate::config::{NodeConfig, Pool, user_named};
+use crate::config::{NodeConfig, PoolConfig, user_named};
 use crate::controller;
 use crate::files::{self, FolderLock, Layout};
 use crate::founding::{self, Founding, NodeIdentity};
@@ -15,7 +15,7 @@ use crate::peers::Peers;
 use crate::raft_transport::RaftTransport;
 use crate::report::{Reporter, Reports};
 use crate::rollback::Places;
-use crate::storage::Storage;
+use crate::storage::{self, LateDriver, Pools, Storage};
 use crate::succession::Ended;
 use crate::{certificates, command, internal, membership, pki, server, succession, tls};
 use anyhow::{Context, bail};
@@ -27,7 +27,7 @@ use pgstead_core::Policy;
 use pgstead_replication::RunAs;
 use pgstead_types::record::{Command, NodeRecord};
 use pgstead_types::{Tick, WallTime};
-use pgstead_volumes::{DirDriver, LvmDriver, VolumeDriver};
+use pgstead_volumes::VolumeDriver;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -60,7 +60,7 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
             config.host, config.port
         )
     })?;
-    let volumes = open_pool(&config).await.with_context(|| format!("cannot use pool {}", config.first_pool().name))?;
+    let drivers = open_pools(&config).await?;
 
     let peers = Peers::new(tls::client(&identity.ca_pem, &identity.pair())?);
     let consensus = open_consensus(&config, &layout, &identity, peers.clone()).await?;
@@ -78,18 +78,21 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
     let (leases, asks) = (Leases::new(), Asks::default());
     let (revision_sender, revision) = watch::channel(0);
     tokio::spawn(publish_revision(consensus.clone(), revision_sender));
-    let storage = Storage {
-        volumes: volumes.clone(),
+    let news = Arc::default();
+    let pool = |(of, volumes): (&PoolConfig, Arc<dyn VolumeDriver>)| Storage {
+        volumes,
         consensus: consensus.clone(),
         instances: instances.clone(),
         deployment: identity.deployment,
-        pool: config.first_pool().name.clone(),
+        pool: of.name.clone(),
+        class: of.class().to_string(),
         seen: Arc::default(),
         look: Arc::default(),
-        news: Arc::default(),
+        news: Arc::clone(&news),
         copies: Arc::default(),
-        backups: layout.pool_backups(&config.first_pool().name),
+        backups: layout.pool_backups(&of.name),
     };
+    let storage = Pools::new(config.pool.iter().zip(drivers).map(pool).collect());
     let backend = NodeBackend {
         consensus: consensus.clone(),
         controller: controller.clone(),
@@ -127,7 +130,6 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
         layout: layout.clone(),
         deployment: identity.deployment,
         consensus: consensus.clone(),
-        volumes,
         storage: storage.clone(),
         postgres,
         run_as,
@@ -216,11 +218,24 @@ fn postgres(config: &NodeConfig) -> anyhow::Result<BTreeMap<u16, PathBuf>> {
     Ok(found)
 }
 
-async fn open_pool(config: &NodeConfig) -> anyhow::Result<Arc<dyn VolumeDriver>> {
-    Ok(match config.first_pool().pool(&config.data_dir).map_err(anyhow::Error::msg)? {
-        Pool::Dir(dir) => Arc::new(DirDriver::open(dir)?),
-        Pool::Lvm(lvm) => Arc::new(LvmDriver::open(lvm).await?),
-    })
+/// In the order of the configuration. One that cannot be used keeps nobody from the others.
+async fn open_pools(config: &NodeConfig) -> anyhow::Result<Vec<Arc<dyn VolumeDriver>>> {
+    let (mut drivers, mut failed): (Vec<Arc<dyn VolumeDriver>>, Vec<anyhow::Error>) = (Vec::new(), Vec::new());
+    for of in &config.pool {
+        let pool = of.pool(&config.data_dir).map_err(anyhow::Error::msg)?;
+        match storage::open(&pool).await {
+            Ok(driver) => drivers.push(driver),
+            Err(error) => {
+                tracing::error!(pool = %of.name, "the pool cannot be used, and is tried again: {error:#}");
+                drivers.push(Arc::new(LateDriver::new(&of.name, pool, format!("{error:#}"))));
+                failed.push(error.context(format!("cannot use pool {}", of.name)));
+            }
+        }
+    }
+    match failed.len() == drivers.len() {
+        true => Err(failed.into_iter().next().context("the configuration has no pool")?),
+        false => Ok(drivers),
+    }
 }
 
 async fn open_consensus(

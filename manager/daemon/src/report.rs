@@ -6,7 +6,7 @@ use crate::granting;
 use crate::lease::{Held, Leases};
 use crate::peers::{Lane, PeerAddress, Peers};
 use crate::round_trips::RoundTrips;
-use crate::storage::Storage;
+use crate::storage::Pools;
 use pgstead_agent::lease::renews_lease;
 use pgstead_consensus::{Consensus, TokioRuntime};
 use pgstead_types::lease::LeaseGrant;
@@ -123,7 +123,7 @@ pub struct Reporter {
     pub peers: Peers,
     pub reports: Reports,
     pub gateway: GatewayHealth,
-    pub storage: Storage,
+    pub storage: Pools,
     pub heartbeat: Duration,
     /// Random per start of the daemon.
     pub session: u64,
@@ -142,7 +142,7 @@ impl Reporter {
             tokio::select! {
                 () = crate::server::stopped(&mut stop) => return,
                 () = self.reports.changed.notified() => {}
-                () = self.storage.news.notified() => {}
+                () = self.storage.news().notified() => {}
                 changed = leadership.changed() => if changed.is_err() { return },
                 () = tokio::time::sleep(wait) => {}
             }

@@ -1,12 +1,17 @@
-//! This node's pool, looked at every now and then: how full it is, and what lies there that no member has. A volume is made
+//! A pool of this node, looked at every now and then: how full it is, and what lies there that no member has. A volume is made
 //! and removed by its member's own task; here is only what such tasks cannot know of.
 
 mod backups;
 mod findings;
+mod late;
+mod pools;
 mod snapshots;
 
 use backups::{Backups, Contents};
 use findings::findings;
+pub use late::{LateDriver, open};
+pub use pools::Pools;
+use snapshots::SnapshotError;
 pub use snapshots::SnapshotRequest;
 use snapshots::{due, expired, told};
 
@@ -45,9 +50,10 @@ pub struct Storage {
     pub instances: Instances,
     pub deployment: DeploymentId,
     pub pool: String,
+    pub class: String,
     pub seen: Arc<Mutex<Seen>>,
     pub look: Arc<Notify>,
-    /// Something was found that was not before.
+    /// Something was found that was not before. All pools of a node have one.
     pub news: Arc<Notify>,
     /// Copies of whole volumes: two at a time would each take the room that the other one has counted on.
     pub copies: Arc<AsyncMutex<()>>,
@@ -126,16 +132,22 @@ impl Storage {
     pub fn trouble(&self, of: &PostgresSeen) -> Option<Trouble> {
         let brimming = match (self.held().fullness.level, of) {
             (Some(level), _) => level?,
-            (None, PostgresSeen::Primary(primary)) if primary.read_only => primary.access == ClientAccess::Holding,
-            (None, _) => return None,
+            (None, of) => return trouble_before_a_look(of),
         };
         Some(Trouble::PoolFull { brimming })
     }
 
-    /// The number of the last look, and what it found if it is a later one than that.
-    pub fn seen_since(&self, look: u64) -> (u64, Option<StorageSeen>) {
+    /// By the last look; `None` before the first.
+    fn seen(&self) -> Option<StorageSeen> {
         let seen = self.held();
-        (seen.look, seen.storage.clone().filter(|_| seen.look > look))
+        let failed = |why: &String| {
+            let state = PoolState::Unwell { why: why.clone() };
+            let (name, class, driver) = (self.pool.clone(), self.class.clone(), self.volumes.name().to_string());
+            let (total, used, free) = (Bytes(0), Bytes(0), Bytes(0));
+            let pool = PoolSeen { name, driver, class, total, used, free, metadata_used: None, state };
+            StorageSeen { pool, others: Vec::new(), orphans: Vec::new(), snapshots: Vec::new() }
+        };
+        seen.storage.clone().or_else(|| seen.failed.as_ref().map(failed))
     }
 
     pub fn findings(&self) -> Vec<Finding> {
@@ -207,7 +219,11 @@ impl Storage {
                 Err(error) => {
                     let why = crate::member::chain(&error);
                     tracing::warn!(pool = %self.pool, %why, "cannot look at the pool");
-                    self.held().failed = Some(why);
+                    let mut seen = self.held();
+                    if seen.storage.is_none() && seen.failed.is_none() {
+                        seen.look += 1;
+                    }
+                    seen.failed = Some(why);
                     false
                 }
             };
@@ -265,13 +281,14 @@ impl Storage {
         let pool = PoolSeen {
             name: self.pool.clone(),
             driver: self.volumes.name().to_string(),
+            class: self.class.clone(),
             total: usage.total,
             used: usage.used,
             free: usage.free,
             metadata_used: usage.metadata_used.and_then(|used| u16::try_from(used.hundredths()).ok()),
             state: usage.state,
         };
-        Ok((StorageSeen { pool, orphans, snapshots }, contents))
+        Ok((StorageSeen { pool, others: Vec::new(), orphans, snapshots }, contents))
     }
 
     /// The record, while it can be taken for the present one.
@@ -411,6 +428,12 @@ impl Storage {
     }
 }
 
+/// A leader stays as limited as it is.
+fn trouble_before_a_look(of: &PostgresSeen) -> Option<Trouble> {
+    let PostgresSeen::Primary(primary) = of else { return None };
+    primary.read_only.then_some(Trouble::PoolFull { brimming: primary.access == ClientAccess::Holding })
+}
+
 /// Those of what is set aside there: `None` where nothing is, and none inside where they are gone.
 fn set_aside_tags(inventory: &Inventory, orphan: &Orphan) -> Option<Option<VolumeTags>> {
     let stray = inventory.strays.iter().find(|stray| stray.path.to_str() == Some(&orphan.path))?;
@@ -502,16 +525,18 @@ mod tests {
         let pool = PoolSeen {
             name: "p".into(),
             driver: "lvm".into(),
+            class: "default".into(),
             total: Bytes(100),
             used: Bytes(96),
             free: Bytes(4),
             metadata_used: Some(1200),
             state: PoolState::Full { why: "its data is 96.00 % full".into() },
         };
-        let codes: Vec<String> = findings(&StorageSeen { pool, orphans: all, snapshots: Vec::new() })
-            .into_iter()
-            .map(|finding| finding.code)
-            .collect();
+        let codes: Vec<String> =
+            findings(&StorageSeen { pool, others: Vec::new(), orphans: all, snapshots: Vec::new() })
+                .into_iter()
+                .map(|finding| finding.code)
+                .collect();
         assert_eq!(codes, ["pool_full", "unreadable_volume", "orphaned_volume"]);
     }
 }

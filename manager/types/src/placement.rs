@@ -102,6 +102,7 @@ impl ClusterSpec {
             return Err(SpecError::TooManyRegions { asked: self.regions.len() });
         }
         self.regions.iter().try_for_each(|region| check_name("region", region))?;
+        self.storage_class.iter().try_for_each(|class| check_name("storage class", class))?;
         match self.zones_min {
             Some(asked) if asked == 0 || asked > self.members => {
                 Err(SpecError::BadZonesMin { asked, members: self.members })
@@ -139,11 +140,19 @@ mod tests {
             assert!(matches!(refused, Err(SpecError::BadZonesMin { members: 3, .. })), "{refused:?}");
         }
         assert!(matches!(read(r#"{"name":"app","regions":["E U"]}"#), Err(SpecError::BadName { what: "region", .. })));
+        let refused = read(r#"{"name":"app","storage_class":"NVMe"}"#);
+        assert!(matches!(refused, Err(SpecError::BadName { what: "storage class", .. })), "{refused:?}");
         let many: Vec<String> = (0..=REGIONS_MAX).map(|n| format!("r{n}")).collect();
         let spec = ClusterSpec { regions: many.into_iter().collect(), ..ClusterSpec::named("app") };
         assert!(matches!(spec.check(), Err(SpecError::TooManyRegions { .. })));
         // Voters of the version before read what does not ask for more.
         let plain = serde_json::to_string(&ClusterSpec::named("app")).unwrap();
-        assert!(!plain.contains("region") && !plain.contains("zones") && !plain.contains("weights"), "{plain}");
+        assert!(
+            !plain.contains("region")
+                && !plain.contains("zones")
+                && !plain.contains("weights")
+                && !plain.contains("class"),
+            "{plain}"
+        );
     }
 }

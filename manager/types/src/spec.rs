@@ -158,6 +158,9 @@ pub struct ClusterSpec {
     /// Members are placed so that they are in so many zones at least.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub zones_min: Option<u8>,
+    /// Members' volumes are made in pools of this class; in those of the class of each node's first pool where none is named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub storage_class: Option<String>,
     /// How much each term of a node's score counts: some of `latency=10,free=30,health=20,idle=40`.
     #[serde(default, skip_serializing_if = "PlacementWeights::is_default")]
     pub placement_weights: PlacementWeights,
@@ -243,6 +246,7 @@ impl ClusterSpec {
             replace_after: ReplaceAfter::default(),
             regions: BTreeSet::new(),
             zones_min: None,
+            storage_class: None,
             placement_weights: PlacementWeights::default(),
         }
     }

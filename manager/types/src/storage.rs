@@ -13,16 +13,64 @@ pub const ORPHANS_MAX: usize = 100;
 /// So many snapshots are told of, the newest.
 pub const SNAPSHOTS_TOLD_MAX: usize = 1000;
 
-/// A node's pool at one look, some seconds ago.
+/// The class of pools that are configured with none.
+pub const CLASS_DEFAULT: &str = "default";
+
+/// A node's pools at one look each, some seconds ago.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct StorageSeen {
+    /// The one that is configured first: its class is for clusters that ask for none.
     pub pool: PoolSeen,
+    /// The other ones, in the order in which they are configured.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub others: Vec<PoolSeen>,
     /// In the order of their ids, at most [`ORPHANS_MAX`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub orphans: Vec<Orphan>,
     /// In the order in which they were taken, at most [`SNAPSHOTS_TOLD_MAX`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub snapshots: Vec<SnapshotSeen>,
+}
+
+impl StorageSeen {
+    pub fn pools(&self) -> impl Iterator<Item = &PoolSeen> {
+        std::iter::once(&self.pool).chain(&self.others)
+    }
+
+    /// The pools, without what is in them.
+    pub fn alone(&self) -> Self {
+        let (pool, others) = (self.pool.clone(), self.others.clone());
+        Self { pool, others, orphans: Vec::new(), snapshots: Vec::new() }
+    }
+
+    /// Where a new volume of that class goes: of the pools that take one the one with the most room, and of those alike the first.
+    /// Where none takes one, the first of the class, whose state says why. `None`: there is none of the class.
+    pub fn pool_for(&self, class: Option<&str>) -> Option<&PoolSeen> {
+        let class = class.unwrap_or(&self.pool.class);
+        let of_it = || self.pools().filter(|pool| pool.class == class);
+        let open = of_it().filter(|pool| pool.state == PoolState::Fine);
+        open.reduce(|most, pool| if pool.free > most.free { pool } else { most }).or_else(|| of_it().next())
+    }
+
+    /// What several pools of one node have, the first of them first. `None` where there are none.
+    pub fn of_all(all: impl IntoIterator<Item = Self>) -> Option<Self> {
+        let mut all = all.into_iter();
+        let mut whole = all.next()?;
+        for next in all {
+            whole.others.extend(std::iter::once(next.pool).chain(next.others));
+            whole.orphans.extend(next.orphans);
+            whole.snapshots.extend(next.snapshots);
+        }
+        whole.orphans.sort_by(|a, b| (a.id, &a.path).cmp(&(b.id, &b.path)));
+        whole.orphans.truncate(ORPHANS_MAX);
+        whole.snapshots.sort_by_key(|snapshot| (snapshot.created, snapshot.id));
+        whole.snapshots.drain(..whole.snapshots.len().saturating_sub(SNAPSHOTS_TOLD_MAX));
+        Some(whole)
+    }
+}
+
+fn class_default() -> String {
+    CLASS_DEFAULT.to_string()
 }
 
 /// A snapshot on a node.
@@ -88,6 +136,9 @@ impl FromStr for SnapshotWhy {
 pub struct PoolSeen {
     pub name: String,
     pub driver: String,
+    /// A label that several pools may have, such as `nvme`: clusters ask for one.
+    #[serde(default = "class_default")]
+    pub class: String,
     pub total: Bytes,
     pub used: Bytes,
     /// Free for volumes; less than the difference where a file system reserves some for root.
@@ -139,4 +190,54 @@ pub enum OrphanState {
     SetAside { member: Option<MemberId> },
     /// It has the name of a volume, and what it is cannot be read.
     Unreadable { why: String },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pool(name: &str, class: &str, free: u64, state: PoolState) -> PoolSeen {
+        PoolSeen {
+            name: name.into(),
+            driver: "lvm".into(),
+            class: class.into(),
+            total: Bytes(100),
+            used: Bytes(100 - free),
+            free: Bytes(free),
+            metadata_used: None,
+            state,
+        }
+    }
+    fn seen(pool: PoolSeen) -> StorageSeen {
+        StorageSeen { pool, others: Vec::new(), orphans: Vec::new(), snapshots: Vec::new() }
+    }
+
+    #[test]
+    fn a_volume_goes_where_its_class_has_the_most_room() {
+        let full = || PoolState::NearlyFull { why: "81 %".into() };
+        let all = StorageSeen::of_all([
+            seen(pool("a", "nvme", 20, PoolState::Fine)),
+            seen(pool("b", "hdd", 90, PoolState::Fine)),
+            seen(pool("c", "nvme", 50, PoolState::Fine)),
+            seen(pool("d", "nvme", 60, full())),
+            seen(pool("e", "nvme", 50, PoolState::Fine)),
+            seen(pool("f", "ssd", 10, full())),
+        ])
+        .unwrap();
+        let chosen = |class| all.pool_for(class).map(|pool| pool.name.as_str());
+        assert_eq!(chosen(None), Some("c"), "of the class of the first");
+        assert_eq!(chosen(Some("hdd")), Some("b"));
+        assert_eq!(chosen(Some("ssd")), Some("f"), "its state says why it takes none");
+        assert_eq!(chosen(Some("tape")), None);
+        assert!(StorageSeen::of_all([]).is_none());
+    }
+
+    #[test]
+    fn a_pool_of_a_daemon_that_knew_no_classes_has_the_default_one() {
+        let mut written = serde_json::to_value(seen(pool("a", "nvme", 1, PoolState::Fine))).unwrap();
+        assert!(written.get("others").is_none());
+        written["pool"].as_object_mut().unwrap().remove("class");
+        let read: StorageSeen = serde_json::from_value(written).unwrap();
+        assert_eq!(read.pool.class, CLASS_DEFAULT);
+    }
 }

@@ -2,6 +2,7 @@
 
 pub mod lvm_bench;
 pub mod lvm_faults;
+pub mod lvm_loop;
 pub mod lvm_own;
 
 #[path = "../../../volumes/tests/contract/mod.rs"]

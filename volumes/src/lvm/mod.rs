@@ -13,6 +13,7 @@ mod backup;
 mod creation;
 mod filesystem;
 mod growth;
+mod loop_file;
 mod make;
 mod mounting;
 mod relief;
@@ -20,6 +21,7 @@ mod snapshots;
 mod tags;
 
 pub use filesystem::FileSystemKind;
+pub use loop_file::{LoopFileError, attach_loop_file, make_loop_file};
 pub use make::{DeviceSeen, MakePoolError, PoolBegun, PoolPlan, PoolRequest, make_pool, plan_pool};
 
 use crate::driver::{
@@ -64,6 +66,8 @@ pub struct LvmConfig {
     pub mounts: PathBuf,
     /// For new volumes.
     pub file_system: FileSystemKind,
+    /// Files that stand for the group's disks, of a pool that is for trying it out. Absolute.
+    pub loop_files: Vec<PathBuf>,
     /// For new volumes that are asked for without a size; `None`: as large as the pool.
     pub size_default: Option<Bytes>,
 }
@@ -73,6 +77,8 @@ pub struct LvmConfig {
 pub enum LvmPoolError {
     #[error(transparent)]
     Lvm(#[from] LvmError),
+    #[error(transparent)]
+    LoopFile(#[from] LoopFileError),
     #[error(
         "there is no volume group {group} on this host; make the pool (`pgstead pool create`), or correct its name in the configuration"
     )]
@@ -130,6 +136,9 @@ impl LvmDriver {
         }
         let lvm = Lvm::find().await?;
         let lock = open_mounts(&mut config.mounts)?;
+        for file in &config.loop_files {
+            attach_loop_file(file).await?;
+        }
         if lvm.group(&config.group).await?.is_none() {
             return Err(LvmPoolError::NoGroup { group: config.group });
         }

@@ -147,11 +147,12 @@ impl Client {
     }
     /// Of a cluster that is not there yet.
     pub async fn placement_of_new(&self, asked: &PlacementParams) -> Result<PlacementView, ClientError> {
-        let PlacementParams { members, regions, zones_min, placement_weights } = asked;
+        let PlacementParams { members, regions, zones_min, storage_class, placement_weights } = asked;
         let asked = [
             members.map(|members| format!("members={members}")),
             regions.as_ref().map(|regions| format!("regions={}", encode(regions))),
             zones_min.map(|zones| format!("zones_min={zones}")),
+            storage_class.as_ref().map(|class| format!("storage_class={}", encode(class))),
             placement_weights.map(|weights| format!("placement_weights={}", encode(&weights.to_string()))),
         ];
         let asked: Vec<String> = asked.into_iter().flatten().collect();

@@ -612,6 +612,9 @@ pub fn observations(record: &Record) -> Observations {
         ..SlotsSeen::default()
     };
     let with = |report: MemberReport, slots: SlotsSeen| MemberReport { slots: Some(slots), ..report };
+    let second =
+        PoolSeen { name: "disks".into(), class: "hdd".into(), metadata_used: None, driver: "dir".into(), ..pool() };
+    let storage = StorageSeen { pool: pool(), others: vec![second], orphans: Vec::new(), snapshots: Vec::new() };
     let members = [with(report(1, primary), slots), with(report(2, standby(0)), copies), report(3, standby(4096))];
     Observations {
         at: WallTime(1_700_000_100_000),
@@ -621,7 +624,7 @@ pub fn observations(record: &Record) -> Observations {
             .map(|report| (report.member, MemberSeen { report, age_ms: 120, reachable: true }))
             .collect(),
         findings: vec![],
-        storage: BTreeMap::from([(node(1), StorageSeen { pool: pool(), orphans: Vec::new(), snapshots: Vec::new() })]),
+        storage: BTreeMap::from([(node(1), storage)]),
     }
 }
 
@@ -630,6 +633,7 @@ fn pool() -> PoolSeen {
     PoolSeen {
         name: "nvme".into(),
         driver: "lvm".into(),
+        class: "nvme".into(),
         total: gib(900),
         used: gib(300),
         free: gib(600),

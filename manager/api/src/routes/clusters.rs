@@ -138,6 +138,9 @@ pub struct SpecChange {
     /// New members go where so many zones are reached; 1 asks for nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub zones_min: Option<u8>,
+    /// For new members: those that are there stay where they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub storage_class: Option<String>,
     /// Some of `latency=10,free=30,health=20,idle=40`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
@@ -160,6 +163,7 @@ impl SpecChange {
         spec.replace_after = self.replace_after.unwrap_or(spec.replace_after);
         spec.regions = self.regions.clone().unwrap_or(spec.regions);
         spec.zones_min = self.zones_min.or(spec.zones_min);
+        spec.storage_class = self.storage_class.clone().or(spec.storage_class);
         spec.placement_weights = self.placement_weights.unwrap_or(spec.placement_weights);
         spec
     }

@@ -32,6 +32,9 @@ pub struct PlacementParams {
     /// In so many zones at least.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub zones_min: Option<u8>,
+    /// In pools of this class; in those of the class of each node's first one if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub storage_class: Option<String>,
     /// Some of `latency=10,free=30,health=20,idle=40`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[param(value_type = Option<String>)]
@@ -44,6 +47,7 @@ impl PlacementParams {
         spec.members = self.members.unwrap_or(spec.members);
         spec.regions = self.regions.iter().flat_map(|all| all.split(',')).map(|one| one.trim().to_string()).collect();
         spec.zones_min = self.zones_min;
+        spec.storage_class.clone_from(&self.storage_class);
         spec.placement_weights = self.placement_weights.unwrap_or_default();
         spec
     }

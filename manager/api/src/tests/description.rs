@@ -64,6 +64,7 @@ fn the_described_spec_has_the_fields_of_the_real_one() {
         replace_after: "1h".parse().unwrap(),
         regions: ["eu".to_string()].into(),
         zones_min: Some(2),
+        storage_class: Some("nvme".into()),
         placement_weights: "idle=1".parse().unwrap(),
         ..ClusterSpec::named("app")
     };

@@ -267,6 +267,10 @@ pub struct SpecSchema {
     /// bring that about is refused, unless it brings the cluster nearer to it.
     #[schema(required = false, minimum = 1, maximum = 7)]
     zones_min: Option<u8>,
+    /// Members' volumes are made in pools of this class, those that there are already stay where they are; in pools of the class of each
+    /// node's first one where none is named.
+    #[schema(required = false, pattern = "^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$")]
+    storage_class: Option<String>,
     /// How much each term of a node's score counts among nodes that spread members equally well: some of `latency`, `free`, `health` and
     /// `idle`, 0 to 100 each, not all 0; what is not named counts as by default.
     #[schema(required = false, default = "latency=10,free=30,health=20,idle=40", value_type = String,

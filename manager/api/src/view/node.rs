@@ -4,7 +4,7 @@ use super::world::{cluster_ref, member_ref};
 use super::{ClusterRef, FindingView, MemberRef, World, finding};
 use pgstead_types::NodeId;
 use pgstead_types::record::{NodeRecord, NodeService};
-use pgstead_types::storage::{PoolSeen, PoolState};
+use pgstead_types::storage::{PoolSeen, PoolState, StorageSeen};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -76,16 +76,18 @@ pub struct NodeObserved {
     pub reachable: bool,
     /// Time since its last report; `null` when there was none since this controller began.
     pub silent_ms: Option<u64>,
-    /// `null` when the node has not said yet.
-    pub pool: Option<PoolView>,
+    /// The one that is configured first comes first, and its class is for clusters that ask for none. Empty when the node has not said yet.
+    pub pools: Vec<PoolView>,
 }
 
-/// How full a node's pool is, by a look of some seconds ago.
+/// How full a pool of a node is, by a look of some seconds ago.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PoolView {
     pub name: String,
     /// `dir` or `lvm`.
     pub driver: String,
+    /// What clusters ask for as `storage_class`.
+    pub class: String,
     /// Sizes are in bytes.
     pub total: u64,
     pub used: u64,
@@ -124,6 +126,7 @@ impl PoolView {
         Self {
             name: seen.name.clone(),
             driver: seen.driver.clone(),
+            class: seen.class.clone(),
             total: seen.total.0,
             used: seen.used.0,
             free: seen.free.0,
@@ -156,9 +159,15 @@ impl NodeView {
                 Some(seen) => NodeObserved {
                     reachable: seen.reachable,
                     silent_ms: seen.silent_ms,
-                    pool: observed.storage.get(&node.id).map(|storage| PoolView::new(&storage.pool)),
+                    pools: observed
+                        .storage
+                        .get(&node.id)
+                        .into_iter()
+                        .flat_map(StorageSeen::pools)
+                        .map(PoolView::new)
+                        .collect(),
                 },
-                None => NodeObserved { reachable: false, silent_ms: None, pool: None },
+                None => NodeObserved { reachable: false, silent_ms: None, pools: Vec::new() },
             }),
             findings: finding::of_node(world, node.id),
         }

@@ -24,6 +24,8 @@ pub struct PlacementView {
     pub regions: Vec<String>,
     /// By the spec: in so many zones at least.
     pub zones_min: Option<u8>,
+    /// By the spec: in pools of this class; in those of the class of each node's first one if `null`.
+    pub storage_class: Option<String>,
     pub weights: WeightsView,
     /// The nodes in their order. The first one of a new cluster leads first. Fewer than are wanted where it is refused.
     pub chosen: Vec<NodeRef>,
@@ -115,6 +117,7 @@ impl PlacementView {
             postgres_major: judgement.major,
             regions: spec.regions.iter().cloned().collect(),
             zones_min: spec.zones_min,
+            storage_class: spec.storage_class.clone(),
             weights: WeightsView {
                 latency: weights.latency,
                 free: weights.free,

@@ -12,6 +12,9 @@ pub struct PlacementArgs {
     /// Place members so that they are in so many zones at least
     #[arg(long, value_name = "N")]
     pub zones_min: Option<u8>,
+    /// Make members' volumes in pools of this class [default: the class of each node's first pool]
+    #[arg(long, value_name = "CLASS")]
+    pub storage_class: Option<String>,
     /// How much each term of a node's score counts, 0 to 100 each, some of them [default: latency=10,free=30,health=20,idle=40]
     #[arg(long, value_name = "TERM=N,…")]
     pub placement_weights: Option<PlacementWeights>,
@@ -31,7 +34,7 @@ pub enum PlacementCommands {
 #[derive(Args, Clone, Debug)]
 pub struct ExplainArgs {
     /// Of one more member of this cluster, by name or id [default: of a new cluster]
-    #[arg(value_name = "CLUSTER", conflicts_with_all = ["members", "regions", "zones_min", "placement_weights"])]
+    #[arg(value_name = "CLUSTER", conflicts_with_all = ["members", "regions", "zones_min", "storage_class", "placement_weights"])]
     pub name: Option<String>,
     /// Members of the new cluster: 1 to 7 [default: 3]
     #[arg(long, value_name = "N")]

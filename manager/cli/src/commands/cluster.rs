@@ -64,6 +64,7 @@ pub async fn run(command: &ClusterCommands, client: &Client, screen: &mut Screen
                 replace_after: args.replace_after,
                 regions: (args.any_region || !args.regions.is_empty()).then(|| args.regions.iter().cloned().collect()),
                 zones_min: args.zones_min,
+                storage_class: args.storage_class.clone(),
                 placement_weights: args.placement_weights,
             };
             let spec = change.apply_to(cluster.spec.clone());
@@ -91,6 +92,12 @@ pub async fn run(command: &ClusterCommands, client: &Client, screen: &mut Screen
                     args.replace_after.map_or_else(String::new, |_| format!(", replace_after {}", spec.replace_after)),
                     change.regions.as_ref().map_or_else(String::new, |_| format!(", regions {}", regions(spec))),
                     args.zones_min.map_or_else(String::new, |_| format!(", zones_min {}", spec.zones_min.unwrap_or(1))),
+                    match (&args.storage_class, &spec.storage_class) {
+                        (None, _) => String::new(),
+                        (Some(_), class) => {
+                            format!(", storage_class {}", class.as_deref().unwrap_or("of the first pool"))
+                        }
+                    },
                     args.placement_weights
                         .map_or_else(String::new, |_| format!(", placement_weights {}", spec.placement_weights)),
                 ]

@@ -11,11 +11,12 @@ pub async fn explain(args: &ExplainArgs, client: &Client, screen: &mut Screen<'_
     let found = match &args.name {
         Some(cluster) => client.placement(cluster).await?,
         None => {
-            let PlacementArgs { regions, zones_min, placement_weights } = &args.asked;
+            let PlacementArgs { regions, zones_min, storage_class, placement_weights } = &args.asked;
             let asked = PlacementParams {
                 members: args.members,
                 regions: (!regions.is_empty()).then(|| regions.join(",")),
                 zones_min: *zones_min,
+                storage_class: storage_class.clone(),
                 placement_weights: *placement_weights,
             };
             client.placement_of_new(&asked).await?

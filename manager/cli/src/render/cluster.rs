@@ -163,6 +163,7 @@ fn placed(spec: &ClusterSpec) -> Option<String> {
     let asked = [
         (!regions.is_empty()).then(|| format!("in region {} only", regions.join(" or "))),
         spec.zones_min.map(|zones| format!("in {zones} zones at least")),
+        spec.storage_class.as_ref().map(|class| format!("in pools of class {class}")),
         (!spec.placement_weights.is_default()).then(|| format!("weights {}", spec.placement_weights)),
     ];
     let asked: Vec<String> = asked.into_iter().flatten().collect();

@@ -4,6 +4,7 @@ use super::{age, clusters, findings, or_dash, pairs, size, table, words};
 use pgstead_api::view::{
     ClusterSummary, FindingView, NodeServiceView, NodeView, PoolView, SnapshotView, TokenView, VolumeState, VolumeView,
 };
+use pgstead_types::storage::CLASS_DEFAULT;
 use serde::Serialize;
 
 /// The overview: all nodes and all clusters.
@@ -74,17 +75,19 @@ fn reach(node: &NodeView) -> String {
 pub fn node(view: &NodeView, width: u16) -> String {
     let majors: Vec<String> = view.postgres_majors.iter().map(ToString::to_string).collect();
     let held: Vec<String> = view.members.iter().map(|held| held.member.name.clone()).collect();
-    let facts = vec![
+    let mut facts = vec![
         ("node", format!("{} ({})", view.name, view.id)),
         ("state", state(view)),
         ("address", format!("{}:{}", view.host, view.port)),
         ("place", format!("region {}, zone {}", view.region, view.zone)),
         ("postgres", majors.join(", ")),
-        ("pool", pool(view)),
+    ];
+    facts.extend(pools(view).into_iter().map(|pool| ("pool", pool)));
+    facts.extend([
         ("raft", if view.controller { "leads the group" } else { "follows" }.to_string()),
         ("members", or_dash((!held.is_empty()).then(|| held.join(", ")))),
         ("joined", view.joined_at.clone()),
-    ];
+    ]);
     let mut text = pairs(facts, width);
     if !view.findings.is_empty() {
         text.push_str(&format!("\n\nFINDINGS\n{}", findings(&view.findings, width)));
@@ -110,15 +113,19 @@ pub fn snapshots(all: &[SnapshotView], width: u16) -> String {
     table(&["snapshot", "cluster", "member", "node", "why", "taken", "goes"], all.iter().map(row).collect(), width)
 }
 
-fn pool(node: &NodeView) -> String {
-    let Some(PoolView { name, driver, total, used, free, metadata_used_percent, state, .. }) =
-        node.observed.as_ref().and_then(|seen| seen.pool.as_ref())
-    else {
-        return node.pools.join(", ");
-    };
+/// As they were seen last, or by their names.
+fn pools(node: &NodeView) -> Vec<String> {
+    let told: Vec<String> = node.observed.iter().flat_map(|seen| &seen.pools).map(pool).collect();
+    if told.is_empty() { node.pools.clone() } else { told }
+}
+
+fn pool(pool: &PoolView) -> String {
+    let PoolView { name, driver, class, total, used, free, metadata_used_percent, state, .. } = pool;
     let of = |bytes: &u64| size(Some(*bytes));
     let metadata = metadata_used_percent.map_or_else(String::new, |used| format!(", metadata {used} %"));
-    format!("{name} ({driver}): {}, {} of {} used, {} free{metadata}", words(state), of(used), of(total), of(free))
+    let class = if class == CLASS_DEFAULT { String::new() } else { format!(", class {class}") };
+    let (used, total, free) = (of(used), of(total), of(free));
+    format!("{name} ({driver}{class}): {}, {used} of {total} used, {free} free{metadata}", words(state))
 }
 
 pub fn volumes(all: &[VolumeView], width: u16) -> String {

@@ -40,6 +40,9 @@ fn facts(view: &PlacementView) -> Vec<(&'static str, String)> {
     if let Some(zones) = view.zones_min {
         facts.push(("zones", format!("{zones} at least")));
     }
+    if let Some(class) = &view.storage_class {
+        facts.push(("pools", format!("of class {class}")));
+    }
     let weights = format!(
         "latency {}, free {}, health {}, idle {}; scores and their terms are per mille",
         weights.latency, weights.free, weights.health, weights.idle

@@ -2,7 +2,7 @@
 
 use crate::observed::{Connection, Observed, Policy};
 use pgstead_types::report::NodeReport;
-use pgstead_types::storage::PoolSeen;
+use pgstead_types::storage::StorageSeen;
 use pgstead_types::{NodeId, Severity, Tick};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -16,8 +16,8 @@ pub struct Facts(BTreeMap<NodeId, NodeFacts>);
 pub struct NodeFacts {
     /// It has reported just now.
     pub reachable: bool,
-    /// By a look of some seconds ago; `None` before the first.
-    pub pool: Option<PoolSeen>,
+    /// Its pools, by looks of some seconds ago; `None` before the first.
+    pub storage: Option<StorageSeen>,
     pub round_trip: Option<Duration>,
     /// Findings of the node about itself.
     pub errors: usize,
@@ -62,7 +62,7 @@ impl NodeFacts {
         let count = |severity| report.findings.iter().filter(|finding| finding.severity == severity).count();
         Self {
             reachable,
-            pool: report.storage.as_ref().map(|storage| storage.pool.clone()),
+            storage: report.storage.as_ref().map(StorageSeen::alone),
             round_trip: report.round_trip_us.map(Duration::from_micros),
             errors: count(Severity::Error),
             warnings: count(Severity::Warning),

@@ -54,6 +54,8 @@ pub(super) struct Rules<'a> {
     facts: &'a Facts,
     spec: &'a ClusterSpec,
     major: Option<u16>,
+    /// Where the first member's data is already.
+    data: Option<NodeId>,
     /// Nodes with members that stay, and with volumes of those that have left.
     members: BTreeSet<NodeId>,
     departed: BTreeSet<NodeId>,
@@ -65,6 +67,10 @@ impl<'a> Rules<'a> {
             Who::Again { member, .. } => Some(member),
             Who::New | Who::Fork { .. } | Who::More { .. } | Who::Instead { .. } => None,
         };
+        let data = match who {
+            Who::Fork { first, .. } => Some(first),
+            Who::New | Who::More { .. } | Who::Instead { .. } | Who::Again { .. } => None,
+        };
         let cluster = who.cluster();
         let members = cluster.into_iter().flat_map(|cluster| cluster.members.values());
         let departed = cluster.into_iter().flat_map(|cluster| cluster.departed.values());
@@ -72,6 +78,7 @@ impl<'a> Rules<'a> {
             facts,
             spec,
             major,
+            data,
             members: members.filter(|member| Some(member.id) != own).map(|member| member.node).collect(),
             departed: departed.map(|departed| departed.member.node).collect(),
         }
@@ -99,7 +106,17 @@ impl<'a> Rules<'a> {
     }
 
     fn no_room(&self, node: NodeId) -> Option<Against> {
-        match self.facts.of(node).pool?.state {
+        let storage = self.facts.of(node).storage?;
+        let class = self.spec.storage_class.as_deref();
+        let Some(pool) = storage.pool_for(class) else {
+            if self.data == Some(node) {
+                return None;
+            }
+            let has: BTreeSet<&str> = storage.pools().map(|pool| pool.class.as_str()).collect();
+            let has = has.into_iter().map(str::to_string).collect();
+            return Some(Against::NoPoolOfClass { class: class.unwrap_or_default().to_string(), has });
+        };
+        match pool.state.clone() {
             PoolState::Fine => None,
             PoolState::NearlyFull { why }
             | PoolState::Full { why }

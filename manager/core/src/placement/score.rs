@@ -19,8 +19,9 @@ const WARNING: u64 = 250;
 /// the most difference.
 const HALF_BUSY: u64 = 4;
 
-pub(super) fn terms(seen: &NodeFacts, load: Load) -> Terms {
-    let free = seen.pool.as_ref().and_then(|pool| free(pool.free.0, pool.used.0));
+pub(super) fn terms(seen: &NodeFacts, class: Option<&str>, load: Load) -> Terms {
+    let pool = seen.storage.as_ref().and_then(|storage| storage.pool_for(class));
+    let free = pool.and_then(|pool| free(pool.free.0, pool.used.0));
     Terms {
         latency: permille(seen.round_trip.map_or(FULL, latency)),
         free: permille(free.unwrap_or(UNKNOWN_FREE)),
@@ -67,25 +68,27 @@ fn permille(term: u64) -> u16 {
 mod tests {
     use super::*;
     use pgstead_types::Bytes;
-    use pgstead_types::storage::{PoolSeen, PoolState};
+    use pgstead_types::storage::{CLASS_DEFAULT, PoolSeen, PoolState, StorageSeen};
 
     fn seen(free: u64) -> NodeFacts {
         let pool = PoolSeen {
             name: "p".into(),
             driver: "dir".into(),
+            class: CLASS_DEFAULT.into(),
             total: Bytes(1000),
             used: Bytes(1000 - free),
             free: Bytes(free),
             metadata_used: None,
             state: PoolState::Fine,
         };
-        NodeFacts { reachable: true, pool: Some(pool), ..NodeFacts::default() }
+        let storage = StorageSeen { pool, others: Vec::new(), orphans: Vec::new(), snapshots: Vec::new() };
+        NodeFacts { reachable: true, storage: Some(storage), ..NodeFacts::default() }
     }
 
     #[test]
     fn every_term_is_all_for_a_node_that_is_near_empty_well_and_idle() {
         let best = Terms { latency: 1000, free: 1000, health: 1000, idle: 1000 };
-        assert_eq!(terms(&seen(1000), Load::default()), best);
+        assert_eq!(terms(&seen(1000), None, Load::default()), best);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use super::*;
 use pgstead_types::placement::Against;
 use pgstead_types::record::{ClusterPorts, ClusterSecrets, Command, MemberRecord, NewCluster, NodeService, Standing};
-use pgstead_types::storage::{PoolSeen, PoolState};
+use pgstead_types::storage::{CLASS_DEFAULT, PoolSeen, PoolState, StorageSeen};
 use pgstead_types::{Bytes, ClusterId, OperationId, Secret, VolumeId, WallTime};
 use proptest::prelude::*;
 use std::time::Duration;
@@ -35,12 +35,17 @@ fn pool(free_percent: u64) -> PoolSeen {
     PoolSeen {
         name: "default".into(),
         driver: "dir".into(),
+        class: CLASS_DEFAULT.into(),
         total: Bytes(100),
         used: Bytes(100 - free_percent),
         free: Bytes(free_percent),
         metadata_used: None,
         state,
     }
+}
+
+fn storage(free_percent: u64) -> StorageSeen {
+    StorageSeen { pool: pool(free_percent), others: Vec::new(), orphans: Vec::new(), snapshots: Vec::new() }
 }
 
 impl Nodes {
@@ -60,7 +65,7 @@ impl Nodes {
             service: NodeService::Open,
         };
         self.record.nodes.insert(node.id, node);
-        let facts = NodeFacts { reachable: true, pool: Some(pool(50)), ..NodeFacts::default() };
+        let facts = NodeFacts { reachable: true, storage: Some(storage(50)), ..NodeFacts::default() };
         self.facts.insert(id(n), facts);
         n
     }
@@ -192,7 +197,7 @@ fn every_hard_rule_is_named_and_the_first_one_counts() {
     all.node(1).service = NodeService::Cordoned;
     all.node(2).service = NodeService::Draining;
     all.node(3).postgres_majors = vec![14];
-    all.fact(4).pool = Some(pool(19));
+    all.fact(4).storage = Some(storage(19));
     let asked = ClusterSpec { regions: ["eu".to_string()].into(), ..named("app", 3) };
     let app = all.cluster(asked, &[5, 6, 7]);
     let cluster = &all.record.clusters[&app];
@@ -205,6 +210,28 @@ fn every_hard_rule_is_named_and_the_first_one_counts() {
     assert_eq!((said(5), said(7)), (Some(Against::HasMember), Some(Against::HasMember)));
     assert_eq!(said(6), Some(Against::OtherRegion { region: "us".into() }));
     assert_eq!((said(8), numbers(placed)), (None, Ok(vec![8])));
+}
+
+#[test]
+fn members_go_where_there_are_pools_of_their_class() {
+    let mut all = nodes(&["a", "b", "c", "d"]);
+    let class = |class: &str, free| PoolSeen { class: class.into(), ..pool(free) };
+    let with = |first, other| StorageSeen { others: vec![other], ..StorageSeen { pool: first, ..storage(0) } };
+    all.fact(1).storage = Some(with(class("hdd", 90), class("nvme", 50)));
+    all.fact(2).storage = Some(with(class("nvme", 60), class("hdd", 50)));
+    all.fact(3).storage = Some(with(class("hdd", 90), class("nvme", 19)));
+    let nvme = |members| ClusterSpec { storage_class: Some("nvme".into()), ..spec(members) };
+    assert_eq!(sorted(all.new_on(&nvme(2)).unwrap()), [1, 2]);
+    let counts = others(&[("no_pool_of_class", 1), ("no_room", 1)]);
+    assert_eq!(all.new_on(&nvme(3)), Err(PlacementError::TooFewNodes { asked: 3, found: 2, others: counts }));
+    assert!(all.new_on(&spec(4)).is_ok(), "none is asked for, and each node has a first one");
+    let placed = super::place(&all.record, &all.facts(), &nvme(1), Who::New);
+    let judged = |n: usize| placed.judgement.of(id(n)).unwrap();
+    let said = judged(4).against.as_ref().unwrap().to_string();
+    assert_eq!(said, "it has no pool of class nvme, but of default");
+    assert_eq!((judged(1).terms.free, judged(2).terms.free), (500, 600), "of the pool that it would be in");
+    let fork = super::place(&all.record, &all.facts(), &nvme(2), Who::Fork { first: id(4), major: 15 });
+    assert_eq!(numbers(fork), Ok(vec![4, 2]), "its first member is where its data is");
 }
 
 #[test]
@@ -240,7 +267,7 @@ fn a_member_moves_to_the_best_node_or_to_the_one_that_is_asked_for() {
         let refused = all.instead(app, 2, Some(to)).unwrap_err();
         assert!(refused.to_string().contains(why), "{refused}");
     }
-    all.fact(4).pool = Some(pool(10));
+    all.fact(4).storage = Some(storage(10));
     assert!(all.instead(app, 2, Some(4)).unwrap_err().to_string().contains("takes no new volume: 10 %"));
     assert_eq!(all.instead(app, 2, None), Ok(vec![5]));
 }
@@ -248,10 +275,10 @@ fn a_member_moves_to_the_best_node_or_to_the_one_that_is_asked_for() {
 #[test]
 fn a_node_that_is_nearly_full_is_avoided_before_it_is_refused() {
     let mut all = nodes(&["a", "a", "a"]);
-    all.fact(1).pool = Some(pool(25));
+    all.fact(1).storage = Some(storage(25));
     assert_eq!(sorted(all.new_on(&spec(2)).unwrap()), [2, 3]);
     assert!(all.new_on(&spec(3)).is_ok());
-    all.fact(1).pool = Some(pool(19));
+    all.fact(1).storage = Some(storage(19));
     let counts = others(&[("no_room", 1)]);
     assert_eq!(all.new_on(&spec(3)), Err(PlacementError::TooFewNodes { asked: 3, found: 2, others: counts }));
 }
@@ -260,7 +287,7 @@ fn a_node_that_is_nearly_full_is_avoided_before_it_is_refused() {
 fn weights_change_the_choice() {
     let mut all = nodes(&["a", "a", "a", "a"]);
     all.fact(1).round_trip = Some(Duration::from_millis(40));
-    all.fact(2).pool = Some(pool(30));
+    all.fact(2).storage = Some(storage(30));
     all.fact(3).errors = 1;
     all.cluster(named("other", 1), &[4]);
     let among = |weights: &str| {
@@ -270,7 +297,7 @@ fn weights_change_the_choice() {
     assert_eq!(among("latency=100,free=0,health=0,idle=0"), 1);
     assert_eq!(among("latency=0,free=100,health=0,idle=0"), 2);
     assert_eq!(among("latency=0,free=0,health=100,idle=0"), 3);
-    all.facts.values_mut().for_each(|facts| facts.pool = None);
+    all.facts.values_mut().for_each(|facts| facts.storage = None);
     let idle = ClusterSpec { placement_weights: "latency=0,free=0,health=0,idle=1".parse().unwrap(), ..spec(3) };
     assert_eq!(sorted(all.new_on(&idle).unwrap()), [1, 2, 3]);
 }
@@ -297,8 +324,8 @@ fn equal_nodes_fill_evenly_and_lead_in_turn() {
 fn a_little_less_room_makes_no_difference() {
     let mut all = nodes(&["a", "a"]);
     all.cluster(named("other", 1), &[2]);
-    all.fact(1).pool = Some(pool(51));
-    all.fact(2).pool = Some(pool(54));
+    all.fact(1).storage = Some(storage(51));
+    all.fact(2).storage = Some(storage(54));
     assert_eq!(all.new_on(&spec(1)), Ok(vec![1]), "the other one has a member already");
 }
 
@@ -368,12 +395,12 @@ fn made(all: &[AnyNode]) -> Nodes {
             0 => made.fact(n).reachable = false,
             1 => made.node(n).service = NodeService::Cordoned,
             2 => made.node(n).postgres_majors = vec![14],
-            3 => made.fact(n).pool = None,
+            3 => made.fact(n).storage = None,
             4 => made.fact(n).warnings = 1,
             _ => {}
         }
         if *state != 3 {
-            made.fact(n).pool = Some(pool(u64::from(*free)));
+            made.fact(n).storage = Some(storage(u64::from(*free)));
         }
         made.fact(n).round_trip = Some(Duration::from_millis(u64::from(*ms))).filter(|_| ms % 3 > 0);
     }
@@ -406,7 +433,7 @@ proptest! {
         for node in &on {
             let (held, seen) = (&all.record.nodes[node], &all.facts[node]);
             prop_assert!(seen.reachable && held.service.is_open() && held.postgres_majors.contains(&major));
-            prop_assert!(seen.pool.as_ref().is_none_or(|pool| pool.state == PoolState::Fine));
+            prop_assert!(seen.storage.as_ref().is_none_or(|storage| storage.pool.state == PoolState::Fine));
             prop_assert!(spec.regions.is_empty() || spec.regions.contains(&held.region));
         }
         prop_assert!(zones(&all, &on) >= usize::from(spec.zones_min.unwrap_or(1)));

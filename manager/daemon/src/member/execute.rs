@@ -232,19 +232,22 @@ impl Executor<'_> {
         if let Some(forked) = forked.filter(|_| self.cluster.begins()) {
             return self.fork_volume(new, forked.snapshot).await;
         }
-        match self.context.volumes.create(new).await? {
+        let class = self.cluster.spec.storage_class.as_deref();
+        let pool = self.context.storage.for_new(new.id, class).await?.map_err(ExecuteError::VolumeRefused)?;
+        match pool.volumes.create(new).await? {
             Creation::Made(_) | Creation::AlreadyThere(_) => Ok(()),
             Creation::Refused(why) => Err(ExecuteError::VolumeRefused(why)),
         }
     }
 
     async fn fork_volume(&self, new: NewVolume, from: SnapshotId) -> Result<(), ExecuteError> {
-        let volumes = &self.context.volumes;
         let (id, tags) = (new.id, new.tags);
+        let pool = self.context.storage.for_fork(id, from).await?.ok_or(ExecuteError::NoSnapshot(from))?;
+        let volumes = &pool.volumes;
         match volumes.fork(new, from).await? {
             Forking::Made(_) | Forking::AlreadyThere(_) => {}
             Forking::ToFill(ToFill { from, into }) => {
-                let _turn = self.context.storage.copy_turn().await;
+                let _turn = pool.copy_turn().await;
                 let free = volumes.usage().await?.free;
                 let progress = |percent: u8| self.reports.progress(self.member, percent);
                 if let Err(error) = pgstead_replication::copy_folder(&from, &into, free, &progress).await {
@@ -258,7 +261,7 @@ impl Executor<'_> {
             Forking::Refused(why) => return Err(ExecuteError::VolumeRefused(why)),
         }
         // One that was taken for this alone has done its part. If it stays, its time ends by itself.
-        self.context.storage.discard_used(from).await;
+        pool.discard_used(from).await;
         Ok(())
     }
 
@@ -296,7 +299,7 @@ impl Executor<'_> {
         if let Some(fork) = record.clusters.values().find(|fork| fork.is_being_forked() && of_it(fork)) {
             return Err(ExecuteError::ForkUnderWay(fork.spec.name.clone()));
         }
-        match self.context.volumes.remove(volume, &self.tags(), Removal::Hard).await? {
+        match self.context.storage.remove_volume(volume, &self.tags(), Removal::Hard).await? {
             Removed::Refused(why) => Err(ExecuteError::VolumeRefused(why)),
             Removed::NotThere | Removed::SetAside | Removed::Deleted => Ok(()),
         }
@@ -304,7 +307,7 @@ impl Executor<'_> {
 
     /// A file system that was mounted since the last look, say, has what that did not see.
     async fn check_nothing_kept(&self, volume: VolumeId) -> Result<(), ExecuteError> {
-        let Some(volume) = self.context.volumes.open(volume).await? else { return Ok(()) };
+        let Some(volume) = self.context.storage.open(volume).await? else { return Ok(()) };
         let data_dir = self.instance.config().data_dir.clone();
         let kept = given_up::lives(&data_dir)
             .map_err(|source| ExecuteError::Unreadable { path: volume.path.clone(), source })?;
@@ -390,7 +393,10 @@ impl Executor<'_> {
     async fn keep_copy(&self, progress: CloneProgress<'_>) -> Result<(), ExecuteError> {
         let (cluster, member) = (&self.cluster.spec.name, self.member);
         // A pool that cannot be looked at has no room for a copy; the rewind needs none.
-        let free = self.context.volumes.usage().await.map_or(Bytes(0), |pool| pool.free);
+        let free = match self.context.storage.home(self.record()?.volume) {
+            Some(pool) => pool.volumes.usage().await.map_or(Bytes(0), |pool| pool.free),
+            None => Bytes(0),
+        };
         match self.instance.copy_aside(free, progress).await? {
             SafetyCopy::Made { bytes, shared } => {
                 tracing::info!(%cluster, %member, bytes, shared, "a safety copy is made before the rewind");

@@ -3,11 +3,12 @@
 
 use super::chain;
 use crate::server::stopped;
+use crate::storage::Pools;
 use pgstead_consensus::{Consensus, TokioRuntime};
 use pgstead_types::record::MemberRecord;
 use pgstead_types::spec::ClusterSpec;
 use pgstead_types::{Bytes, ClusterId, Finding, MemberId, Tick, VolumeId};
-use pgstead_volumes::{Capability, Extension, Support, VolumeDriver};
+use pgstead_volumes::Extension;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -39,11 +40,11 @@ struct Seen {
 }
 
 impl Growth {
-    /// The volume was opened.
-    pub fn opened(&self, driver: &dyn VolumeDriver, path: Option<&Path>, size: Option<Bytes>) {
+    /// The volume was opened; `size` where it cannot outgrow it.
+    pub fn opened(&self, path: Option<&Path>, size: Option<Bytes>) {
         let mut seen = self.seen();
         seen.path = path.map(Path::to_path_buf);
-        seen.size = size.filter(|_| driver.support(Capability::SizeLimit) == Support::Offered);
+        seen.size = size;
     }
 
     pub fn size(&self) -> Option<Bytes> {
@@ -86,14 +87,14 @@ pub struct Grower {
     pub cluster: ClusterId,
     pub member: MemberId,
     pub consensus: Consensus<TokioRuntime>,
-    pub volumes: Arc<dyn VolumeDriver>,
+    pub storage: Pools,
     pub growth: Growth,
 }
 
 impl Grower {
     /// Runs until the cluster has the member no more, or `stop`.
     pub async fn run(self, mut stop: watch::Receiver<bool>) {
-        if self.volumes.support(Capability::Extend) != Support::Offered {
+        if !self.storage.may_extend() {
             return;
         }
         let mut record = self.consensus.watch_record();
@@ -143,7 +144,8 @@ impl Grower {
         if to > size {
             tracing::info!(%volume, from = %size, %to, "a volume grows");
         }
-        let failed = match self.volumes.extend(volume, to).await {
+        let Some(home) = self.storage.home(volume) else { return true };
+        let failed = match home.volumes.extend(volume, to).await {
             Ok(Extension::Holds(size)) => {
                 *checked = true;
                 let mut seen = self.growth.seen();

@@ -131,7 +131,7 @@ impl MemberTask {
         if self.volume.as_ref().is_none_or(|path| !path.is_dir())
             && let Some(member) = cluster.held(self.member)
         {
-            let opening = tokio::time::timeout(supervise::OPEN_PATIENCE, self.context.volumes.open(member.volume));
+            let opening = tokio::time::timeout(supervise::OPEN_PATIENCE, self.context.storage.open(member.volume));
             let opened = opening.await.unwrap_or_else(|_| {
                 let why = "its pool does not answer, or is busy with it".to_string();
                 Err(VolumeError::Unusable { id: member.volume, why })
@@ -139,7 +139,8 @@ impl MemberTask {
             match opened {
                 Ok(volume) => {
                     let (path, size) = volume.as_ref().map(|volume| (&*volume.path, volume.size)).unzip();
-                    self.growth.opened(&*self.context.volumes, path, size.flatten());
+                    let limits = self.context.storage.limits_size(member.volume);
+                    self.growth.opened(path, size.flatten().filter(|_| limits));
                     (self.volume, self.unseen) = (volume.map(|volume| volume.path), None);
                 }
                 Err(error) => {
@@ -193,9 +194,10 @@ impl MemberTask {
         }
         seen.working = self.pace.working();
         seen.troubles = self.watch.look(&self.instance, &seen, &mut self.notes).await;
-        seen.troubles.extend(self.context.storage.trouble(&seen.postgres));
+        let volume = cluster.held(self.member).map(|member| member.volume);
+        seen.troubles.extend(volume.and_then(|volume| self.context.storage.trouble(volume, &seen.postgres)));
         // A volume may say that it has room which its pool does not.
-        let in_pool = self.context.storage.free();
+        let in_pool = volume.and_then(|volume| self.context.storage.free(volume));
         let free = self.watch.free().map(|free| in_pool.map_or(free, |in_pool| free.min(in_pool)));
         seen.slots = self.slots.look(&self.context, &self.instance, cluster, &seen, free, &mut self.notes).await;
         seen.volume_size = self.growth.size();
@@ -292,7 +294,7 @@ impl MemberTask {
     /// What the pool has of a volume that is to go and was not found. `None`: it cannot be read now.
     async fn left(&self, cluster: &ClusterRecord) -> Option<Left> {
         let volume = cluster.held(self.member)?.volume;
-        let left = pgstead_volumes::left_of(&*self.context.volumes, volume).await;
+        let left = self.context.storage.left_of(volume).await;
         left.inspect_err(|error| {
             tracing::warn!(%error, cluster = %cluster.spec.name, member = %self.member, "cannot look whether its volume is gone");
         })

@@ -11,13 +11,12 @@ use crate::instances::Instances;
 use crate::lease::{Asks, Keeper, Leases, Refusing};
 use crate::peers::Peers;
 use crate::report::Reports;
-use crate::storage::Storage;
+use crate::storage::Pools;
 use anyhow::Context as _;
 use pgstead_consensus::{Consensus, TokioRuntime};
 use pgstead_replication::{Instance, RunAs};
 use pgstead_types::record::{ClusterRecord, MemberRecord};
 use pgstead_types::{DeploymentId, MemberId, Tick};
-use pgstead_volumes::VolumeDriver;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -37,9 +36,8 @@ pub struct NodeContext {
     pub layout: Layout,
     pub deployment: DeploymentId,
     pub consensus: Consensus<TokioRuntime>,
-    pub volumes: Arc<dyn VolumeDriver>,
-    /// What is known of their pool.
-    pub storage: Storage,
+    /// Where their volumes are.
+    pub storage: Pools,
     /// Folders of programs by major version.
     pub postgres: BTreeMap<u16, PathBuf>,
     /// `None` for the daemon's own user.
@@ -83,7 +81,7 @@ pub async fn supervise(context: Arc<NodeContext>, reports: Reports, mut stop: wa
                         cluster: cluster.id,
                         member: member.id,
                         consensus: context.consensus.clone(),
-                        volumes: context.volumes.clone(),
+                        storage: context.storage.clone(),
                         growth: task.growth.clone(),
                     };
                     tokio::spawn(grower.run(stop.clone()));
@@ -112,13 +110,13 @@ async fn task(
     member: &MemberRecord,
 ) -> anyhow::Result<MemberTask> {
     // A check after a crash may take long, and goes on by itself; the member's own task looks again. Nobody else waits for it.
-    let volume = match tokio::time::timeout(OPEN_PATIENCE, context.volumes.open(member.volume)).await {
+    let volume = match tokio::time::timeout(OPEN_PATIENCE, context.storage.open(member.volume)).await {
         Ok(opened) => opened.context("cannot look for its volume")?,
         Err(_) => None,
     };
     let growth = Growth::default();
     let (path, size) = volume.as_ref().map(|volume| (&*volume.path, volume.size)).unzip();
-    growth.opened(&*context.volumes, path, size.flatten());
+    growth.opened(path, size.flatten().filter(|_| context.storage.limits_size(member.volume)));
     let volume = volume.map(|volume| volume.path);
     let config = setup::instance_config(context, cluster, member, volume.as_deref())?;
     let instance = Arc::new(Instance::open(config).await.context("cannot open its Postgres")?);

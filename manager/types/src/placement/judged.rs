@@ -90,6 +90,11 @@ pub enum Against {
     },
     HasMember,
     HasVolume,
+    NoPoolOfClass {
+        class: String,
+        /// Those that it has.
+        has: Vec<String>,
+    },
     NoRoom {
         why: String,
     },
@@ -109,6 +114,7 @@ impl Against {
             Self::NoPostgres { .. } => "no_postgres",
             Self::HasMember => "has_member",
             Self::HasVolume => "has_volume",
+            Self::NoPoolOfClass { .. } => "no_pool_of_class",
             Self::NoRoom { .. } => "no_room",
             Self::ZoneTaken { .. } => "zone_taken",
         }
@@ -127,6 +133,9 @@ impl fmt::Display for Against {
             Self::NoPostgres { major: None } => f.write_str("it has no Postgres"),
             Self::HasMember => f.write_str("it has a member of it already"),
             Self::HasVolume => f.write_str("it has the volume of one that has left still"),
+            Self::NoPoolOfClass { class, has } => {
+                write!(f, "it has no pool of class {class}, but of {}", has.join(", "))
+            }
             Self::NoRoom { why } => write!(f, "its pool takes no new volume: {why}"),
             Self::ZoneTaken { zone, zones_min } => {
                 write!(f, "members are to be in {zones_min} zones at least, and zone {zone} has one already")

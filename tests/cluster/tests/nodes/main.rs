@@ -19,6 +19,7 @@ mod operator;
 mod orphans;
 mod placement;
 mod planned;
+mod pools;
 mod rollback;
 mod slots;
 mod support;

@@ -4,7 +4,7 @@ use pgstead_vm::promises;
 use pgstead_vm::suite::contract;
 use pgstead_vm::suite::lvm_bench::LvmBench;
 use pgstead_vm::suite::{Body, run};
-use pgstead_vm::suite::{lvm_faults, lvm_own};
+use pgstead_vm::suite::{lvm_faults, lvm_loop, lvm_own};
 use pgstead_volumes::FileSystemKind;
 use std::process::ExitCode;
 
@@ -53,5 +53,6 @@ async fn main() -> ExitCode {
         two_groups_with_one_name_are_refused_until_one_has_another,
         files_of_others_below_a_mount_are_kept,
     ));
+    bodies.extend(own!(lvm_loop; a_pool_in_a_file_is_back_after_a_reboot_and_keeps_to_itself,));
     if run(bodies, &parts).await { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

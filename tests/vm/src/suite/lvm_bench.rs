@@ -39,6 +39,7 @@ impl LvmBench {
             pool: self::pool(),
             mounts: PathBuf::from("/run/volumes"),
             file_system,
+            loop_files: Vec::new(),
             size_default: Some(Bytes(512 << 20)),
         };
         let driver = LvmDriver::open(config.clone()).await.expect("the pool was made just now");

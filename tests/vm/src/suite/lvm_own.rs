@@ -214,6 +214,7 @@ pub async fn a_pool_is_made_of_disks_that_hold_nothing_and_goes_on_where_it_stop
         pool: "pool".parse().expect("a name"),
         mounts: "/run/made".into(),
         file_system: FileSystemKind::Ext4,
+        loop_files: Vec::new(),
         size_default: Some(Bytes(512 << 20)),
     };
     let driver = LvmDriver::open(config).await.expect("the pool is there");
