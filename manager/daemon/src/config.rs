@@ -141,6 +141,8 @@ impl PoolConfig {
                         Some(text) => text.parse().map_err(of)?,
                     },
                     loop_files: self.loop_files.clone(),
+                    // Known once the node has joined: whoever opens the pool says it.
+                    node: None,
                     size_default: size.flatten().map(Bytes),
                 }))
             }

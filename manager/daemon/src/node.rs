@@ -2,7 +2,7 @@
 //! members, gateway.
 
 use crate::backend::NodeBackend;
-use crate::config::{NodeConfig, PoolConfig, user_named};
+use crate::config::{NodeConfig, Pool, PoolConfig, user_named};
 use crate::controller;
 use crate::files::{self, FolderLock, Layout};
 use crate::founding::{self, Founding, NodeIdentity};
@@ -26,7 +26,7 @@ use pgstead_consensus::{
 use pgstead_core::Policy;
 use pgstead_replication::RunAs;
 use pgstead_types::record::{Command, NodeRecord};
-use pgstead_types::{Tick, WallTime};
+use pgstead_types::{NodeId, Tick, WallTime};
 use pgstead_volumes::VolumeDriver;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -60,7 +60,7 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
             config.host, config.port
         )
     })?;
-    let drivers = open_pools(&config).await?;
+    let drivers = open_pools(&config, identity.node).await?;
 
     let peers = Peers::new(tls::client(&identity.ca_pem, &identity.pair())?);
     let consensus = open_consensus(&config, &layout, &identity, peers.clone()).await?;
@@ -219,10 +219,13 @@ fn postgres(config: &NodeConfig) -> anyhow::Result<BTreeMap<u16, PathBuf>> {
 }
 
 /// In the order of the configuration. One that cannot be used keeps nobody from the others.
-async fn open_pools(config: &NodeConfig) -> anyhow::Result<Vec<Arc<dyn VolumeDriver>>> {
+async fn open_pools(config: &NodeConfig, node: NodeId) -> anyhow::Result<Vec<Arc<dyn VolumeDriver>>> {
     let (mut drivers, mut failed): (Vec<Arc<dyn VolumeDriver>>, Vec<anyhow::Error>) = (Vec::new(), Vec::new());
     for of in &config.pool {
-        let pool = of.pool(&config.data_dir).map_err(anyhow::Error::msg)?;
+        let mut pool = of.pool(&config.data_dir).map_err(anyhow::Error::msg)?;
+        if let Pool::Lvm(lvm) = &mut pool {
+            lvm.node = Some(node);
+        }
         match storage::open(&pool).await {
             Ok(driver) => drivers.push(driver),
             Err(error) => {

@@ -196,6 +196,11 @@ impl Lvm {
         self.run(name, command).await
     }
 
+    /// Adds a tag to a group; one that it has already stays as it is.
+    pub async fn tag_group(&self, name: &GroupName, tag: &Tag) -> Result<(), LvmError> {
+        self.run(name, self.change("vgchange").args(add_tags(&[tag.clone()].into())).arg(name.as_str())).await
+    }
+
     pub async fn extend_group(&self, name: &GroupName, devices: &[PathBuf]) -> Result<(), LvmError> {
         self.run(name, self.careful("vgextend").arg(name.as_str()).args(device_args(devices)?)).await
     }

@@ -35,7 +35,7 @@ use async_trait::async_trait;
 use make::METADATA_MAX;
 use pgstead_lvm::{GroupName, Health, Kind, LogicalVolume, LvName, LvPath, Lvm, LvmError, Percent};
 use pgstead_types::storage::PoolState;
-use pgstead_types::{Bytes, SnapshotId, VolumeId};
+use pgstead_types::{Bytes, NodeId, SnapshotId, VolumeId};
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File};
 use std::io;
@@ -62,6 +62,8 @@ pub struct LvmConfig {
     pub group: GroupName,
     /// The thin pool within the group.
     pub pool: LvName,
+    /// Whose the group is: no other node works in it. `None`: whoever opens it.
+    pub node: Option<NodeId>,
     /// Where volumes are mounted. Absolute; made when it is not there. It belongs to this pool alone.
     pub mounts: PathBuf,
     /// For new volumes.
@@ -103,6 +105,11 @@ pub enum LvmPoolError {
     InUse { mounts: PathBuf },
     #[error("this host lacks {programs:?}, which {} needs; install the tools of that file system", kind.as_str())]
     NoPrograms { kind: FileSystemKind, programs: Vec<&'static str> },
+    #[error(
+        "the volume group {group} belongs to {others}, expected to node {node}: two nodes that write to one group destroy it. If that node is gone for good and these are its disks, \
+         `vgchange --deltag {tag} {group}` gives it to this one"
+    )]
+    OfAnotherNode { group: GroupName, node: NodeId, others: String, tag: String },
     #[error("LVM is for a daemon that runs as root; this one does not")]
     NotRoot,
 }
@@ -139,9 +146,7 @@ impl LvmDriver {
         for file in &config.loop_files {
             attach_loop_file(file).await?;
         }
-        if lvm.group(&config.group).await?.is_none() {
-            return Err(LvmPoolError::NoGroup { group: config.group });
-        }
+        claim(&lvm, &config).await?;
         let path = LvPath { group: config.group.clone(), name: config.pool.clone() };
         match lvm.volume(&path).await?.ok_or_else(|| LvmPoolError::NoPool { path: path.clone() })?.kind {
             Kind::ThinPool { when_full: pgstead_lvm::WhenFull::Error, .. } => {}
@@ -163,6 +168,30 @@ impl LvmDriver {
 
     pub fn config(&self) -> &LvmConfig {
         &self.inner.config
+    }
+}
+
+/// The group is there, and is this node's from now on. Of two nodes that come at the same moment at most one goes on.
+async fn claim(lvm: &Lvm, config: &LvmConfig) -> Result<(), LvmPoolError> {
+    let look = async || {
+        let group = lvm.group(&config.group).await?;
+        group.ok_or_else(|| LvmPoolError::NoGroup { group: config.group.clone() })
+    };
+    let mut group = look().await?;
+    let Some(node) = config.node else { return Ok(()) };
+    if tags::nodes(&group.tags).next().is_none() {
+        lvm.tag_group(&config.group, &tags::of_node(node)).await?;
+        group = look().await?;
+    }
+    let others: Vec<&str> = tags::nodes(&group.tags).filter(|held| **held != *node.to_string()).collect();
+    match others.first() {
+        None => Ok(()),
+        Some(first) => Err(LvmPoolError::OfAnotherNode {
+            group: config.group.clone(),
+            node,
+            others: format!("node {}", others.join(" and node ")),
+            tag: format!("{}{first}", tags::NODE),
+        }),
     }
 }
 

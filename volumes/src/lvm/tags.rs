@@ -6,7 +6,7 @@ use crate::entry::{Entry, Prefixes};
 use crate::lvm::FileSystemKind;
 use crate::snapshot::{NewSnapshot, Snapshot};
 use pgstead_lvm::{LogicalVolume, LvName, Tag};
-use pgstead_types::{SnapshotId, VolumeId, WallTime};
+use pgstead_types::{NodeId, SnapshotId, VolumeId, WallTime};
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::str::FromStr;
@@ -15,6 +15,16 @@ use std::str::FromStr;
 const OURS: &str = "pgstead";
 /// Of the tags. A reader that meets another one leaves the volume alone.
 const FORMAT: &str = "1";
+
+/// Of a group's tags: the node that it belongs to.
+pub const NODE: &str = "pgstead.node=";
+
+pub fn of_node(id: NodeId) -> Tag {
+    format!("{NODE}{id}").parse().expect("an id makes a tag that LVM takes")
+}
+pub fn nodes(of_group: &BTreeSet<Tag>) -> impl Iterator<Item = &str> {
+    of_group.iter().filter_map(|tag| tag.as_str().strip_prefix(NODE))
+}
 
 const NAMES: Prefixes = Prefixes { volume: "vol-", unfinished: "new-", trash: "trash-" };
 

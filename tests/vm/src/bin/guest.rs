@@ -44,6 +44,7 @@ async fn main() -> ExitCode {
         a_pool_that_is_nearly_full_takes_no_volume_and_keeps_what_it_has,
         a_volume_that_is_too_small_is_refused,
         a_pool_that_is_not_there_is_said_so,
+        a_group_belongs_to_the_node_that_used_it_first,
     ));
     bodies.extend(own!(lvm_faults;
         a_pools_own_metadata_is_backed_up_once_for_each_change,

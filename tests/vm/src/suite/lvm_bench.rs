@@ -39,6 +39,7 @@ impl LvmBench {
             pool: self::pool(),
             mounts: PathBuf::from("/run/volumes"),
             file_system,
+            node: None,
             loop_files: Vec::new(),
             size_default: Some(Bytes(512 << 20)),
         };

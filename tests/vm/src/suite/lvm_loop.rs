@@ -36,6 +36,7 @@ pub async fn a_pool_in_a_file_is_back_after_a_reboot_and_keeps_to_itself() {
         pool: "pool".parse().expect("a name"),
         mounts: "/run/loop-volumes".into(),
         file_system: FileSystemKind::Ext4,
+        node: None,
         loop_files: vec![file.clone()],
         size_default: Some(Bytes(512 << 20)),
     };

@@ -214,6 +214,7 @@ pub async fn a_pool_is_made_of_disks_that_hold_nothing_and_goes_on_where_it_stop
         pool: "pool".parse().expect("a name"),
         mounts: "/run/made".into(),
         file_system: FileSystemKind::Ext4,
+        node: None,
         loop_files: Vec::new(),
         size_default: Some(Bytes(512 << 20)),
     };
@@ -410,4 +411,23 @@ pub async fn a_pool_that_is_not_there_is_said_so() {
     assert!(matches!(error, LvmPoolError::InUse { .. }), "{error:?}");
     let error = open(&|config| config.mounts = Path::new("/tmp").into()).await;
     assert!(matches!(error, LvmPoolError::OthersWrite { .. }), "{error:?}");
+}
+
+pub async fn a_group_belongs_to_the_node_that_used_it_first() {
+    let mut bench = bench().await;
+    let open = async |node: u128, mounts: &str| {
+        let node = Some(pgstead_types::NodeId::from_u128(node));
+        LvmDriver::open(LvmConfig { node, mounts: mounts.into(), ..bench.config().clone() }).await
+    };
+    drop(open(1, "/run/others").await.expect("nobody has it"));
+    drop(open(1, "/run/others").await.expect("it is its own"));
+    let refused = open(2, "/run/others").await.expect_err("it is another node's");
+    assert!(matches!(refused, LvmPoolError::OfAnotherNode { .. }), "{refused:?}");
+    // What is said gives it away.
+    let said = refused.to_string();
+    let command = said.split('`').nth(1).expect("a command").to_string();
+    let (program, args) = command.split_once(' ').expect("arguments");
+    run("lvm", &std::iter::once(program).chain(args.split(' ')).collect::<Vec<_>>()).await;
+    drop(open(2, "/run/others").await.expect("nobody has it"));
+    bench.reopen().await;
 }
