@@ -189,11 +189,13 @@ impl Storage {
             let takes = taking.as_ref().is_some_and(|taking| !taking.is_finished());
             let found = match self.look_once(&mut candidates).await {
                 Ok((storage, contents)) => {
-                    self.back_up_when_due(contents, &mut backing_up);
                     let now = WallTime::now();
                     let (orphans, mut expired) = (storage.orphans.clone(), expired(&storage.snapshots, now));
                     expired.extend(self.kept_in_vain(&storage, now));
-                    let due = due(&self.consensus.record(), self.consensus.node(), &storage.snapshots, now);
+                    let mut due = due(&self.consensus.record(), self.consensus.node(), &storage.snapshots, now);
+                    // The others are in other pools of this node.
+                    due.retain(|due| contents.has(due.volume));
+                    self.back_up_when_due(contents, &mut backing_up);
                     {
                         let mut seen = self.held();
                         seen.look += 1;

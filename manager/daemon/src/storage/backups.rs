@@ -31,6 +31,10 @@ impl Contents {
             snapshots: snapshots.iter().map(|snapshot| snapshot.id).collect(),
         }
     }
+
+    pub fn has(&self, volume: VolumeId) -> bool {
+        self.volumes.iter().any(|(id, _)| *id == volume)
+    }
 }
 
 /// Of this run of the daemon.

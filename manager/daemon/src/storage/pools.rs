@@ -92,10 +92,15 @@ impl Pools {
     pub async fn open(&self, id: VolumeId) -> Result<Option<Volume>, VolumeError> {
         let Some(home) = self.find(id).await? else { return Ok(None) };
         let opened = home.volumes.open(id).await?;
-        if opened.is_none() {
-            self.homes().remove(&id);
+        if opened.is_some() || self.pools.len() == 1 {
+            return Ok(opened);
         }
-        Ok(opened)
+        // It was there, and may be in another one now.
+        self.homes().remove(&id);
+        match self.find(id).await? {
+            Some(home) => home.volumes.open(id).await,
+            None => Ok(None),
+        }
     }
 
     /// Where a volume is made, or was made already.

@@ -252,7 +252,7 @@ pub(super) fn expired(snapshots: &[SnapshotSeen], now: WallTime) -> Vec<Snapshot
 pub(super) struct Due {
     cluster: ClusterId,
     member: MemberId,
-    volume: VolumeId,
+    pub volume: VolumeId,
     keep: Duration,
 }
 

@@ -56,12 +56,23 @@ async fn members_live_in_pools_of_their_class_and_a_pool_that_is_gone_keeps_nobo
     ensure!(!refused.succeeded() && refused.stderr.contains("1 no pool of class"), "{refused:?}");
     let explained = bed.pgstead(&[&["placement", "explain", "--members", "2"][..], &hdd].concat()).await?.output()?;
     ensure!(explained.contains("it has no pool of class hdd"), "{explained}");
-    bed.pgstead(&[&["cluster", "create", "app", "--members", "1"][..], &hdd].concat()).await?.output()?;
+    let schedule = ["--members", "1", "--snapshots", "every 6h keep 7d"];
+    bed.pgstead(&[&["cluster", "create", "app"][..], &schedule, &hdd].concat()).await?.output()?;
     bed.create_cluster(&ClusterSpec { members: 2, ..ClusterSpec::named("plain") }).await?;
     let (main, disks) = (pool(&bed, 1, "main"), pool(&bed, 1, "disks"));
     ensure!((volumes(&main)?.len(), volumes(&disks)?.len()) == (1, 1));
     let owner = session(&bed.read_write("app").await?).await?;
     owner.batch_execute("CREATE TABLE kept AS SELECT generate_series(1, 1000) AS id").await?;
+
+    // What is due is taken where the volume is, and by nobody else.
+    let client = bed.client()?;
+    let taken = async || {
+        let snapshots = client.snapshots().await.map_err(|error| error.to_string())?;
+        if snapshots.len() == 1 { Ok(()) } else { Err(format!("{snapshots:?}")) }
+    };
+    bed.wait_for("a snapshot is taken by the schedule", SOON, taken).await?;
+    let view = client.cluster("app").await?;
+    ensure!(view.findings.iter().all(|found| found.code != "snapshot_not_taken"), "{:?}", view.findings);
 
     // A fork is where its source is, and both go from there.
     bed.pgstead(&["cluster", "fork", "app", "twin"]).await?.output()?;
@@ -108,5 +119,7 @@ async fn members_live_in_pools_of_their_class_and_a_pool_that_is_gone_keeps_nobo
     };
     ensure!(lives(&before) == lives(&after), "{:?} and {:?}", lives(&before), lives(&after));
     ensure!((volumes(&main)?.len(), volumes(&disks)?.len()) == (1, 1));
+    let view = client.cluster("app").await?;
+    ensure!(view.findings.iter().all(|found| found.code != "snapshot_not_taken"), "{:?}", view.findings);
     Ok(())
 }
