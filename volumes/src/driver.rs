@@ -261,6 +261,8 @@ pub struct Usage {
     pub free: Bytes,
     /// How full its own bookkeeping is, where that has a size of its own.
     pub metadata_used: Option<Percent>,
+    /// Set aside, for a person to give back.
+    pub ballast: Bytes,
     pub state: PoolState,
 }
 

@@ -1,11 +1,16 @@
 //! `pgstead pool create`: makes a pool of this host's disks. It talks to LVM alone; no daemon has to run.
 
+mod ballast;
+
 use anyhow::{Context, bail};
+use ballast::BallastCommand;
 use clap::{Args, Subcommand};
+use pgstead_types::Bytes;
 use pgstead_types::size::VolumeSize;
 use pgstead_types::spec::check_name;
 use pgstead_volumes::{
-    MakePoolError, PoolBegun, PoolPlan, PoolRequest, attach_loop_file, make_loop_file, make_pool, plan_pool,
+    MakePoolError, PoolBegun, PoolPlan, PoolRequest, attach_loop_file, make_loop_file, make_pool, plan_loop_file,
+    plan_pool,
 };
 use std::fmt::Write as _;
 use std::io::{BufRead, IsTerminal, Write};
@@ -18,6 +23,9 @@ pub enum PoolCommand {
         pgstead pool create nvme --device /dev/nvme1n1 --device /dev/nvme2n1\n  \
         pgstead pool create try --loop-file /var/lib/pgstead-try.img --size 20GB")]
     Create(CreatePool),
+    /// Room that is set aside in a pool of this host, for the day when the pool is full
+    #[command(subcommand)]
+    Ballast(BallastCommand),
 }
 
 #[derive(Args)]
@@ -37,6 +45,12 @@ pub struct CreatePool {
     /// or encryption, always is
     #[arg(long)]
     wipe: bool,
+    /// Set so much aside for the day when the pool is full [default: 4 % of the disks, 32 GiB at most]
+    #[arg(long, value_name = "SIZE", conflicts_with = "no_ballast")]
+    ballast: Option<VolumeSize>,
+    /// Set nothing aside
+    #[arg(long)]
+    no_ballast: bool,
     /// Show what would be done, and change nothing
     #[arg(long)]
     dry_run: bool,
@@ -49,7 +63,13 @@ pub struct CreatePool {
 const THIN_POOL: &str = "pool";
 
 pub fn run(command: PoolCommand) -> anyhow::Result<()> {
-    let PoolCommand::Create(mut asked) = command;
+    match command {
+        PoolCommand::Create(asked) => create(asked),
+        PoolCommand::Ballast(command) => ballast::run(command),
+    }
+}
+
+fn create(mut asked: CreatePool) -> anyhow::Result<()> {
     check_name("pool name", &asked.name)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut is_new_file = false;
@@ -57,7 +77,7 @@ pub fn run(command: PoolCommand) -> anyhow::Result<()> {
         if !rustix::process::geteuid().is_root() {
             return Err(MakePoolError::NotRoot.into());
         }
-        if !file.exists() {
+        if !runtime.block_on(plan_loop_file(file, size.0))? {
             println!(
                 "This makes the file {} of {size}, and in it as on a disk the pool {}.",
                 file.display(),
@@ -86,6 +106,7 @@ pub fn run(command: PoolCommand) -> anyhow::Result<()> {
         pool: THIN_POOL.parse()?,
         devices: asked.device.clone(),
         wipe: asked.wipe,
+        ballast: if asked.no_ballast { Some(Bytes(0)) } else { asked.ballast.map(|size| size.0) },
     };
     let plan = runtime.block_on(plan_pool(request))?;
     print!("{}", said(&asked.name, &plan));
@@ -119,7 +140,7 @@ fn configured(name: &str, loop_file: Option<&Path>) -> String {
 
 fn said(name: &str, plan: &PoolPlan) -> String {
     let mut text = String::new();
-    let (data, metadata) = (plan.data, plan.metadata);
+    let (data, metadata, ballast) = (plan.data, plan.metadata, plan.ballast);
     match plan.state {
         PoolBegun::Whole => {
             let _ = writeln!(text, "The pool {name} is there already.");
@@ -147,6 +168,12 @@ fn said(name: &str, plan: &PoolPlan) -> String {
         text,
         "  the thin pool {name}/{THIN_POOL}  {data} for data, {metadata} for metadata, chunks of 64 KiB"
     );
+    if ballast > Bytes(0) {
+        let _ = writeln!(
+            text,
+            "  {ballast} of ballast, which `pgstead pool ballast release {name}` gives to the pool when it is full"
+        );
+    }
     let _ = writeln!(text, "What is left of the group is for the pool's growth, and for a repair of its metadata.");
     text
 }
@@ -169,7 +196,6 @@ fn confirm(name: &str) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use pgstead_types::Bytes;
     use pgstead_volumes::DeviceSeen;
 
     #[test]
@@ -185,6 +211,7 @@ mod tests {
             pool: "pool".parse().unwrap(),
             devices: vec!["/dev/a".into(), "/dev/b".into()],
             wipe: true,
+            ballast: None,
         };
         let mut plan = PoolPlan {
             request,
@@ -192,11 +219,13 @@ mod tests {
             state: PoolBegun::Nothing,
             data: Bytes(14 << 30),
             metadata: Bytes(32 << 20),
+            ballast: Bytes(1 << 30),
         };
         let text = said("nvme", &plan);
         assert!(text.contains("/dev/a  8.0 GiB, which holds nothing"), "{text}");
         assert!(text.contains("/dev/b  8.0 GiB, and DELETES what it holds: gpt, ext4"), "{text}");
         assert!(text.contains("14.0 GiB for data, 32.0 MiB for metadata"), "{text}");
+        assert!(text.contains("1.0 GiB of ballast, which `pgstead pool ballast release nvme`"), "{text}");
         plan.state = PoolBegun::Group;
         assert!(!said("nvme", &plan).contains("/dev/a"));
     }

@@ -144,7 +144,8 @@ impl Storage {
             let state = PoolState::Unwell { why: why.clone() };
             let (name, class, driver) = (self.pool.clone(), self.class.clone(), self.volumes.name().to_string());
             let (total, used, free) = (Bytes(0), Bytes(0), Bytes(0));
-            let pool = PoolSeen { name, driver, class, total, used, free, metadata_used: None, state };
+            let pool =
+                PoolSeen { name, driver, class, total, used, free, metadata_used: None, ballast: Bytes(0), state };
             StorageSeen { pool, others: Vec::new(), orphans: Vec::new(), snapshots: Vec::new() }
         };
         seen.storage.clone().or_else(|| seen.failed.as_ref().map(failed))
@@ -288,6 +289,7 @@ impl Storage {
             used: usage.used,
             free: usage.free,
             metadata_used: usage.metadata_used.and_then(|used| u16::try_from(used.hundredths()).ok()),
+            ballast: usage.ballast,
             state: usage.state,
         };
         Ok((StorageSeen { pool, others: Vec::new(), orphans, snapshots }, contents))
@@ -532,6 +534,7 @@ mod tests {
             used: Bytes(96),
             free: Bytes(4),
             metadata_used: Some(1200),
+            ballast: Bytes(0),
             state: PoolState::Full { why: "its data is 96.00 % full".into() },
         };
         let codes: Vec<String> =

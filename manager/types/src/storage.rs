@@ -146,6 +146,9 @@ pub struct PoolSeen {
     /// How full its own bookkeeping is, in hundredths of a percent; `None` where it has none of a fixed size.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metadata_used: Option<u16>,
+    /// Set aside: a person gives it back when the pool is full.
+    #[serde(default)]
+    pub ballast: Bytes,
     pub state: PoolState,
 }
 
@@ -205,6 +208,7 @@ mod tests {
             used: Bytes(100 - free),
             free: Bytes(free),
             metadata_used: None,
+            ballast: Bytes(0),
             state,
         }
     }

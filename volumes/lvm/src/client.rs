@@ -87,6 +87,14 @@ pub struct NewThinVolume {
     pub tags: BTreeSet<Tag>,
 }
 
+/// A volume that has its room for itself.
+#[derive(Clone, Debug)]
+pub struct NewPlainVolume {
+    pub path: LvPath,
+    pub size: Bytes,
+    pub tags: BTreeSet<Tag>,
+}
+
 /// A copy of a thin volume as it is now. It has none of its tags.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
@@ -239,6 +247,14 @@ impl Lvm {
     }
 
     // --- volumes
+
+    /// Inactive, and with whatever was there before.
+    pub async fn create_plain_volume(&self, new: &NewPlainVolume) -> Result<(), LvmError> {
+        let as_it_is = ["--type", "linear", "--activate", "n", "--zero", "n", "--wipesignatures", "n", "--size"];
+        let create = self.change("lvcreate").args(as_it_is).arg(size(new.size)).arg("--name");
+        let create = create.arg(new.path.name.as_str()).args(add_tags(&new.tags)).arg(new.path.group.as_str());
+        self.run(&new.path.group, create).await
+    }
 
     /// Active when it is made.
     pub async fn create_thin_volume(&self, new: &NewThinVolume) -> Result<(), LvmError> {

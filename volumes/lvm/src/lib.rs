@@ -14,7 +14,7 @@ mod group;
 mod metadata;
 mod volume;
 
-pub use client::{Lvm, LvmError, NewThinPool, NewThinVolume, Snapshot, SnapshotUse, Version};
+pub use client::{Lvm, LvmError, NewPlainVolume, NewThinPool, NewThinVolume, Snapshot, SnapshotUse, Version};
 pub use device::PhysicalVolume;
 pub use group::VolumeGroup;
 pub use names::{BadName, GroupName, LvName, LvPath, Tag};

@@ -9,6 +9,7 @@
 //! ```
 //! Both renames are the moment at which the thing is true; whatever a kill leaves beside them is never a volume.
 
+pub(crate) mod ballast;
 mod delete;
 mod layout;
 mod pool;

@@ -237,6 +237,7 @@ impl Pool {
             used: bytes(found.f_blocks.saturating_sub(found.f_bfree)),
             free,
             metadata_used: None,
+            ballast: super::ballast::size(&self.path),
             state,
         })
     }

@@ -1,6 +1,7 @@
 //! Files that stand for disks, to try LVM on a host that has none to spare.
 
-use pgstead_lvm::{ProgramError, Run};
+use super::make::DEVICE_MIN;
+use pgstead_lvm::{Lvm, LvmError, ProgramError, Run};
 use pgstead_types::Bytes;
 use std::fs::{self, OpenOptions};
 use std::io;
@@ -24,10 +25,26 @@ pub enum LoopFileError {
         #[source]
         source: io::Error,
     },
+    #[error("{} of {size} is too small for a pool; expected at least {DEVICE_MIN}", path.display())]
+    TooSmall { path: PathBuf, size: Bytes },
+    #[error(transparent)]
+    Lvm(#[from] LvmError),
     #[error(transparent)]
     Program(#[from] ProgramError),
     #[error("{} stands for several disks at once ({devices}); detach all but one (`losetup --detach`)", path.display())]
     Several { path: PathBuf, devices: String },
+}
+
+/// Whether the file is there already. Changes nothing.
+pub async fn plan_loop_file(path: &Path, size: Bytes) -> Result<bool, LoopFileError> {
+    if !path.is_absolute() {
+        return Err(LoopFileError::NotAbsolute { path: path.into() });
+    }
+    if size < DEVICE_MIN {
+        return Err(LoopFileError::TooSmall { path: path.into(), size });
+    }
+    Lvm::find().await?;
+    Ok(path.exists())
 }
 
 /// Makes the file with room for all of it, so that what is written to the disk always has a place. `false`: it is there already.

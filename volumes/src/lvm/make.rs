@@ -12,12 +12,16 @@ use std::path::{Path, PathBuf};
 /// Small enough that a page written after a snapshot copies little, large enough that a pool of many TiB can be kept account of.
 const CHUNK: Bytes = Bytes(64 << 10);
 /// Below this not one volume has room.
-const DEVICE_MIN: Bytes = Bytes(1 << 30);
+pub(super) const DEVICE_MIN: Bytes = Bytes(1 << 30);
 /// lvmthin(7): no less than 2 MiB and no more than 16 GiB are of use.
 const METADATA_MIN: Bytes = Bytes(16 << 20);
 pub(super) const METADATA_MAX: Bytes = Bytes(16 << 30);
 /// Of the group, for the pool's data. What is left takes the pool's growth, and the second copy of its metadata that a repair needs.
 const DATA_PERCENT: u64 = 90;
+
+/// Of the group, for a person to give back: half of what the data leaves.
+const BALLAST_PERCENT: u64 = 4;
+const BALLAST_MAX: Bytes = Bytes(32 << 30);
 
 /// A pool as asked for.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -28,6 +32,8 @@ pub struct PoolRequest {
     pub devices: Vec<PathBuf>,
     /// Whether what they hold is of no use.
     pub wipe: bool,
+    /// How much is set aside for the day when the pool is full; `None`: [`BALLAST_PERCENT`] of the group.
+    pub ballast: Option<Bytes>,
 }
 
 /// What is going to be done.
@@ -38,6 +44,7 @@ pub struct PoolPlan {
     pub state: PoolBegun,
     pub data: Bytes,
     pub metadata: Bytes,
+    pub ballast: Bytes,
 }
 
 /// A device as it was found.
@@ -101,6 +108,8 @@ pub enum MakePoolError {
         "there is a volume group {group} already, which was not begun by this command; choose another name, or use it: see `[[pool]]` in node.toml"
     )]
     GroupTaken { group: GroupName },
+    #[error("{asked} of ballast cannot be: beside its data the pool leaves {left}; ask for less")]
+    TooMuchBallast { asked: Bytes, left: Bytes },
     #[error("the volume group {group} was begun with other devices than {}; expected the same ones", devices(asked))]
     OtherDevices { group: GroupName, asked: Vec<PathBuf> },
 }
@@ -151,7 +160,14 @@ pub async fn plan_pool(mut request: PoolRequest) -> Result<PoolPlan, MakePoolErr
     }
     let total = seen.iter().fold(0u64, |sum, device| sum.saturating_add(device.size.0));
     let (data, metadata) = sizes(Bytes(total));
-    Ok(PoolPlan { request, devices: seen, state, data, metadata })
+    let by_itself = Bytes(total / 100 * BALLAST_PERCENT).min(BALLAST_MAX);
+    let ballast = request.ballast.unwrap_or(by_itself);
+    // What the pool leaves, but for the spare copy of its metadata and what LVM itself takes of each device.
+    let left = total.saturating_sub(data.0 + 2 * metadata.0).saturating_sub((seen.len() as u64 + 1) * (8 << 20));
+    if ballast.0 > left {
+        return Err(MakePoolError::TooMuchBallast { asked: ballast, left: Bytes(left) });
+    }
+    Ok(PoolPlan { request, devices: seen, state, data, metadata, ballast })
 }
 
 /// Does what was planned.
@@ -171,7 +187,12 @@ pub async fn make_pool(plan: &PoolPlan) -> Result<(), MakePoolError> {
         lvm.create_group(&request.group, &request.devices, &tags(request)).await?;
     }
     let path = LvPath { group: request.group.clone(), name: request.pool.clone() };
-    match lvm.volume(&path).await?.map(|volume| volume.kind) {
+    let all = lvm.volumes(&request.group).await?;
+    // Before the pool, which is what makes all of it whole.
+    if plan.state != PoolBegun::Whole && plan.ballast > Bytes(0) && super::ballast::size_among(&all) == Bytes(0) {
+        super::ballast::make(&lvm, &request.group, plan.ballast).await?;
+    }
+    match all.into_iter().find(|volume| volume.name == request.pool).map(|volume| volume.kind) {
         Some(Kind::ThinPool { when_full: WhenFull::Error, .. }) => {}
         Some(Kind::ThinPool { .. }) => lvm.set_error_when_full(&path).await?,
         Some(Kind::Thin { .. } | Kind::Other) | None => {

@@ -10,6 +10,7 @@
 //! kernel, and what there is of LVM: this node's own files may all be gone.
 
 mod backup;
+pub(crate) mod ballast;
 mod creation;
 mod filesystem;
 mod growth;
@@ -21,7 +22,7 @@ mod snapshots;
 mod tags;
 
 pub use filesystem::FileSystemKind;
-pub use loop_file::{LoopFileError, attach_loop_file, make_loop_file};
+pub use loop_file::{LoopFileError, attach_loop_file, make_loop_file, plan_loop_file};
 pub use make::{DeviceSeen, MakePoolError, PoolBegun, PoolPlan, PoolRequest, make_pool, plan_pool};
 
 use crate::driver::{
@@ -286,12 +287,14 @@ impl VolumeDriver for LvmDriver {
     }
 
     async fn usage(&self) -> Result<Usage, VolumeError> {
-        let pool = self.inner.pool().await?;
+        let all = self.inner.lvm.volumes(&self.inner.config.group).await?;
+        let pool = self.inner.pool_among(&all).await?;
         Ok(Usage {
             total: pool.size,
             used: pool.data_used.of(pool.size),
             free: pool.free(),
             metadata_used: Some(pool.metadata_used),
+            ballast: ballast::size_among(&all),
             state: pool.state(),
         })
     }

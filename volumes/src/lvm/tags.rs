@@ -16,6 +16,16 @@ const OURS: &str = "pgstead";
 /// Of the tags. A reader that meets another one leaves the volume alone.
 const FORMAT: &str = "1";
 
+/// What it is that has no other use.
+const BALLAST: &str = "pgstead.ballast";
+
+pub fn of_ballast() -> BTreeSet<Tag> {
+    [OURS, BALLAST].map(|text| text.parse().expect("it is a tag that LVM takes")).into()
+}
+pub fn is_ballast(held: &LogicalVolume) -> bool {
+    held.tags.iter().any(|tag| tag.as_str() == BALLAST)
+}
+
 /// Of a group's tags: the node that it belongs to.
 pub const NODE: &str = "pgstead.node=";
 

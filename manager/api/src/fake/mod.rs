@@ -612,8 +612,14 @@ pub fn observations(record: &Record) -> Observations {
         ..SlotsSeen::default()
     };
     let with = |report: MemberReport, slots: SlotsSeen| MemberReport { slots: Some(slots), ..report };
-    let second =
-        PoolSeen { name: "disks".into(), class: "hdd".into(), metadata_used: None, driver: "dir".into(), ..pool() };
+    let second = PoolSeen {
+        name: "disks".into(),
+        class: "hdd".into(),
+        metadata_used: None,
+        ballast: pgstead_types::Bytes(0),
+        driver: "dir".into(),
+        ..pool()
+    };
     let storage = StorageSeen { pool: pool(), others: vec![second], orphans: Vec::new(), snapshots: Vec::new() };
     let members = [with(report(1, primary), slots), with(report(2, standby(0)), copies), report(3, standby(4096))];
     Observations {
@@ -638,6 +644,7 @@ fn pool() -> PoolSeen {
         used: gib(300),
         free: gib(600),
         metadata_used: Some(1240),
+        ballast: gib(36),
         state: PoolState::Fine,
     }
 }

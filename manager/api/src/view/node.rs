@@ -95,6 +95,8 @@ pub struct PoolView {
     pub free: u64,
     /// How full the pool's own bookkeeping is, in percent, where it has a size of its own.
     pub metadata_used_percent: Option<u8>,
+    /// Set aside, to be given back by `pgstead pool ballast release` on the host.
+    pub ballast: u64,
     pub state: PoolStateView,
     /// What was found and what was expected, where the state is not `fine`.
     pub why: Option<String>,
@@ -131,6 +133,7 @@ impl PoolView {
             used: seen.used.0,
             free: seen.free.0,
             metadata_used_percent: seen.metadata_used.and_then(|used| u8::try_from(used.div_ceil(100)).ok()),
+            ballast: seen.ballast.0,
             state,
             why: why.cloned(),
         }

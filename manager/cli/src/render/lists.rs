@@ -120,12 +120,13 @@ fn pools(node: &NodeView) -> Vec<String> {
 }
 
 fn pool(pool: &PoolView) -> String {
-    let PoolView { name, driver, class, total, used, free, metadata_used_percent, state, .. } = pool;
+    let PoolView { name, driver, class, total, used, free, metadata_used_percent, ballast, state, .. } = pool;
     let of = |bytes: &u64| size(Some(*bytes));
     let metadata = metadata_used_percent.map_or_else(String::new, |used| format!(", metadata {used} %"));
     let class = if class == CLASS_DEFAULT { String::new() } else { format!(", class {class}") };
+    let ballast = if *ballast == 0 { String::new() } else { format!(", {} of ballast", of(ballast)) };
     let (used, total, free) = (of(used), of(total), of(free));
-    format!("{name} ({driver}{class}): {}, {used} of {total} used, {free} free{metadata}", words(state))
+    format!("{name} ({driver}{class}): {}, {used} of {total} used, {free} free{metadata}{ballast}", words(state))
 }
 
 pub fn volumes(all: &[VolumeView], width: u16) -> String {

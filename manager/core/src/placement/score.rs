@@ -79,6 +79,7 @@ mod tests {
             used: Bytes(1000 - free),
             free: Bytes(free),
             metadata_used: None,
+            ballast: Bytes(0),
             state: PoolState::Fine,
         };
         let storage = StorageSeen { pool, others: Vec::new(), orphans: Vec::new(), snapshots: Vec::new() };

@@ -40,6 +40,7 @@ fn pool(free_percent: u64) -> PoolSeen {
         used: Bytes(100 - free_percent),
         free: Bytes(free_percent),
         metadata_used: None,
+        ballast: Bytes(0),
         state,
     }
 }

@@ -4,7 +4,11 @@ use pgstead_types::Finding;
 use pgstead_types::storage::{OrphanState, PoolSeen, PoolState, StorageSeen};
 
 pub fn findings(seen: &StorageSeen) -> Vec<Finding> {
-    let PoolSeen { name, state, .. } = &seen.pool;
+    let PoolSeen { name, state, ballast, .. } = &seen.pool;
+    let at_once = match ballast.0 {
+        0 => String::new(),
+        _ => format!("; `pgstead pool ballast release {name}` on that host gives it {ballast} more at once"),
+    };
     let pool = match state {
         PoolState::Fine => None,
         PoolState::NearlyFull { why } => Some(Finding::warning(
@@ -15,14 +19,14 @@ pub fn findings(seen: &StorageSeen) -> Vec<Finding> {
             "pool_full",
             format!(
                 "the pool {name} has little room left: {why}; clusters that are led from here have moved, or take no writes until there \
-                 is room: remove snapshots or forks, or add a disk"
+                 is room: remove snapshots or forks, or add a disk{at_once}"
             ),
         )),
         PoolState::Brimming { why } => Some(Finding::error(
             "pool_full",
             format!(
                 "the pool {name} is about to fail the writes of everything on it: {why}; clusters that are led from here take no clients \
-                 until there is room: remove snapshots or forks, or add a disk, now"
+                 until there is room: remove snapshots or forks, or add a disk, now{at_once}"
             ),
         )),
         PoolState::Unwell { why } => {

@@ -53,6 +53,7 @@ async fn main() -> ExitCode {
         a_volume_whose_disk_fails_says_so_and_is_back_with_its_disk,
         two_groups_with_one_name_are_refused_until_one_has_another,
         files_of_others_below_a_mount_are_kept,
+        ballast_gives_a_full_pool_room_when_a_person_says_so,
     ));
     bodies.extend(own!(lvm_loop; a_pool_in_a_file_is_back_after_a_reboot_and_keeps_to_itself,));
     if run(bodies, &parts).await { ExitCode::SUCCESS } else { ExitCode::FAILURE }

@@ -3,10 +3,12 @@
 use super::contract::{Bench, made, new_volume};
 use super::lvm_bench::{LvmBench, group};
 use super::lvm_own::{path, reboot, run, stop};
-use pgstead_lvm::Lvm;
+use pgstead_lvm::{Lvm, Run};
 use pgstead_types::Bytes;
 use pgstead_types::storage::PoolState;
-use pgstead_volumes::{BackedUp, Creation, FileSystemKind, Removed, VolumeError};
+use pgstead_volumes::{
+    BackedUp, BallastError, Creation, FileSystemKind, Removed, VolumeError, release_in_group, reserve_in_group,
+};
 use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt;
@@ -199,4 +201,42 @@ pub async fn files_of_others_below_a_mount_are_kept() {
     assert_eq!(removed.expect("nothing uses it"), Removed::Deleted);
     assert!(place.join("data/theirs").exists());
     fs::remove_dir_all(place).expect("it is a folder");
+}
+
+pub async fn ballast_gives_a_full_pool_room_when_a_person_says_so() {
+    let bench = bench().await;
+    let lvm = Lvm::find().await.expect("the machine has LVM");
+    let group = lvm.group(&group()).await.expect("LVM answers").expect("it is there");
+    let all = reserve_in_group(bench.config(), group.free).await.expect("nobody else wants it");
+    assert_eq!(all, group.free);
+    let more = reserve_in_group(bench.config(), Bytes(all.0 + 1)).await;
+    assert!(matches!(more, Err(BallastError::Smaller { .. })), "{more:?}");
+    assert_eq!(reserve_in_group(bench.config(), all).await.expect("it is there"), all);
+    assert_eq!(bench.driver().usage().await.expect("the pool is well").ballast, all);
+    assert!(bench.driver().list().await.expect("LVM answers").strays.is_empty());
+
+    run("lvm", &["lvcreate", "-y", "-V", "4G", "-T", "pgs-test/pool", "-n", "hog"]).await;
+    let hog = path("hog").device();
+    let fill =
+        || Run::new("dd").args(["if=/dev/zero", &format!("of={}", hog.display()), "bs=1M", "oflag=direct"]).output();
+    fill().await.expect_err("the pool has no room for it");
+    assert_eq!(bench.driver().relieve().await.expect("there is nothing to give"), None);
+    let full = bench.driver().usage().await.expect("LVM answers").state;
+    assert!(matches!(full, PoolState::Brimming { .. }), "{full:?}");
+
+    assert_eq!(release_in_group(bench.config()).await.expect("it is there"), all);
+    assert_eq!(release_in_group(bench.config()).await.expect("there is none"), Bytes(0));
+    assert!(bench.driver().relieve().await.expect("there is room again").is_some());
+    let usage = bench.driver().usage().await.expect("LVM answers");
+    assert!(!matches!(usage.state, PoolState::Brimming { .. }) && usage.ballast == Bytes(0), "{usage:?}");
+    // By a fifth each time.
+    while bench.driver().relieve().await.expect("the group has room, or not").is_some() {}
+    made(bench.driver(), &new_volume(1)).await;
+
+    // Nobody else's volume of that name is taken for it.
+    run("lvm", &["lvremove", "-y", "pgs-test/hog"]).await;
+    run("lvm", &["lvcreate", "-y", "-V", "100M", "-T", "pgs-test/pool", "-n", "ballast"]).await;
+    let theirs = release_in_group(bench.config()).await;
+    assert!(matches!(theirs, Err(BallastError::NotOurs { .. })), "{theirs:?}");
+    assert_eq!(bench.driver().usage().await.expect("LVM answers").ballast, Bytes(0));
 }

@@ -29,6 +29,7 @@ pub async fn a_pool_in_a_file_is_back_after_a_reboot_and_keeps_to_itself() {
         pool: "pool".parse().expect("a name"),
         devices: vec![device.clone()],
         wipe: false,
+        ballast: Some(Bytes(16 << 20)),
     };
     make_pool(&plan_pool(asked).await.expect("it holds nothing")).await.expect("it can be made");
     let config = LvmConfig {

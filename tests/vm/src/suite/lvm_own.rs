@@ -148,6 +148,7 @@ pub async fn a_pool_is_made_of_disks_that_hold_nothing_and_goes_on_where_it_stop
         pool: "pool".parse().expect("a name"),
         devices: devices.iter().map(Into::into).collect(),
         wipe,
+        ballast: None,
     };
     let disk = "/dev/vdd";
     run("mkfs.ext4", &["-q", "-F", disk]).await;
