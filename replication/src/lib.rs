@@ -2,6 +2,7 @@
 //! postmaster's parent. What to do and when is decided elsewhere: here every step is idempotent, safe when it is cut
 //! short, and either done and seen in effect or an error.
 
+pub mod cgroup;
 mod files;
 pub mod guard;
 pub mod instance;

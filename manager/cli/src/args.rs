@@ -1,7 +1,9 @@
 //! Everything that can be typed. The texts are the manual.
 
+mod io_limits;
 mod placement;
 
+pub use io_limits::IoLimitArgs;
 pub use placement::{ExplainArgs, PlacementArgs, PlacementCommands};
 
 use clap::{Args, Subcommand, ValueEnum};
@@ -233,6 +235,8 @@ pub struct CreateArgs {
     pub replace_after: Option<ReplaceAfter>,
     #[command(flatten)]
     pub placement: PlacementArgs,
+    #[command(flatten)]
+    pub io_limits: IoLimitArgs,
     /// A spec in TOML or JSON; the other options win over it
     #[arg(long, value_name = "FILE")]
     pub file: Option<PathBuf>,
@@ -293,7 +297,7 @@ pub struct RollbackArgs {
 #[command(group = clap::ArgGroup::new("what").required(true).multiple(true)
     .args(["members", "sync_replicas", "durability", "slot_wal_budget", "cascade", "logical_replication", "volume_size",
         "volume_limit", "snapshots", "replace_after", "regions", "any_region", "zones_min", "storage_class",
-        "placement_weights"]))]
+        "placement_weights", "read_iops", "write_iops", "read_rate", "write_rate"]))]
 pub struct UpdateArgs {
     /// Name or id
     #[arg(value_name = "CLUSTER")]
@@ -345,6 +349,8 @@ pub struct UpdateArgs {
     /// How much each term of a node's score counts, 0 to 100 each, some of latency, free, health and idle
     #[arg(long, value_name = "TERM=N,…")]
     pub placement_weights: Option<PlacementWeights>,
+    #[command(flatten)]
+    pub io_limits: IoLimitArgs,
     #[command(flatten)]
     pub wait: WaitArgs,
 }

@@ -40,6 +40,7 @@ pub fn read(args: &CreateArgs) -> Result<ClusterSpec, Failure> {
     spec.zones_min = placement.zones_min.or(spec.zones_min);
     spec.storage_class = placement.storage_class.clone().or(spec.storage_class);
     spec.placement_weights = placement.placement_weights.unwrap_or(spec.placement_weights);
+    spec.io_limits = args.io_limits.over(spec.io_limits);
     spec.logical_replication |= args.logical_replication;
     spec.settings.extend(args.set.iter().cloned());
     // The API checks again; here it needs no server.

@@ -327,6 +327,19 @@ async fn what_is_asked_of_nodes_is_shown_changed_and_taken_back() {
 }
 
 #[tokio::test]
+async fn limits_are_changed_one_by_one_and_taken_away() {
+    let all = deployment().await;
+    assert!(!all.run("cluster show app").await.out.contains("io limits:"));
+    let said = all.run("cluster update app --io-read-iops 4000 --io-write-rate 200MB --no-wait").await;
+    assert!(said.err.contains("io_limits: none -> "), "{}{:?}", said.err, said.result);
+    all.run("cluster update app --io-read-iops none --io-read-rate 1GB --no-wait").await.result.unwrap();
+    let shown = all.run("cluster show app").await.out;
+    assert!(shown.contains("read_rate = 1GB, write_rate = 200MB, for each member"), "{shown}");
+    all.run("cluster update app --io-read-rate none --io-write-rate none --no-wait").await.result.unwrap();
+    assert!(all.fake.record().clusters[&APP].spec.io_limits.is_none());
+}
+
+#[tokio::test]
 async fn of_many_nodes_the_best_are_shown_and_the_others_counted() {
     let all = deployment().await;
     let said = all.run("placement explain --members 3 --top 1").await;

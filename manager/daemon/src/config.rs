@@ -38,6 +38,10 @@ pub struct NodeConfig {
     /// Folders with Postgres' programs, one per major version. Default: what Debian's packages install.
     #[serde(default)]
     pub postgres_bin: Vec<PathBuf>,
+    /// The control group below which members have theirs, such as `/sys/fs/cgroup/pgstead`; made if it is not there. Default: where
+    /// the daemon's own is called `daemon`, the one above that.
+    #[serde(default)]
+    pub cgroup: Option<PathBuf>,
     /// Storage pools. Default: one of driver `dir` under `data_dir`.
     #[serde(default)]
     pub pool: Vec<PoolConfig>,
@@ -288,6 +292,9 @@ impl NodeConfig {
                 "data_dir = {:?} is too long; expected at most 60 bytes, for the sockets in it",
                 self.data_dir
             ));
+        }
+        if let Some(cgroup) = self.cgroup.as_ref().filter(|path| !path.is_absolute()) {
+            return Err(format!("cgroup = {cgroup:?} must be an absolute path, such as /sys/fs/cgroup/pgstead"));
         }
         self.check_user()?;
         if self.postgres_bin.is_empty() {

@@ -12,6 +12,7 @@ mod gateway_process;
 mod granting;
 mod instances;
 mod internal;
+mod io_limits;
 mod leader_changes;
 mod lease;
 mod make_pool;

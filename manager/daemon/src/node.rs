@@ -8,6 +8,7 @@ use crate::files::{self, FolderLock, Layout};
 use crate::founding::{self, Founding, NodeIdentity};
 use crate::gateway_process::{GatewayFeed, GatewayHealth};
 use crate::instances::Instances;
+use crate::io_limits::Groups;
 use crate::lease::{Asks, Leases};
 use crate::member::{NodeContext, supervise};
 use crate::moving::Draining;
@@ -133,6 +134,7 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
         storage: storage.clone(),
         postgres,
         run_as,
+        groups: Groups::find(config.cgroup.as_deref()),
         instances,
         binary: command::own_binary().context("cannot find this binary's path")?,
         peers: peers.clone(),

@@ -3,6 +3,7 @@
 
 pub mod finding;
 pub mod ids;
+pub mod io_limits;
 pub mod lease;
 pub mod placement;
 pub mod position;

@@ -1,5 +1,6 @@
 //! What a person asks for. Every field is checked here, before anything is recorded, with one sentence per mistake.
 
+use crate::io_limits::{BadIoLimit, IoLimits};
 use crate::placement::{PlacementWeights, REGIONS_MAX};
 use crate::replacement::ReplaceAfter;
 use crate::schedule::SnapshotSchedule;
@@ -68,6 +69,8 @@ pub enum SpecError {
     BadZonesMin { asked: u8, members: u8 },
     #[error(transparent)]
     BadWindow(#[from] BadWindow),
+    #[error(transparent)]
+    BadIoLimit(#[from] BadIoLimit),
 }
 
 /// What happens to commits when too few standbys are there to have them on disk.
@@ -164,6 +167,9 @@ pub struct ClusterSpec {
     /// How much each term of a node's score counts: some of `latency=10,free=30,health=20,idle=40`.
     #[serde(default, skip_serializing_if = "PlacementWeights::is_default")]
     pub placement_weights: PlacementWeights,
+    /// How much each member's Postgres may read and write; without limits as much as its device gives.
+    #[serde(default, skip_serializing_if = "IoLimits::is_none")]
+    pub io_limits: IoLimits,
 }
 
 /// Another member leads at once, or the same one after a restart.
@@ -248,6 +254,7 @@ impl ClusterSpec {
             zones_min: None,
             storage_class: None,
             placement_weights: PlacementWeights::default(),
+            io_limits: IoLimits::default(),
         }
     }
 
@@ -298,6 +305,7 @@ impl ClusterSpec {
         check_identifier(&self.database)?;
         check_identifier(&self.owner)?;
         self.window()?;
+        self.io_limits.check()?;
         self.check_placement()?;
         if self.slot_wal_budget != WalBudget::Auto && self.setting("max_slot_wal_keep_size").is_some() {
             return Err(SpecError::TwoWalBudgets { budget: self.slot_wal_budget });

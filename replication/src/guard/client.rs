@@ -2,6 +2,7 @@
 
 use super::GuardPaths;
 use super::protocol::{GuardEvent, GuardStatus, Reply, ReplyLine, Request, RequestLine, StopMode};
+use crate::cgroup;
 use crate::proc::ProcessId;
 use crate::run;
 use crate::user::RunAs;
@@ -59,6 +60,8 @@ pub struct GuardLaunch {
     pub program: PathBuf,
     /// What comes before `--run-dir` and `--data-dir`: `["guard"]`.
     pub args: Vec<String>,
+    /// The control group that it is put into before it starts anything, and all that it starts with it.
+    pub cgroup: Option<PathBuf>,
 }
 
 /// A connection to a guard. Cloning shares it.
@@ -144,6 +147,12 @@ impl GuardClient {
         let mut args: Vec<std::ffi::OsString> = launch.args.iter().map(Into::into).collect();
         args.extend(["--run-dir".into(), run_dir.into(), "--data-dir".into(), data_dir.into()]);
         let mut child = run::spawn_lasting(&launch.program, &args, run_as, &paths.own_log).map_err(failed)?;
+        if let (Some(group), Some(pid)) = (&launch.cgroup, child.id())
+            && let Err(error) = cgroup::enter(group, pid.cast_signed())
+        {
+            // It is brought in later; a member without limits is better than none.
+            tracing::warn!(group = %group.display(), %error, "a guard cannot be put into its control group");
+        }
         let begun = Tick::now();
         loop {
             match Self::connect(run_dir, events.clone()).await {

@@ -115,7 +115,7 @@ impl Cluster {
             settings: settings.map(|(name, value)| (name.to_string(), value.to_string())).into(),
             forked: false,
             logical_replication: false,
-            guard: GuardLaunch { program: self.guard.clone(), args: vec!["guard".to_string()] },
+            guard: GuardLaunch { program: self.guard.clone(), args: vec!["guard".to_string()], cgroup: None },
         };
         Member { instance: Arc::new(Instance::open(config).await.unwrap()) }
     }

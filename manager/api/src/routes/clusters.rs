@@ -6,11 +6,12 @@ use crate::extract::{Asked, Body, IfMatch, Params, find_cluster, find_member};
 use crate::page::{Page, PageParams, cut};
 use crate::problem::{Code, Problem};
 use crate::router::App;
-use crate::view::{AcceptedView, ClusterSummary, ClusterView, SpecSchema};
+use crate::view::{AcceptedView, ClusterSummary, ClusterView, IoLimitsSchema, SpecSchema};
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use http::header;
+use pgstead_types::io_limits::IoLimits;
 use pgstead_types::placement::PlacementWeights;
 use pgstead_types::record::{ClusterRecord, Refusal};
 use pgstead_types::replacement::ReplaceAfter;
@@ -145,6 +146,10 @@ pub struct SpecChange {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub placement_weights: Option<PlacementWeights>,
+    /// All limits that there are to be from now on; `{}` takes them away.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<IoLimitsSchema>)]
+    pub io_limits: Option<IoLimits>,
 }
 
 impl SpecChange {
@@ -165,6 +170,7 @@ impl SpecChange {
         spec.zones_min = self.zones_min.or(spec.zones_min);
         spec.storage_class = self.storage_class.clone().or(spec.storage_class);
         spec.placement_weights = self.placement_weights.unwrap_or(spec.placement_weights);
+        spec.io_limits = self.io_limits.unwrap_or(spec.io_limits);
         spec
     }
 }

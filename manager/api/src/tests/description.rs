@@ -66,6 +66,7 @@ fn the_described_spec_has_the_fields_of_the_real_one() {
         zones_min: Some(2),
         storage_class: Some("nvme".into()),
         placement_weights: "idle=1".parse().unwrap(),
+        io_limits: serde_json::from_str(r#"{"read_iops":4000}"#).unwrap(),
         ..ClusterSpec::named("app")
     };
     let real = serde_json::to_value(full).unwrap();

@@ -2,7 +2,10 @@
 //! member is at, and what would be lost if the leader were lost now.
 
 use super::world::{cluster_named, cluster_ref, member_name, member_ref};
-use super::{ClusterRef, FindingView, ForcedView, MemberRef, MemberView, ScheduledView, SlotsView, World, finding};
+use super::{
+    ClusterRef, FindingView, ForcedView, IoLimitsSchema, MemberRef, MemberView, ScheduledView, SlotsView, World,
+    finding,
+};
 use pgstead_types::placement::PlacementWeights;
 use pgstead_types::record::{ClusterRecord, EpochReason, HistoryEntry, Leadership, Lifecycle, SyncSet};
 use pgstead_types::replacement::ReplaceAfter;
@@ -276,6 +279,10 @@ pub struct SpecSchema {
     #[schema(required = false, default = "latency=10,free=30,health=20,idle=40", value_type = String,
         pattern = "^(latency|free|health|idle)=[0-9]+(,(latency|free|health|idle)=[0-9]+)*$")]
     placement_weights: PlacementWeights,
+    /// How much each member's Postgres may read and write on the device of its volume; changed while it runs. Without a limit as much
+    /// as the device gives.
+    #[schema(required = false)]
+    io_limits: IoLimitsSchema,
 }
 
 impl ClusterView {

@@ -5,6 +5,7 @@
 mod cluster;
 mod connection;
 mod finding;
+mod io_limits;
 mod leaders;
 mod log;
 mod member;
@@ -20,6 +21,7 @@ pub use cluster::{
 };
 pub use connection::{ConnectionView, ConsumerView, Endpoints};
 pub use finding::FindingView;
+pub use io_limits::IoLimitsSchema;
 pub use leaders::{FailoverCheckView, FailoverMemberView, ForcedView, ScheduledView, SwitchoverCheckView};
 pub use log::{EventView, EventsView, OperationStateView, OperationView};
 pub use member::{Access, DataState, MemberObserved, MemberState, MemberView, Role, WorkingView};

@@ -66,6 +66,7 @@ pub async fn run(command: &ClusterCommands, client: &Client, screen: &mut Screen
                 zones_min: args.zones_min,
                 storage_class: args.storage_class.clone(),
                 placement_weights: args.placement_weights,
+                io_limits: args.io_limits.is_said().then(|| args.io_limits.over(cluster.spec.io_limits)),
             };
             let spec = change.apply_to(cluster.spec.clone());
             spec.check().map_err(|error| Failure::usage(error.to_string()))?;
@@ -100,6 +101,7 @@ pub async fn run(command: &ClusterCommands, client: &Client, screen: &mut Screen
                     },
                     args.placement_weights
                         .map_or_else(String::new, |_| format!(", placement_weights {}", spec.placement_weights)),
+                    change.io_limits.map_or_else(String::new, |_| format!(", io_limits: {}", spec.io_limits)),
                 ]
                 .concat();
                 let (members, needed, durability) = (spec.members, spec.needed(), spec.durability);
@@ -108,7 +110,9 @@ pub async fn run(command: &ClusterCommands, client: &Client, screen: &mut Screen
                 )
             };
             writeln!(screen.err, "{}: {} -> {}", cluster.name, says(&cluster.spec), says(&spec))?;
-            let accepted = client.update_cluster(&cluster.id.to_string(), &change, None).await?;
+            // Limits that are not named are sent as they were seen.
+            let revision = change.io_limits.map(|_| cluster.revision);
+            let accepted = client.update_cluster(&cluster.id.to_string(), &change, revision).await?;
             finish(client, &accepted, args.wait, screen, &format!("{} is as asked: {}", cluster.name, says(&spec)))
                 .await
         }

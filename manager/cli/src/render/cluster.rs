@@ -121,6 +121,9 @@ pub fn cluster(view: &ClusterView, width: u16) -> String {
     if let Some(asked) = placed(&view.spec) {
         facts.push(("placement", asked));
     }
+    if !view.spec.io_limits.is_none() {
+        facts.push(("io limits", format!("{}, for each member", view.spec.io_limits)));
+    }
     if let Some(window) = &view.spec.maintenance_window {
         facts.push(("maintenance", format!("{window} UTC")));
     }

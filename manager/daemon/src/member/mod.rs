@@ -20,6 +20,7 @@ pub use fetch_log::LogRequest;
 pub use notes::Notes;
 pub use supervise::{NodeContext, supervise};
 
+use crate::io_limits::{Limiter, Wanted};
 use crate::lease::{self, Ask, Refusing};
 use crate::report::Reports;
 use execute::Executor;
@@ -57,6 +58,7 @@ pub struct MemberTask {
     watch: troubles::Watch,
     slots: slots::SlotWatch,
     growth: growth::Growth,
+    limiter: Limiter,
     /// Leaders that ask this member to obey no election for a while.
     asks: mpsc::Receiver<Ask>,
     /// Its word to one of them.
@@ -80,6 +82,7 @@ impl MemberTask {
                 tracing::warn!(cluster = %cluster.spec.name, %error, "cannot bring the configuration up to date");
             }
             self.ensure_loaded(cluster).await;
+            self.ensure_limited(cluster).await;
             let acted = tokio::select! {
                 () = crate::server::stopped(&mut stop) => return,
                 acted = self.step(cluster) => acted,
@@ -124,6 +127,13 @@ impl MemberTask {
                 tracing::warn!(cluster = %cluster.spec.name, member = %self.member, action = %Step::Reload, %error, "failed");
             }
         }
+    }
+
+    /// What the Postgres may read and write. Before each step: one that is about to start finds its limits in force.
+    async fn ensure_limited(&mut self, cluster: &ClusterRecord) {
+        let guard = self.instance.guard_if_any().await.map(|guard| guard.process());
+        let limits = cluster.spec.io_limits;
+        self.limiter.look(Wanted { limits, volume: self.volume.clone(), guard }).await;
     }
 
     /// Finds the volume and brings the instance's configuration up to the record.
@@ -205,6 +215,8 @@ impl MemberTask {
             seen.findings.extend(
                 self.growth
                     .finding(&cluster.spec, member)
+                    .into_iter()
+                    .chain(self.limiter.finding(cluster.spec.io_limits, &member.name))
                     .map(|finding| finding.on_cluster(self.cluster).on_member(self.member).on_node(member.node)),
             );
         }

@@ -2,6 +2,7 @@
 
 use super::killpoint::{self, When};
 use super::supervise::NodeContext;
+use crate::io_limits::Group;
 use crate::pki::{self, Pair};
 use pgstead_replication::instance::{ServerTls, UpstreamSource};
 use pgstead_replication::{GuardLaunch, Instance, InstanceConfig, InstanceError};
@@ -55,7 +56,11 @@ pub fn instance_config(
         settings: cluster.spec.settings.clone(),
         forked: cluster.forked.is_some(),
         logical_replication: cluster.spec.logical_replication,
-        guard: GuardLaunch { program: context.binary.clone(), args: vec!["guard".to_string()] },
+        guard: GuardLaunch {
+            program: context.binary.clone(),
+            args: vec!["guard".to_string()],
+            cgroup: context.groups.of(member.id).ok().map(Group::into_path),
+        },
     })
 }
 

@@ -8,6 +8,7 @@ use super::{MemberTask, setup};
 use crate::config::NodeConfig;
 use crate::files::Layout;
 use crate::instances::Instances;
+use crate::io_limits::{Groups, Limiter};
 use crate::lease::{Asks, Keeper, Leases, Refusing};
 use crate::peers::Peers;
 use crate::report::Reports;
@@ -15,7 +16,7 @@ use crate::storage::Pools;
 use anyhow::Context as _;
 use pgstead_consensus::{Consensus, TokioRuntime};
 use pgstead_replication::{Instance, RunAs};
-use pgstead_types::record::{ClusterRecord, MemberRecord};
+use pgstead_types::record::{ClusterRecord, MemberRecord, Record};
 use pgstead_types::{DeploymentId, MemberId, Tick};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -42,6 +43,8 @@ pub struct NodeContext {
     pub postgres: BTreeMap<u16, PathBuf>,
     /// `None` for the daemon's own user.
     pub run_as: Option<RunAs>,
+    /// Of members' control groups.
+    pub groups: Groups,
     pub instances: Instances,
     /// This binary.
     pub binary: PathBuf,
@@ -61,6 +64,7 @@ pub async fn supervise(context: Arc<NodeContext>, reports: Reports, mut stop: wa
         let now = record.get();
         tasks.retain(|_, task| !task.is_finished());
         let mut all_started = true;
+        sweep(&context.groups, &now).await;
         for (cluster, member) in now.held_on(node) {
             if tasks.contains_key(&member.id) {
                 continue;
@@ -103,6 +107,14 @@ pub async fn supervise(context: Arc<NodeContext>, reports: Reports, mut stop: wa
     }
 }
 
+/// Groups of members that are gone.
+async fn sweep(groups: &Groups, record: &Record) {
+    let known = record.clusters.values().flat_map(|cluster| cluster.members.keys().chain(cluster.departed.keys()));
+    let (groups, known) = (groups.clone(), known.copied().collect());
+    // Files of the kernel's: there is nothing to go wrong that somebody could mend.
+    let _ = tokio::task::spawn_blocking(move || groups.sweep(&known)).await;
+}
+
 async fn task(
     context: &Arc<NodeContext>,
     reports: &Reports,
@@ -131,6 +143,7 @@ async fn task(
         volume,
         unseen: None,
         growth,
+        limiter: Limiter::new(member.id, context.groups.clone()),
         observer: Observer::new(member.id, context.session),
         reports: reports.clone(),
         pace: super::pace::Pace::default(),

@@ -38,10 +38,11 @@ impl ClusterRecord {
         kept.regions.clone_from(&self.spec.regions);
         kept.zones_min = self.spec.zones_min;
         kept.placement_weights = self.spec.placement_weights;
+        kept.io_limits = self.spec.io_limits;
         if kept != self.spec {
             return Err(conflict(
                 "only members, sync_replicas, durability, slot_wal_budget, cascade, logical_replication, volume_size, \
-                 volume_limit, snapshots, replace_after, regions, zones_min and placement_weights of a running cluster can change; everything else stays as it was made",
+                 volume_limit, snapshots, replace_after, regions, zones_min, placement_weights and io_limits of a running cluster can change; everything else stays as it was made",
             ));
         }
         if *spec == self.spec {
@@ -79,7 +80,11 @@ impl ClusterRecord {
                 false => format!(", replace_after = {}", spec.replace_after),
             };
             let placed = placed(spec);
-            format!("{members}{asked}{cascade}{logical}{sizes}{snapshots}{replaced}{placed}")
+            let limited = match spec.io_limits.is_none() {
+                true => String::new(),
+                false => format!(", io_limits: {}", spec.io_limits),
+            };
+            format!("{members}{asked}{cascade}{logical}{sizes}{snapshots}{replaced}{placed}{limited}")
         };
         outcome.event("spec_changed", format!("asked for: {}; before: {}", text(spec), text(&self.spec)));
         if spec.logical_replication != self.spec.logical_replication {

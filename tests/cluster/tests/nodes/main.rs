@@ -10,6 +10,7 @@ mod failover;
 mod faults;
 mod forks;
 mod https;
+mod io_limits;
 mod kill_points;
 mod leases;
 mod logical;
