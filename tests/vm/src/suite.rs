@@ -1,6 +1,7 @@
 //! What runs inside the machine: named bodies, one after the other, each with its word and its time.
 
 pub mod lvm_bench;
+pub mod lvm_delta;
 pub mod lvm_faults;
 pub mod lvm_loop;
 pub mod lvm_own;

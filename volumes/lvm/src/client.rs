@@ -42,6 +42,16 @@ pub enum LvmError {
     NotActive { pool: LvPath },
     #[error("the kernel said {said:?} of the thin pool {pool}, expected what it holds; it may have failed")]
     NoPoolStatus { pool: LvPath, said: String },
+    #[error(
+        "a state of the metadata of the thin pool {pool} is held already, by a backup of it for instance; try again when that has ended"
+    )]
+    AlreadyHeld { pool: LvPath },
+    #[error("{earlier} and {later} are not thin volumes of one pool; expected two that are")]
+    NotComparable { earlier: LvPath, later: LvPath },
+    #[error("`thin_delta` said what it cannot mean: {why}; expected its ranges, one after the other, to their end")]
+    BadDelta { why: String },
+    #[error("the task that compared two volumes was stopped before it ended")]
+    Stopped(#[source] tokio::task::JoinError),
 }
 
 /// LVM's version, as 2.03.16.

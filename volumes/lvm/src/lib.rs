@@ -9,12 +9,14 @@ pub mod program;
 pub mod report;
 
 mod client;
+mod delta;
 mod device;
 mod group;
 mod metadata;
 mod volume;
 
 pub use client::{Lvm, LvmError, NewPlainVolume, NewThinPool, NewThinVolume, Snapshot, SnapshotUse, Version};
+pub use delta::{Change, ChangedRange};
 pub use device::PhysicalVolume;
 pub use group::VolumeGroup;
 pub use names::{BadName, GroupName, LvName, LvPath, Tag};

@@ -56,7 +56,7 @@ impl Lvm {
     }
 }
 
-fn find(name: &'static str, package: &'static str) -> Result<PathBuf, LvmError> {
+pub(crate) fn find(name: &'static str, package: &'static str) -> Result<PathBuf, LvmError> {
     program::find(name).ok_or(LvmError::NoTool { name, package })
 }
 
@@ -83,7 +83,7 @@ fn mapper_name(pool: &LvPath) -> String {
 }
 
 /// There while the pool is active.
-fn metadata_device(pool: &LvPath) -> PathBuf {
+pub(crate) fn metadata_device(pool: &LvPath) -> PathBuf {
     PathBuf::from(format!("{}_tmeta", pool.device().display()))
 }
 

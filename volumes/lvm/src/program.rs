@@ -6,8 +6,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
-use tokio::process::Command;
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::process::{ChildStdout, Command};
 
 /// Long enough for a busy host's disks, and a hang is noticed within the patience of whoever waits.
 const DEADLINE_DEFAULT: Duration = Duration::from_secs(60);
@@ -113,8 +113,28 @@ impl Run {
 
     /// Runs it to its end, at most to its deadline; then it is killed, unless it is lasting. A dropped future leaves it running: half of a change
     /// to storage is worse than a whole one that nobody waits for.
-    #[expect(clippy::disallowed_methods, reason = "this is the command module")]
     pub async fn output(self) -> Result<Output, ProgramError> {
+        let ended = self.run_to_end(|stdout| read_some(stdout, STDOUT_BYTES_MAX)).await?;
+        // Some say on standard output what went wrong.
+        let code = ended.code(&ended.stdout.0)?;
+        match ended.stdout {
+            (stdout, true) => Ok(Output { stdout, stderr: ended.stderr, code }),
+            (_, false) => Err(ProgramError::TooMuch { command: ended.command }),
+        }
+    }
+
+    /// The same for a program that may say more than anybody wants to hold: each of its lines is given to `each` as it comes, and only
+    /// the end tells whether it was right. A line that is longer than `longest` ends the reading: it comes cut, and nothing after it.
+    pub async fn each_line(self, longest: u64, each: impl FnMut(&str) + Send) -> Result<(), ProgramError> {
+        let ended = self.run_to_end(|stdout| read_lines(stdout, longest, each)).await?;
+        ended.code("").map(drop)
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "this is the command module")]
+    async fn run_to_end<T, F>(self, read: impl FnOnce(ChildStdout) -> F) -> Result<Ended<T>, ProgramError>
+    where
+        F: Future<Output = io::Result<T>>,
+    {
         let begun = Tick::now();
         let name = self.program.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let command_text = std::iter::once(name).chain(self.args.iter().cloned()).collect::<Vec<_>>().join(" ");
@@ -129,32 +149,22 @@ impl Run {
         let mut stdin = child.stdin.take().expect("asked for above");
         let (stdout, stderr) =
             (child.stdout.take().expect("asked for above"), child.stderr.take().expect("asked for above"));
+        let reading = read(stdout);
         let work = async {
             let feed = async {
                 // A program that ends without reading everything is judged by its exit status.
                 let _ = stdin.write_all(&self.stdin).await;
                 drop(stdin);
             };
-            let ((), out, err) =
-                tokio::join!(feed, read_some(stdout, STDOUT_BYTES_MAX), read_some(stderr, STDERR_BYTES_MAX));
+            let ((), out, err) = tokio::join!(feed, reading, read_some(stderr, STDERR_BYTES_MAX));
             let status = child.wait().await?;
             Ok::<_, io::Error>((out?, err?, status))
         };
         let outcome = tokio::time::timeout(self.deadline, work).await;
         let elapsed = Tick::now().since(begun);
         match outcome {
-            Ok(Ok(((stdout, whole), (stderr, _), status))) => {
-                let code = status.code().filter(|code| *code == 0 || self.answers.contains(code));
-                match code {
-                    Some(_) if !whole => Err(ProgramError::TooMuch { command: command_text }),
-                    Some(code) => Ok(Output { stdout, stderr, code }),
-                    None => {
-                        // Some say on standard output what went wrong.
-                        let stderr = if stderr.trim().is_empty() { one_line(&stdout) } else { one_line(&stderr) };
-                        let stderr = stderr.chars().take(STDERR_BYTES_MAX as usize).collect();
-                        Err(ProgramError::Failed { command: command_text, status, stderr, elapsed })
-                    }
-                }
+            Ok(Ok((stdout, (stderr, _), status))) => {
+                Ok(Ended { stdout, stderr, status, answers: self.answers, command: command_text, elapsed })
             }
             Ok(Err(error)) => Err(ProgramError::Spawn { command: command_text, error }),
             Err(_) => {
@@ -170,12 +180,50 @@ impl Run {
     }
 }
 
+/// A program that has ended by itself.
+struct Ended<T> {
+    stdout: T,
+    stderr: String,
+    status: ExitStatus,
+    answers: Vec<i32>,
+    command: String,
+    elapsed: Duration,
+}
+
+impl<T> Ended<T> {
+    /// Its exit status where that is no failure. `said`: what it said beside standard error.
+    fn code(&self, said: &str) -> Result<i32, ProgramError> {
+        let code = self.status.code().filter(|code| *code == 0 || self.answers.contains(code));
+        code.ok_or_else(|| {
+            let said = if self.stderr.trim().is_empty() { one_line(said) } else { one_line(&self.stderr) };
+            let stderr = said.chars().take(STDERR_BYTES_MAX as usize).collect();
+            ProgramError::Failed { command: self.command.clone(), status: self.status, stderr, elapsed: self.elapsed }
+        })
+    }
+}
+
 /// At most so much of it, and whether that was all; the rest is read and dropped, so that the program is not held up.
 async fn read_some(mut from: impl AsyncRead + Unpin, most: u64) -> io::Result<(String, bool)> {
     let mut bytes = Vec::new();
     (&mut from).take(most).read_to_end(&mut bytes).await?;
     let rest = tokio::io::copy(&mut from, &mut tokio::io::sink()).await?;
     Ok((String::from_utf8_lossy(&bytes).into_owned(), rest == 0))
+}
+
+/// The rest after a line that is too long is read and dropped, so that the program is not held up.
+async fn read_lines(from: ChildStdout, longest: u64, mut each: impl FnMut(&str)) -> io::Result<()> {
+    let mut from = BufReader::new(from);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        let read = (&mut from).take(longest).read_until(b'\n', &mut line).await?;
+        if read > 0 {
+            each(String::from_utf8_lossy(&line).trim_end());
+        }
+        if line.last() != Some(&b'\n') {
+            return tokio::io::copy(&mut from, &mut tokio::io::sink()).await.map(drop);
+        }
+    }
 }
 
 /// Lines that are always there say nothing about this failure.
@@ -216,6 +264,20 @@ mod tests {
         assert!(text.contains("oh no") && text.contains("sh -c") && text.contains('3'), "{text}");
         assert_eq!(error.stderr(), "oh no", "what is always there is left out");
         assert_eq!(error.code(), Some(3));
+    }
+
+    #[tokio::test]
+    async fn lines_come_one_by_one_and_one_that_never_ends_is_cut() {
+        let lines = async |script: &str| {
+            let mut lines = Vec::new();
+            let done = shell(script).each_line(10, |line| lines.push(line.to_string())).await;
+            (lines, done.map_err(|error| error.to_string()))
+        };
+        assert_eq!(lines("echo one; printf two").await, (vec!["one".into(), "two".into()], Ok(())));
+        let (cut, done) = lines("echo one; yes | tr -d '\\n' | head -c 1000000; echo; echo two").await;
+        assert_eq!((cut, done), (vec!["one".to_string(), "y".repeat(10)], Ok(())));
+        let (said, failed) = lines("echo one; echo oh no >&2; exit 3").await;
+        assert!(said == ["one"] && failed.unwrap_err().contains("oh no"));
     }
 
     #[tokio::test]

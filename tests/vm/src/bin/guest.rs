@@ -4,7 +4,7 @@ use pgstead_vm::promises;
 use pgstead_vm::suite::contract;
 use pgstead_vm::suite::lvm_bench::LvmBench;
 use pgstead_vm::suite::{Body, run};
-use pgstead_vm::suite::{lvm_faults, lvm_loop, lvm_own};
+use pgstead_vm::suite::{lvm_delta, lvm_faults, lvm_loop, lvm_own};
 use pgstead_volumes::FileSystemKind;
 use std::process::ExitCode;
 
@@ -56,5 +56,9 @@ async fn main() -> ExitCode {
         ballast_gives_a_full_pool_room_when_a_person_says_so,
     ));
     bodies.extend(own!(lvm_loop; a_pool_in_a_file_is_back_after_a_reboot_and_keeps_to_itself,));
+    bodies.extend(own!(lvm_delta;
+        what_changed_between_two_snapshots_is_what_was_written_between_them,
+        a_comparison_that_cannot_be_made_says_why_and_holds_nothing,
+    ));
     if run(bodies, &parts).await { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
