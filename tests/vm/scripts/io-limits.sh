@@ -110,13 +110,14 @@ say "a Postgres that runs is brought into another group"
 kill_daemon
 sed -i 1d /etc/pgstead/node.toml
 start_daemon elsewhere
-within 60 bash -c "pgstead cluster show app --output json | grep -q 'runs without them: the daemon.s control group /sys/fs/cgroup/node/elsewhere'"
+within 60 bash -c "pgstead cluster show app --output json | grep -q 'runs on as before: the daemon.s control group /sys/fs/cgroup/node/elsewhere'"
 timeout 60 pgstead cluster update app --io-write-rate none || fail "limits cannot be taken away where there are none"
 within 20 bash -c "! pgstead cluster show app --output json | grep -q io_limits_not_applied"
 say "where there is no group to divide, a finding says so"
 
 kill_daemon
 start_daemon
+within 60 pgstead psql app -- -At -c "SELECT 1"
 timeout 60 pgstead cluster delete app --yes || fail "the cluster is not deleted"
 kill_daemon
 start_daemon

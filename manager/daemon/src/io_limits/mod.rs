@@ -104,7 +104,7 @@ impl Limiter {
         let why = self.failed.as_ref().filter(|_| !limits.is_none())?;
         Some(Finding::warning(
             "io_limits_not_applied",
-            format!("the limits of {name} ({limits}) are not in force, and its Postgres runs without them: {why}"),
+            format!("the limits of {name} ({limits}) are not applied, and its Postgres runs on as before: {why}"),
         ))
     }
 }
