@@ -1,6 +1,7 @@
 //! The trait that every kind of storage implements, and its words. Written so that LVM, whose volumes must be activated
 //! and mounted before use and whose every answer comes from a slow program, fits it as well as plain directories do.
 
+use crate::lvm::KeyError;
 use crate::snapshot::{Forking, NewSnapshot, Snapshot, Snapshotted};
 use async_trait::async_trait;
 use pgstead_lvm::{LvmError, Percent, ProgramError};
@@ -64,6 +65,10 @@ pub trait VolumeDriver: Send + Sync + fmt::Debug {
     /// Keeps a copy of what the pool knows of itself and would be lost with, in a folder elsewhere that is this pool's alone: the newest
     /// few, on disk when it returns. It may take long, and the pool is in use meanwhile.
     async fn back_up(&self, to: &Path) -> Result<BackedUp, VolumeError>;
+
+    /// Gives the newest key to what is encrypted and has an older one: to one volume or snapshot a call, so that whoever calls can say how
+    /// far it is. Keeps copies of what an encrypted volume would be lost with, in a folder elsewhere that is for these alone.
+    async fn tend_keys(&self, headers: &Path) -> Result<KeysSeen, VolumeError>;
 
     /// The pool as a whole, now.
     async fn usage(&self) -> Result<Usage, VolumeError>;
@@ -225,6 +230,25 @@ pub enum BackedUp {
     Written(PathBuf),
 }
 
+/// What is encrypted in a pool, and how far a change of its keys is.
+#[derive(Debug, Default)]
+pub struct KeysSeen {
+    /// Volumes, removed ones and snapshots.
+    pub encrypted: usize,
+    /// The number of the key that all are to have.
+    pub newest: Option<u32>,
+    /// How many have an older one yet.
+    pub pending: usize,
+    /// One was given the newest key by this call.
+    pub changed: bool,
+    /// What could not be given the newest key.
+    pub fails: Vec<(String, VolumeError)>,
+    /// Why not all headers are kept elsewhere.
+    pub headers_fail: Option<VolumeError>,
+    /// Files of keys that nothing in the pool needs any more.
+    pub not_needed: Vec<PathBuf>,
+}
+
 /// What storage holds.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Inventory {
@@ -300,6 +324,8 @@ pub enum VolumeError {
     TooDeep { path: PathBuf, limit: usize },
     #[error(transparent)]
     Lvm(Box<LvmError>),
+    #[error(transparent)]
+    Keys(#[from] KeyError),
     #[error("could not {doing} {}", path.display())]
     FileSystem {
         doing: &'static str,

@@ -78,6 +78,12 @@ pub struct PoolConfig {
     /// Of `lvm`: how large new volumes look; default: as large as the pool.
     #[serde(default)]
     pub volume_size_gib: Option<u64>,
+    /// Of `lvm`: whether new volumes are encrypted.
+    #[serde(default)]
+    pub encrypt: bool,
+    /// Of `lvm`: the folder of the keys of what is encrypted; default: under `data_dir`.
+    #[serde(default)]
+    pub key_dir: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -109,6 +115,11 @@ impl PoolConfig {
         self.class.as_deref().unwrap_or(CLASS_DEFAULT)
     }
 
+    /// Where the keys are of what is encrypted in it.
+    pub fn key_dir(&self, data_dir: &Path) -> PathBuf {
+        self.key_dir.clone().unwrap_or_else(|| data_dir.join("volume-keys").join(&self.name))
+    }
+
     /// What the driver needs, or one sentence about what is wrong.
     pub fn pool(&self, data_dir: &Path) -> Result<Pool, String> {
         let of = |text: String| format!("pool {}: {text}", self.name);
@@ -120,6 +131,8 @@ impl PoolConfig {
                     ("loop_files", !self.loop_files.is_empty()),
                     ("file_system", self.file_system.is_some()),
                     ("volume_size_gib", self.volume_size_gib.is_some()),
+                    ("encrypt", self.encrypt),
+                    ("key_dir", self.key_dir.is_some()),
                 ];
                 if let Some((key, _)) = lvm_only.iter().find(|(_, given)| *given) {
                     return Err(of(format!("{key} is for driver \"lvm\", and this one is \"dir\"; remove it")));
@@ -133,6 +146,9 @@ impl PoolConfig {
                 };
                 let bad = |error: BadName| of(error.to_string());
                 let size = self.volume_size_gib.map(|gib| gib.checked_mul(1 << 30).filter(|bytes| *bytes > 0));
+                if self.key_dir.as_ref().is_some_and(|folder| !folder.is_absolute()) {
+                    return Err(of("key_dir must be an absolute path".into()));
+                }
                 if size == Some(None) {
                     return Err(of("volume_size_gib must be at least 1".into()));
                 }
@@ -148,6 +164,8 @@ impl PoolConfig {
                     // Known once the node has joined: whoever opens the pool says it.
                     node: None,
                     size_default: size.flatten().map(Bytes),
+                    encrypts: self.encrypt,
+                    keys: self.key_dir(data_dir),
                 }))
             }
         }
@@ -260,6 +278,8 @@ impl NodeConfig {
                 loop_files: Vec::new(),
                 file_system: None,
                 volume_size_gib: None,
+                encrypt: false,
+                key_dir: None,
             }];
         }
         if self.postgres_bin.is_empty() {
@@ -471,8 +491,11 @@ mod tests {
         assert!(pool(&format!("{lvm}file_system = \"ntfs\"\n")).unwrap_err().contains("ntfs"));
         assert!(pool(&format!("{lvm}volume_size_gib = 0\n")).unwrap_err().contains("at least 1"));
         assert!(pool(&lvm.replace("\"g\"", "\"-g\"")).unwrap_err().contains("dash"));
-        let config = pool(lvm).unwrap();
+        assert!(pool("driver = \"dir\"\npath = \"/x\"\nencrypt = true\n").unwrap_err().contains("encrypt is for"));
+        assert!(pool(&format!("{lvm}key_dir = \"keys\"\n")).unwrap_err().contains("absolute"));
+        let config = pool(&format!("{lvm}encrypt = true\n")).unwrap();
         let Ok(Pool::Lvm(found)) = config.pool[0].pool(&config.data_dir) else { panic!("{config:?}") };
         assert_eq!((found.mounts, found.size_default), (PathBuf::from("/tmp/x/volumes/p"), None));
+        assert_eq!((found.encrypts, found.keys), (true, PathBuf::from("/tmp/x/volume-keys/p")));
     }
 }

@@ -28,6 +28,7 @@ mod raft_transport;
 mod recover;
 mod report;
 mod rollback;
+mod rotate_key;
 mod round_trips;
 mod routes;
 mod server;

@@ -2,6 +2,7 @@
 
 mod ballast;
 
+use crate::rotate_key::{self, RotateKey};
 use anyhow::{Context, bail};
 use ballast::BallastCommand;
 use clap::{Args, Subcommand};
@@ -26,6 +27,11 @@ pub enum PoolCommand {
     /// Room that is set aside in a pool of this host, for the day when the pool is full
     #[command(subcommand)]
     Ballast(BallastCommand),
+    /// Make a new key for the encrypted volumes of this host's pool; the daemon gives it to them, and takes the old one away
+    #[command(
+        after_help = "Examples:\n  pgstead pool rotate-key\n  pgstead pool rotate-key --pool nvme --config /etc/pgstead/node.toml"
+    )]
+    RotateKey(RotateKey),
 }
 
 #[derive(Args)]
@@ -66,6 +72,7 @@ pub fn run(command: PoolCommand) -> anyhow::Result<()> {
     match command {
         PoolCommand::Create(asked) => create(asked),
         PoolCommand::Ballast(command) => ballast::run(command),
+        PoolCommand::RotateKey(asked) => rotate_key::run(&asked),
     }
 }
 

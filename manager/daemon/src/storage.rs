@@ -3,12 +3,14 @@
 
 mod backups;
 mod findings;
+mod keys;
 mod late;
 mod pools;
 mod snapshots;
 
 use backups::{Backups, Contents};
 use findings::findings;
+use keys::Keys;
 pub use late::{LateDriver, open};
 pub use pools::Pools;
 use snapshots::SnapshotError;
@@ -78,6 +80,7 @@ pub struct Seen {
     /// Why the last copies did not come to be.
     failed_copies: BTreeMap<SnapshotId, String>,
     backups: Backups,
+    keys: Keys,
 }
 
 /// Of one pool, over several looks. What fills it and goes would else limit clients and let them in by turns.
@@ -155,6 +158,7 @@ impl Storage {
         let seen = self.held().clone();
         let found = seen.storage.iter().flat_map(findings);
         let not_backed_up = seen.backups.finding(&self.pool, Tick::now());
+        let keys = seen.keys.findings(&self.pool);
         let failed = seen.failed.map(|why| {
             Finding::error(
                 "pool_unreadable",
@@ -170,6 +174,7 @@ impl Storage {
         found
             .chain(failed)
             .chain(not_backed_up)
+            .chain(keys)
             .chain(not_taken)
             .map(|finding| finding.on_node(self.consensus.node()))
             .collect()
@@ -185,11 +190,13 @@ impl Storage {
         let mut take_from = Tick::now();
         // And the reading of a large pool's metadata.
         let mut backing_up: Option<JoinHandle<()>> = None;
+        let mut tending_keys: Option<JoinHandle<()>> = None;
         loop {
             // What it takes meanwhile, the look may not see.
             let takes = taking.as_ref().is_some_and(|taking| !taking.is_finished());
             let found = match self.look_once(&mut candidates).await {
                 Ok((storage, contents)) => {
+                    self.tend_keys_when_due(&mut tending_keys);
                     let now = WallTime::now();
                     let (orphans, mut expired) = (storage.orphans.clone(), expired(&storage.snapshots, now));
                     expired.extend(self.kept_in_vain(&storage, now));
@@ -239,7 +246,7 @@ impl Storage {
             let wait = if found && (candidates.len() > told || filling) { LOOK_AGAIN } else { LOOK };
             tokio::select! {
                 () = crate::server::stopped(&mut stop) => {
-                    for task in clearing.into_iter().chain(taking).chain(backing_up) {
+                    for task in clearing.into_iter().chain(taking).chain(backing_up).chain(tending_keys) {
                         task.abort();
                     }
                     return;

@@ -311,6 +311,13 @@ impl Lvm {
         self.run(&path.group, self.change("lvchange").args(["--activate", "n"]).arg(path.to_string())).await
     }
 
+    /// Of a snapshot that is kept, for a change of what is not its data.
+    pub async fn set_writable(&self, path: &LvPath, writable: bool) -> Result<(), LvmError> {
+        let permission = if writable { "rw" } else { "r" };
+        let change = self.change("lvchange").args(["--permission", permission]).arg(path.to_string());
+        self.run(&path.group, change).await
+    }
+
     /// One change of LVM's metadata: whoever looks sees the old name or the new one.
     pub async fn rename(&self, path: &LvPath, to: &LvName) -> Result<(), LvmError> {
         let rename = self.change("lvrename").arg(path.group.as_str()).arg(path.name.as_str()).arg(to.as_str());

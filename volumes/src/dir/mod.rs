@@ -18,8 +18,8 @@ mod snapshots;
 pub use pool::PoolError;
 
 use crate::driver::{
-    BackedUp, Capability, Creation, Extension, Inventory, NewVolume, Removal, Removed, Support, Usage, Volume,
-    VolumeDriver, VolumeError, VolumeTags,
+    BackedUp, Capability, Creation, Extension, Inventory, KeysSeen, NewVolume, Removal, Removed, Support, Usage,
+    Volume, VolumeDriver, VolumeError, VolumeTags,
 };
 use crate::snapshot::{Forking, NewSnapshot, Snapshot, Snapshotted};
 use async_trait::async_trait;
@@ -171,6 +171,10 @@ impl VolumeDriver for DirDriver {
 
     async fn back_up(&self, _: &Path) -> Result<BackedUp, VolumeError> {
         Ok(BackedUp::NothingToKeep)
+    }
+
+    async fn tend_keys(&self, _headers: &Path) -> Result<KeysSeen, VolumeError> {
+        Ok(KeysSeen::default())
     }
 
     async fn usage(&self) -> Result<Usage, VolumeError> {

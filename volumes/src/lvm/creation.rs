@@ -1,7 +1,8 @@
 //! Volumes are made under another name, and get their own when they are complete.
 
 use super::filesystem::{self, FileSystemKind};
-use super::{ADMISSION_LIMIT, DATA, Inner, Pool, blocking, make_folder, tags, unusable};
+use super::tags::{self, Layout};
+use super::{ADMISSION_LIMIT, DATA, Inner, Pool, blocking, make_folder, unusable};
 use crate::driver::{Creation, NewVolume, Owner, Refusal, VolumeError};
 use crate::entry::Entry;
 use crate::folder;
@@ -18,11 +19,11 @@ impl Inner {
         let held = self.lvm.volumes(&self.config.group).await?;
         let (final_name, unfinished) = (tags::volume_name(new.id), tags::unfinished_name(new.id));
         if let Some(held) = held.iter().find(|volume| volume.name == final_name) {
-            let (volume, kind) = self.read(held, new.id)?;
+            let (volume, layout) = self.read(held, new.id)?;
             if volume.tags != new.tags {
                 return Ok(Creation::Refused(Refusal::other_tags(new.id, volume.tags, new.tags)));
             }
-            self.ensure_mounted(held, &volume, kind).await?;
+            self.ensure_mounted(held, &volume, layout).await?;
             return Ok(Creation::AlreadyThere(volume));
         }
         let pool = self.pool_among(&held).await?;
@@ -36,25 +37,31 @@ impl Inner {
             }
             self.delete(left).await?;
         }
-        let kind = self.config.file_system;
+        let key = self.key_for_new(new.id).await?;
+        let layout = Layout { file_system: self.config.file_system, key: key.as_ref().map(|key| key.number) };
         self.lvm
             .create_thin_volume(&NewThinVolume {
                 pool: self.path(self.config.pool.clone()),
                 name: unfinished.clone(),
-                size: self.size_of(new, &pool),
-                tags: tags::written(new, WallTime::now(), kind),
+                size: layout.with_overhead(self.size_of(new, &pool)),
+                tags: tags::written(new, WallTime::now(), layout),
             })
             .await?;
         let made = self.path(unfinished);
-        filesystem::make(kind, &made.device()).await?;
+        let device = match &key {
+            None => made.device(),
+            Some(key) => self.make_encrypted(&made.device(), new.id, key).await?,
+        };
+        let kind = layout.file_system;
+        filesystem::make(kind, &device).await?;
         // At a place of its own: the name of its device goes with the renaming, and so does, on some hosts, what is mounted by it.
-        let (device, place, owner) = (made.device(), self.scratch(new.id), new.owner);
+        let (place, owner) = (self.scratch(new.id), new.owner);
         blocking(move || prepare(kind, &device, &place, owner)).await?;
         self.lvm.rename(&made, &final_name).await?;
         let held = self.lvm.volume(&self.path(final_name)).await?;
         let held = held.ok_or_else(|| unusable(new.id, "LVM does not list it though it was made just now"))?;
-        let (volume, kind) = self.read(&held, new.id)?;
-        self.ensure_mounted(&held, &volume, kind).await?;
+        let (volume, layout) = self.read(&held, new.id)?;
+        self.ensure_mounted(&held, &volume, layout).await?;
         Ok(Creation::Made(volume))
     }
 

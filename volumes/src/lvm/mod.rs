@@ -5,6 +5,7 @@
 //! <group>/new-<volume id>            being made; becomes vol-<volume id> by one rename
 //! <group>/trash-<volume id>-<n>      removed by one rename; kept until a hard removal
 //! <mounts>/<volume id>/data/         the volume's path, the owner's, mode 0700
+//! /dev/mapper/pgstead-<volume id>    what is mounted of a volume that is encrypted
 //! ```
 //! Each rename is one change of LVM's metadata, and the moment at which the thing is true. What is mounted is asked of the
 //! kernel, and what there is of LVM: this node's own files may all be gone.
@@ -12,22 +13,28 @@
 mod backup;
 pub(crate) mod ballast;
 mod creation;
+mod encryption;
 mod filesystem;
 mod growth;
+mod headers;
+mod keys;
 mod loop_file;
+mod luks;
 mod make;
 mod mounting;
 mod relief;
+mod rotation;
 mod snapshots;
 mod tags;
 
 pub use filesystem::FileSystemKind;
+pub use keys::{Key, KeyError, KeyFolder};
 pub use loop_file::{LoopFileError, attach_loop_file, make_loop_file, plan_loop_file};
 pub use make::{DeviceSeen, MakePoolError, PoolBegun, PoolPlan, PoolRequest, make_pool, plan_pool};
 
 use crate::driver::{
-    BackedUp, Capability, Creation, Extension, Inventory, NewVolume, Refusal, Removal, Removed, Stray, StrayKind,
-    Support, Usage, Volume, VolumeDriver, VolumeError, VolumeTags,
+    BackedUp, Capability, Creation, Extension, Inventory, KeysSeen, NewVolume, Refusal, Removal, Removed, Stray,
+    StrayKind, Support, Usage, Volume, VolumeDriver, VolumeError, VolumeTags,
 };
 use crate::entry::Entry;
 use crate::folder;
@@ -43,7 +50,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex as SyncMutex, PoisonError};
-use tags::Unreadable;
+use tags::{Layout, Unreadable};
 use tokio::sync::Mutex;
 
 /// From here on a pool takes no new volume: what is there needs the rest, to be written to and to be copied on write.
@@ -73,6 +80,10 @@ pub struct LvmConfig {
     pub loop_files: Vec<PathBuf>,
     /// For new volumes that are asked for without a size; `None`: as large as the pool.
     pub size_default: Option<Bytes>,
+    /// Whether new volumes are encrypted. Those that are there stay as they are.
+    pub encrypts: bool,
+    /// The folder of keys. Absolute; made with a first key where new volumes are encrypted and nothing is yet.
+    pub keys: PathBuf,
 }
 
 /// A thin pool that cannot be used. The text is for the person who configured it.
@@ -111,6 +122,13 @@ pub enum LvmPoolError {
          `vgchange --deltag {tag} {group}` gives it to this one"
     )]
     OfAnotherNode { group: GroupName, node: NodeId, others: String, tag: String },
+    #[error(transparent)]
+    Keys(#[from] KeyError),
+    #[error(
+        "this host lacks the program `{}`, which the pool needs to encrypt its volumes; install it (Debian: cryptsetup-bin)",
+        luks::PROGRAM
+    )]
+    NoCryptsetup,
     #[error("LVM is for a daemon that runs as root; this one does not")]
     NotRoot,
 }
@@ -160,6 +178,7 @@ impl LvmDriver {
             Kind::Thin { .. } | Kind::Other => return Err(LvmPoolError::NotThin { path }),
         }
         let inner = Inner { lvm, config, _lock: lock, changes: SyncMutex::default() };
+        inner.open_keys().await?;
         // What never held data must not keep a node from those that do; a creation clears it again.
         if let Err(error) = inner.clear_unfinished().await {
             tracing::warn!(pool = %path, %error, "cannot clear the pool of an unfinished volume");
@@ -286,6 +305,10 @@ impl VolumeDriver for LvmDriver {
         whole(async move { inner.back_up(&to).await }).await
     }
 
+    async fn tend_keys(&self, headers: &Path) -> Result<KeysSeen, VolumeError> {
+        LvmDriver::tend_keys(self, headers).await
+    }
+
     async fn usage(&self) -> Result<Usage, VolumeError> {
         let all = self.inner.lvm.volumes(&self.inner.config.group).await?;
         let pool = self.inner.pool_among(&all).await?;
@@ -377,8 +400,8 @@ impl Inner {
         let turn = self.turn(id);
         let _turn = turn.lock().await;
         let Some(held) = self.lvm.volume(&self.path(tags::volume_name(id))).await? else { return Ok(None) };
-        let (volume, kind) = self.read(&held, id)?;
-        self.ensure_mounted(&held, &volume, kind).await?;
+        let (volume, layout) = self.read(&held, id)?;
+        self.ensure_mounted(&held, &volume, layout).await?;
         Ok(Some(volume))
     }
 
@@ -498,7 +521,7 @@ impl Inner {
         Arc::clone(changes.entry(id).or_default())
     }
 
-    fn read(&self, held: &LogicalVolume, id: VolumeId) -> Result<(Volume, FileSystemKind), VolumeError> {
+    fn read(&self, held: &LogicalVolume, id: VolumeId) -> Result<(Volume, Layout), VolumeError> {
         tags::read(held, id, &self.data_folder(id))
             .map_err(|Unreadable(why)| VolumeError::Unreadable { path: held.path().device(), why })
     }

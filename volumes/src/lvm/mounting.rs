@@ -1,12 +1,14 @@
 //! Volumes are mounted where their pool says, once, and only by what is seen to be theirs: the kernel's list of mounts is believed, and a
 //! file system that has stopped after an error is checked and mounted anew as soon as nothing uses it.
 
+use super::encryption::Attached;
 use super::filesystem::{self, Check, FileSystemKind};
-use super::{Inner, blocking, make_folder, unusable};
+use super::tags::Layout;
+use super::{Inner, blocking, luks, make_folder, unusable};
 use crate::driver::{Volume, VolumeError};
 use pgstead_lvm::{Health, LogicalVolume};
 use pgstead_types::{Bytes, Tick, VolumeId};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// udev reads a device when whoever wrote to it closes it.
@@ -16,12 +18,13 @@ const CLOSE_RETRY: Duration = Duration::from_millis(50);
 const PROBE_PATIENCE: Duration = Duration::from_secs(5);
 
 impl Inner {
+    /// The device that is mounted.
     pub async fn ensure_mounted(
         &self,
         held: &LogicalVolume,
         volume: &Volume,
-        kind: FileSystemKind,
-    ) -> Result<(), VolumeError> {
+        layout: Layout,
+    ) -> Result<PathBuf, VolumeError> {
         match &held.health {
             Health::Fine | Health::OutOfData => {}
             unwell => return Err(unusable(volume.id, unwell.to_string())),
@@ -34,14 +37,18 @@ impl Inner {
                 active.ok_or_else(|| unusable(volume.id, "it went away while it was activated"))?
             }
         };
-        let number = held.device_number.ok_or_else(|| unusable(volume.id, "it was activated and has no device"))?;
-        let (device, place) = (held.path().device(), self.mount_point(volume.id));
-        let mounted = match is_mounted(&device, number, &place)? {
+        let attached = self.attach(&held, volume.id, layout).await?;
+        let (Attached { device, number }, kind) = (&attached, layout.file_system);
+        let place = self.mount_point(volume.id);
+        let mounted = match is_mounted(device, *number, &place)? {
             Some(MountedAs::Writable) if self.has_stopped(volume.id).await? => Some(MountedAs::Stopped),
             found => found,
         };
         match mounted {
-            Some(MountedAs::Writable) => return self.ensure_grown(&held, volume.id, kind).await,
+            Some(MountedAs::Writable) => {
+                self.ensure_grown(&held, device, volume.id, layout).await;
+                return Ok(attached.device);
+            }
             // After an error, which may be over: it is checked and mounted again as soon as nothing uses it.
             Some(MountedAs::Stopped) => {
                 let said = "its file system takes no writes since an error";
@@ -57,16 +64,17 @@ impl Inner {
             }
             None => {}
         }
-        self.await_closed(volume.id, &held).await?;
-        filesystem::check(kind, &device, Check::IfDirty).await?;
-        if let Err(error) = mount(kind, &device, &place).await {
+        self.await_closed(volume.id, &held, layout, device).await?;
+        filesystem::check(kind, device, Check::IfDirty).await?;
+        if let Err(error) = mount(kind, device, &place).await {
             // It may be damaged though it says that it is not.
-            filesystem::check(kind, &device, Check::Whole).await?;
+            filesystem::check(kind, device, Check::Whole).await?;
             tracing::warn!(volume = %volume.id, %error, "a volume could not be mounted at first; trying again");
-            mount(kind, &device, &place).await?;
+            mount(kind, device, &place).await?;
         }
         tracing::info!(volume = %volume.id, at = %volume.path.display(), "mounted a volume");
-        self.ensure_grown(&held, volume.id, kind).await
+        self.ensure_grown(&held, device, volume.id, layout).await;
+        Ok(attached.device)
     }
 
     /// One that does not answer is taken for one that works: xfs waits for room in a full pool, and goes on when there is some.
@@ -78,16 +86,27 @@ impl Inner {
 
     /// A device that is open and mounted nowhere that this process sees is another's: what looks at new devices on this host is done in
     /// a moment, and a mount of another namespace is not.
-    async fn await_closed(&self, id: VolumeId, held: &LogicalVolume) -> Result<(), VolumeError> {
+    async fn await_closed(
+        &self,
+        id: VolumeId,
+        held: &LogicalVolume,
+        layout: Layout,
+        device: &Path,
+    ) -> Result<(), VolumeError> {
         let begun = Tick::now();
-        let mut open = held.open;
+        // What is encrypted has its logical volume open as long as it is open itself, and is seen in use by who has claimed it.
+        let is_claimed = || luks::is_claimed(device);
+        let mut open = if layout.key.is_some() { is_claimed()? } else { held.open };
         while open {
             if Tick::now().since(begun) > CLOSE_PATIENCE {
                 let why = "its device is in use, and it is not mounted where this process sees it; expected nobody else to use it";
                 return Err(unusable(id, why));
             }
             tokio::time::sleep(CLOSE_RETRY).await;
-            open = self.lvm.volume(&held.path()).await?.is_some_and(|held| held.open);
+            open = match layout.key {
+                Some(_) => is_claimed()?,
+                None => self.lvm.volume(&held.path()).await?.is_some_and(|held| held.open),
+            };
         }
         Ok(())
     }
@@ -100,6 +119,7 @@ impl Inner {
             })
             .await?;
         }
+        self.close_mapping(id).await?;
         if held.active {
             self.lvm.deactivate(&held.path()).await?;
         }

@@ -23,7 +23,7 @@ impl Inner {
         }
         let of = tags::volume_name(new.of);
         let Some(origin) = held.iter().find(|volume| volume.name == of) else { return Ok(Snapshotted::NotThere) };
-        let (volume, kind) = self.read(origin, new.of)?;
+        let (volume, layout) = self.read(origin, new.of)?;
         let all: Vec<_> = held.iter().filter_map(tags::snapshot_entry).collect();
         if all.iter().filter(|(_, of)| *of == Some(new.of)).count() >= SNAPSHOTS_MAX {
             let whose = format!("volume {}", new.of);
@@ -40,9 +40,10 @@ impl Inner {
         let snapshot = pgstead_lvm::Snapshot {
             of: origin.path(),
             name: name.clone(),
-            tags: tags::written_snapshot(new, &volume, WallTime::now(), kind),
+            tags: tags::written_snapshot(new, &volume, WallTime::now(), layout),
             use_as: SnapshotUse::Kept,
         };
+        self.sync_mounted(new.of, layout).await?;
         self.lvm.snapshot(&snapshot).await?;
         let made = self.lvm.volume(&self.path(name)).await?;
         let made =
@@ -63,16 +64,16 @@ impl Inner {
         let held = self.lvm.volumes(&self.config.group).await?;
         let name = tags::volume_name(new.id);
         if let Some(there) = held.iter().find(|volume| volume.name == name) {
-            let (volume, kind) = self.read(there, new.id)?;
+            let (volume, layout) = self.read(there, new.id)?;
             if volume.tags != new.tags {
                 return Ok(Forking::Refused(Refusal::other_tags(new.id, volume.tags, new.tags)));
             }
-            self.ensure_mounted(there, &volume, kind).await?;
+            self.ensure_mounted(there, &volume, layout).await?;
             return Ok(Forking::AlreadyThere(volume));
         }
         let origin = tags::snapshot_name(from);
         let Some(origin) = held.iter().find(|volume| volume.name == origin) else { return Ok(Forking::NoSnapshot) };
-        let (owner, kind) = tags::read_snapshot_kind(origin, from)
+        let (owner, layout) = tags::read_snapshot_layout(origin, from)
             .map_err(|Unreadable(why)| VolumeError::Unreadable { path: origin.path().device(), why })?;
         if owner != new.owner {
             let why = format!(
@@ -90,14 +91,14 @@ impl Inner {
         let fork = pgstead_lvm::Snapshot {
             of: origin.path(),
             name: name.clone(),
-            tags: tags::written(new, WallTime::now(), kind),
+            tags: tags::written(new, WallTime::now(), layout),
             use_as: SnapshotUse::Written,
         };
         self.lvm.snapshot(&fork).await?;
         let made = self.lvm.volume(&self.path(name)).await?;
         let made = made.ok_or_else(|| unusable(new.id, "LVM does not list it though it was made just now"))?;
-        let (volume, kind) = self.read(&made, new.id)?;
-        self.ensure_mounted(&made, &volume, kind).await?;
+        let (volume, layout) = self.read(&made, new.id)?;
+        self.ensure_mounted(&made, &volume, layout).await?;
         Ok(Forking::Made(volume))
     }
 

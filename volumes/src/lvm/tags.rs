@@ -6,7 +6,7 @@ use crate::entry::{Entry, Prefixes};
 use crate::lvm::FileSystemKind;
 use crate::snapshot::{NewSnapshot, Snapshot};
 use pgstead_lvm::{LogicalVolume, LvName, Tag};
-use pgstead_types::{NodeId, SnapshotId, VolumeId, WallTime};
+use pgstead_types::{Bytes, NodeId, SnapshotId, VolumeId, WallTime};
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::str::FromStr;
@@ -34,6 +34,17 @@ pub fn of_node(id: NodeId) -> Tag {
 }
 pub fn nodes(of_group: &BTreeSet<Tag>) -> impl Iterator<Item = &str> {
     of_group.iter().filter_map(|tag| tag.as_str().strip_prefix(NODE))
+}
+
+/// The number of the key that it was given last: what has it is encrypted.
+const KEY: &str = "luks_key";
+
+/// How what is in a volume lies on its device.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Layout {
+    pub file_system: FileSystemKind,
+    /// Where it is encrypted, the number of the key that it was given last.
+    pub key: Option<u32>,
 }
 
 const NAMES: Prefixes = Prefixes { volume: "vol-", unfinished: "new-", trash: "trash-" };
@@ -73,14 +84,9 @@ pub fn snapshot_entry(held: &LogicalVolume) -> Option<(SnapshotId, Option<Volume
 }
 
 /// The tags of a snapshot that is to be taken.
-pub fn written_snapshot(
-    new: &NewSnapshot,
-    of: &Volume,
-    created: WallTime,
-    file_system: FileSystemKind,
-) -> BTreeSet<Tag> {
+pub fn written_snapshot(new: &NewSnapshot, of: &Volume, created: WallTime, layout: Layout) -> BTreeSet<Tag> {
     let like = NewVolume { id: of.id, tags: of.tags, size: of.size, owner: of.owner };
-    let mut tags = written(&like, created, file_system);
+    let mut tags = written(&like, created, layout);
     let texts = [
         Some(format!("pgstead.snapshot={}", new.id)),
         Some(format!("pgstead.why={}", new.why)),
@@ -111,18 +117,18 @@ pub fn read_snapshot(held: &LogicalVolume, id: SnapshotId) -> Result<Snapshot, U
         why: parsed(held, "why")?,
         created: volume.created,
         expires,
-        size: held.size,
+        size: volume.size.unwrap_or(held.size),
     })
 }
 
-/// Who owns what is in a snapshot, and of which kind its file system is.
-pub fn read_snapshot_kind(held: &LogicalVolume, id: SnapshotId) -> Result<(Owner, FileSystemKind), Unreadable> {
+/// Who owns what is in a snapshot, and how it lies there.
+pub fn read_snapshot_layout(held: &LogicalVolume, id: SnapshotId) -> Result<(Owner, Layout), Unreadable> {
     let snapshot = read_snapshot(held, id)?;
-    read(held, snapshot.of, Path::new("")).map(|(volume, kind)| (volume.owner, kind))
+    read(held, snapshot.of, Path::new("")).map(|(volume, layout)| (volume.owner, layout))
 }
 
 /// The tags of a volume that is to be made.
-pub fn written(new: &NewVolume, created: WallTime, file_system: FileSystemKind) -> BTreeSet<Tag> {
+pub fn written(new: &NewVolume, created: WallTime, layout: Layout) -> BTreeSet<Tag> {
     let VolumeTags { deployment, cluster, member } = new.tags;
     let Owner { uid, gid } = new.owner;
     let texts = [
@@ -134,9 +140,24 @@ pub fn written(new: &NewVolume, created: WallTime, file_system: FileSystemKind) 
         format!("pgstead.member={member}"),
         format!("pgstead.owner={uid}:{gid}"),
         format!("pgstead.created_unix_ms={}", created.0),
-        format!("pgstead.fs={}", file_system.as_str()),
+        format!("pgstead.fs={}", layout.file_system.as_str()),
     ];
-    texts.into_iter().map(|text| text.parse().expect("ids and numbers make tags that LVM takes")).collect()
+    let tags = texts.into_iter().map(|text| text.parse().expect("ids and numbers make tags that LVM takes"));
+    tags.chain(layout.key.map(key_tag)).collect()
+}
+
+pub fn key_tag(number: u32) -> Tag {
+    format!("pgstead.{KEY}={number}").parse().expect("a number makes a tag that LVM takes")
+}
+
+/// Whatever of ours may be encrypted and is to be kept, with the volume whose turn it takes: a volume, one that was removed, a snapshot.
+pub fn read_encrypted(held: &LogicalVolume) -> Result<Option<(VolumeId, Layout)>, Unreadable> {
+    let id = match (entry(held), snapshot_entry(held)) {
+        (Some(Entry::Unfinished(_)), _) | (None, None) => return Ok(None),
+        (Some(Entry::Volume(id) | Entry::Trash(id)), _) => id,
+        (None, Some((_, of))) => of.ok_or_else(|| Unreadable("tag pgstead.volume cannot be read".to_string()))?,
+    };
+    read(held, id, Path::new("")).map(|(_, layout)| Some((id, layout)))
 }
 
 /// Why a volume by its name is not one by its tags.
@@ -144,7 +165,7 @@ pub fn written(new: &NewVolume, created: WallTime, file_system: FileSystemKind) 
 pub struct Unreadable(pub String);
 
 /// Reads what the tags say; the name was read before. `path` is where it belongs when it is mounted.
-pub fn read(held: &LogicalVolume, id: VolumeId, path: &Path) -> Result<(Volume, FileSystemKind), Unreadable> {
+pub fn read(held: &LogicalVolume, id: VolumeId, path: &Path) -> Result<(Volume, Layout), Unreadable> {
     let format = value(held, "format")?;
     if format != FORMAT {
         return Err(Unreadable(format!("its tags have format {format}, expected {FORMAT}")));
@@ -158,7 +179,9 @@ pub fn read(held: &LogicalVolume, id: VolumeId, path: &Path) -> Result<(Volume, 
         .split_once(':')
         .and_then(|(uid, gid)| Some(Owner { uid: uid.parse().ok()?, gid: gid.parse().ok()? }))
         .ok_or_else(|| Unreadable(format!("tag pgstead.owner is {owner:?}, expected uid:gid")))?;
-    let file_system = parsed(held, "fs")?;
+    let encrypted = held.tags.iter().any(|tag| tag.as_str().starts_with(&format!("pgstead.{KEY}")));
+    let key = encrypted.then(|| parsed(held, KEY)).transpose()?;
+    let layout = Layout { file_system: parsed(held, "fs")?, key };
     let volume = Volume {
         id,
         tags: VolumeTags {
@@ -166,12 +189,12 @@ pub fn read(held: &LogicalVolume, id: VolumeId, path: &Path) -> Result<(Volume, 
             cluster: parsed(held, "cluster")?,
             member: parsed(held, "member")?,
         },
-        size: Some(held.size),
+        size: Some(Bytes(held.size.0.saturating_sub(layout.overhead().0))),
         owner,
         created: WallTime(parsed(held, "created_unix_ms")?),
         path: path.to_path_buf(),
     };
-    Ok((volume, file_system))
+    Ok((volume, layout))
 }
 
 fn value<'a>(held: &'a LogicalVolume, key: &str) -> Result<&'a str, Unreadable> {
@@ -193,7 +216,7 @@ fn parsed<T: FromStr>(held: &LogicalVolume, key: &str) -> Result<T, Unreadable> 
 mod tests {
     use super::*;
     use pgstead_lvm::{Health, Kind};
-    use pgstead_types::{Bytes, ClusterId, DeploymentId, MemberId};
+    use pgstead_types::{ClusterId, DeploymentId, MemberId};
 
     fn new() -> NewVolume {
         NewVolume {
@@ -227,20 +250,40 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read_again() {
-        let tags = written(&new(), WallTime(1_795_000_000_123), FileSystemKind::Xfs);
+        let layout = Layout { file_system: FileSystemKind::Xfs, key: None };
+        let tags = written(&new(), WallTime(1_795_000_000_123), layout);
         let held = held(volume_name(new().id), tags);
         assert_eq!(entry(&held), Some(Entry::Volume(new().id)));
-        let (volume, kind) = read(&held, new().id, Path::new("/m")).unwrap();
+        let (volume, found) = read(&held, new().id, Path::new("/m")).unwrap();
         assert_eq!(
             (volume.id, volume.tags, volume.owner, volume.size),
             (new().id, new().tags, new().owner, new().size)
         );
-        assert_eq!((volume.created, kind), (WallTime(1_795_000_000_123), FileSystemKind::Xfs));
+        assert_eq!((volume.created, found), (WallTime(1_795_000_000_123), layout));
+    }
+
+    #[test]
+    fn what_is_encrypted_says_by_which_key_and_holds_less_than_its_device() {
+        let layout = Layout { file_system: FileSystemKind::Ext4, key: Some(3) };
+        let mut held = held(volume_name(new().id), written(&new(), WallTime(1), layout));
+        held.size = layout.with_overhead(Bytes(1 << 30));
+        let (volume, found) = read(&held, new().id, Path::new("/m")).unwrap();
+        assert_eq!((volume.size, found), (new().size, layout));
+        assert_eq!(read_encrypted(&held), Ok(Some((new().id, layout))));
+        held.name = trash_name(new().id, 1);
+        assert_eq!(read_encrypted(&held), Ok(Some((new().id, layout))));
+        held.name = unfinished_name(new().id);
+        assert_eq!(read_encrypted(&held), Ok(None));
+        held.name = volume_name(new().id);
+        held.tags.remove(&key_tag(3));
+        held.tags.insert("pgstead.luks_key=x".parse().unwrap());
+        assert!(read(&held, new().id, Path::new("/m")).unwrap_err().0.contains("luks_key"));
+        assert!(read_encrypted(&held).is_err());
     }
 
     #[test]
     fn tags_that_do_not_fit_say_which() {
-        let whole = written(&new(), WallTime(1), FileSystemKind::Ext4);
+        let whole = written(&new(), WallTime(1), Layout { file_system: FileSystemKind::Ext4, key: None });
         let with = |without: &str, more: &str| {
             let mut tags: BTreeSet<Tag> =
                 whole.iter().filter(|tag| !tag.as_str().starts_with(without)).cloned().collect();

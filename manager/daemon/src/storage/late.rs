@@ -6,8 +6,8 @@ use crate::member::chain;
 use async_trait::async_trait;
 use pgstead_types::{Bytes, SnapshotId, Tick, VolumeId};
 use pgstead_volumes::{
-    BackedUp, Capability, Creation, DirDriver, Extension, Forking, Inventory, LvmDriver, NewSnapshot, NewVolume,
-    Removal, Removed, Snapshot, Snapshotted, Support, Usage, Volume, VolumeDriver, VolumeError, VolumeTags,
+    BackedUp, Capability, Creation, DirDriver, Extension, Forking, Inventory, KeysSeen, LvmDriver, NewSnapshot,
+    NewVolume, Removal, Removed, Snapshot, Snapshotted, Support, Usage, Volume, VolumeDriver, VolumeError, VolumeTags,
 };
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -113,6 +113,9 @@ impl VolumeDriver for LateDriver {
     }
     async fn back_up(&self, to: &Path) -> Result<BackedUp, VolumeError> {
         self.driver().await?.back_up(to).await
+    }
+    async fn tend_keys(&self, headers: &Path) -> Result<KeysSeen, VolumeError> {
+        self.driver().await?.tend_keys(headers).await
     }
     async fn usage(&self) -> Result<Usage, VolumeError> {
         self.driver().await?.usage().await

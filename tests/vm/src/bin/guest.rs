@@ -4,7 +4,7 @@ use pgstead_vm::promises;
 use pgstead_vm::suite::contract;
 use pgstead_vm::suite::lvm_bench::LvmBench;
 use pgstead_vm::suite::{Body, run};
-use pgstead_vm::suite::{lvm_delta, lvm_faults, lvm_loop, lvm_own};
+use pgstead_vm::suite::{lvm_delta, lvm_encrypted, lvm_faults, lvm_loop, lvm_own};
 use pgstead_volumes::FileSystemKind;
 use std::process::ExitCode;
 
@@ -12,6 +12,14 @@ macro_rules! bodies {
     ($kind:expr; $($name:ident,)+) => {
         vec![$(Body::new(format!("{}::{}", $kind.as_str(), stringify!($name)), || async {
             contract::$name(&mut LvmBench::new($kind).await).await;
+        }),)+]
+    };
+}
+
+macro_rules! encrypted {
+    ($kind:expr; $($name:ident,)+) => {
+        vec![$(Body::new(format!("encrypted-{}::{}", $kind.as_str(), stringify!($name)), || async {
+            contract::$name(&mut LvmBench::encrypted($kind).await).await;
         }),)+]
     };
 }
@@ -45,6 +53,26 @@ async fn main() -> ExitCode {
         a_volume_that_is_too_small_is_refused,
         a_pool_that_is_not_there_is_said_so,
         a_group_belongs_to_the_node_that_used_it_first,
+    ));
+    bodies.extend(encrypted!(FileSystemKind::Ext4;
+        a_created_volume_belongs_to_its_owner_alone,
+        the_inventory_is_rebuilt_from_storage_after_a_restart,
+        a_hard_removal_finishes_a_soft_one,
+        an_id_may_be_used_again_after_its_removal,
+        a_volume_in_use_grows_and_stays_grown,
+        a_snapshot_keeps_what_was_and_goes_with_its_volume,
+        a_fork_has_what_the_snapshot_has_and_is_a_volume_of_its_own,
+    ));
+    bodies.extend(encrypted!(FileSystemKind::Xfs; a_volume_in_use_grows_and_stays_grown,));
+    bodies.extend(own!(lvm_encrypted;
+        what_is_encrypted_is_not_on_the_disk_and_is_back_after_a_reboot,
+        an_encrypted_creation_that_was_cut_short_leaves_no_mapping,
+        a_mapping_that_was_left_open_is_used_and_one_of_another_device_is_closed,
+        an_encrypted_growth_that_was_cut_short_is_finished,
+        an_encrypted_snapshot_has_what_was_written_before_it_though_nobody_synced_it,
+        a_new_key_takes_the_place_of_the_old_one_wherever_it_was_cut_short,
+        a_volume_without_its_key_is_not_touched_and_is_back_with_it,
+        a_header_that_was_written_over_comes_back_from_its_copy,
     ));
     bodies.extend(own!(lvm_faults;
         a_pools_own_metadata_is_backed_up_once_for_each_change,

@@ -18,7 +18,7 @@ fn main() -> anyhow::Result<()> {
     let wanted = |name: &str| parts.is_empty() || parts.iter().any(|part| name.contains(part.as_str()));
     let root = machine::root()?;
     let boot = |run: &str, programs: &[(&str, &Path)], disks: usize, gib: u64| {
-        let limit = Duration::from_secs(900);
+        let limit = Duration::from_secs(1800);
         let boot = Boot { root: &root, programs, run, disks, disk_bytes: gib << 30, limit };
         let verdict = machine::run(&boot, |line| println!("{line}"))?;
         if verdict.succeeded { Ok(()) } else { bail!("it failed in the machine: {run}") }

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 const GROUP: &str = "pgs-test";
 const POOL: &str = "pool";
 const DISK: &str = "/dev/vdc";
+pub const KEYS: &str = "/run/keys";
 
 pub struct LvmBench {
     config: LvmConfig,
@@ -23,6 +24,15 @@ impl LvmBench {
     }
 
     pub async fn with_metadata(file_system: FileSystemKind, metadata: Bytes) -> Self {
+        Self::with(file_system, metadata, false).await
+    }
+
+    /// A pool whose new volumes are encrypted, with no key yet.
+    pub async fn encrypted(file_system: FileSystemKind) -> Self {
+        Self::with(file_system, Bytes(16 << 20), true).await
+    }
+
+    async fn with(file_system: FileSystemKind, metadata: Bytes, encrypts: bool) -> Self {
         let lvm = Lvm::find().await.expect("the machine has LVM");
         clear(&lvm).await;
         lvm.create_group(&group(), &[PathBuf::from(DISK)], &BTreeSet::new()).await.expect("the disk is empty");
@@ -42,9 +52,17 @@ impl LvmBench {
             node: None,
             loop_files: Vec::new(),
             size_default: Some(Bytes(512 << 20)),
+            encrypts,
+            keys: PathBuf::from(KEYS),
         };
         let driver = LvmDriver::open(config.clone()).await.expect("the pool was made just now");
         Self { config, driver: Some(driver) }
+    }
+
+    /// From now on: those that are there stay as they are.
+    pub async fn encrypt(&mut self, new_volumes: bool) {
+        self.config.encrypts = new_volumes;
+        self.reopen().await;
     }
 
     pub async fn reopen(&mut self) {
@@ -73,6 +91,15 @@ pub fn pool() -> LvName {
     POOL.parse().expect("a name")
 }
 
+/// As after a reboot.
+pub async fn close_mappings() {
+    let list = pgstead_lvm::Run::new("dmsetup").args(["ls", "--target", "crypt"]).output().await;
+    let said = list.expect("the machine has dmsetup").stdout;
+    for name in said.lines().filter_map(|line| line.split_once('\t')).map(|(name, _)| name) {
+        pgstead_lvm::Run::new("cryptsetup").args(["close", name]).output().await.expect("nothing is mounted");
+    }
+}
+
 /// Nothing of an earlier test stays: mounts first, then the group with all in it.
 async fn clear(lvm: &Lvm) {
     let run = |program: &'static str, args: Vec<String>| pgstead_lvm::Run::new(program).args(args).output();
@@ -82,6 +109,8 @@ async fn clear(lvm: &Lvm) {
         let _ = run("umount", vec![entry.path().to_string_lossy().into_owned()]).await;
         let _ = std::fs::remove_dir(entry.path());
     }
+    close_mappings().await;
+    let _ = std::fs::remove_dir_all(KEYS); // Not every test has made some.
     if lvm.group(&group()).await.expect("groups can be listed").is_some() {
         run("lvm", ["vgremove", "-ff", "-y", GROUP].map(str::to_string).to_vec()).await.expect("nothing is mounted");
     }

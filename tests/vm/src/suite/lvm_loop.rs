@@ -40,6 +40,8 @@ pub async fn a_pool_in_a_file_is_back_after_a_reboot_and_keeps_to_itself() {
         node: None,
         loop_files: vec![file.clone()],
         size_default: Some(Bytes(512 << 20)),
+        encrypts: false,
+        keys: "/run/loop-keys".into(),
     };
     let driver = LvmDriver::open(config.clone()).await.expect("the pool is there");
     let (here, there) = (made(&driver, &new_volume(1)).await, made(bench.driver(), &new_volume(2)).await);

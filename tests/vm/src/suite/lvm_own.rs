@@ -1,7 +1,7 @@
 //! What only volumes of LVM do: they come back after a reboot, are checked after a crash, and are left alone where something is odd.
 
 use super::contract::{Bench, made, new_volume, tags};
-use super::lvm_bench::{LvmBench, group};
+use super::lvm_bench::{LvmBench, close_mappings, group};
 use pgstead_lvm::{Kind, LvPath, Lvm, Run, WhenFull};
 use pgstead_types::storage::{PoolState, SnapshotWhy};
 use pgstead_types::{Bytes, SnapshotId};
@@ -35,6 +35,7 @@ pub async fn stop(bench: &LvmBench) {
     for entry in fs::read_dir(&bench.config().mounts).expect("it is there").flatten() {
         run("umount", &[&entry.path().to_string_lossy()]).await;
     }
+    close_mappings().await;
     run("lvm", &["vgchange", "-an", group().as_str()]).await;
 }
 
@@ -218,6 +219,8 @@ pub async fn a_pool_is_made_of_disks_that_hold_nothing_and_goes_on_where_it_stop
         node: None,
         loop_files: Vec::new(),
         size_default: Some(Bytes(512 << 20)),
+        encrypts: false,
+        keys: "/run/keys-made".into(),
     };
     let driver = LvmDriver::open(config).await.expect("the pool is there");
     let new = new_volume(1);
