@@ -4,6 +4,7 @@ pub mod lvm_bench;
 pub mod lvm_delta;
 pub mod lvm_encrypted;
 pub mod lvm_faults;
+pub mod lvm_hung;
 pub mod lvm_loop;
 pub mod lvm_own;
 

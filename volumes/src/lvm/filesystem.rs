@@ -21,6 +21,8 @@ const EXT4_64BIT: u32 = 0x80;
 
 /// A check of a large file system after a crash reads much of it.
 const CHECK_DEADLINE: Duration = Duration::from_secs(3600);
+/// Of what a check has found; the first of it says what kind of damage it is.
+const SAID_CHARS_MAX: usize = 600;
 const MAKE_DEADLINE: Duration = Duration::from_secs(600);
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -48,7 +50,7 @@ impl FileSystemKind {
     pub const fn programs(self) -> &'static [&'static str] {
         match self {
             Self::Ext4 => &["mkfs.ext4", "e2fsck", "resize2fs"],
-            Self::Xfs => &["mkfs.xfs", "xfs_repair", "xfs_growfs"],
+            Self::Xfs => &["mkfs.xfs", "xfs_repair", "xfs_logprint", "xfs_growfs"],
         }
     }
     fn options(self) -> &'static str {
@@ -97,8 +99,15 @@ pub enum Check {
 
 /// Brings one that was not unmounted back into order, without a guess that could lose something.
 pub async fn check(kind: FileSystemKind, device: &Path, check: Check) -> Result<(), VolumeError> {
-    // Mounting replays the log of xfs; its own check refuses before that, and mends nothing without a person.
-    let FileSystemKind::Ext4 = kind else { return Ok(()) };
+    match (kind, check) {
+        (FileSystemKind::Ext4, _) => check_ext4(device, check).await,
+        // Mounting replays its log, before which there is nothing to be found.
+        (FileSystemKind::Xfs, Check::IfDirty) => Ok(()),
+        (FileSystemKind::Xfs, Check::Whole) => check_xfs(device).await,
+    }
+}
+
+async fn check_ext4(device: &Path, check: Check) -> Result<(), VolumeError> {
     // e2fsck(8): a sum of bits. 1 and 2: errors were corrected; 4: some were not. From 8 on it could not do its work.
     let whole = (check == Check::Whole).then_some("-f");
     let run =
@@ -110,6 +119,26 @@ pub async fn check(kind: FileSystemKind, device: &Path, check: Check) -> Result<
     }
     let said = format!("{} {}", output.stdout.trim(), output.stderr.trim());
     Err(VolumeError::Damaged { device: device.into(), said: said.split_whitespace().collect::<Vec<_>>().join(" ") })
+}
+
+/// Finds damage, and mends none: what xfs_repair mends, it mends by guesses.
+async fn check_xfs(device: &Path) -> Result<(), VolumeError> {
+    // xfs_repair(8): with -n it changes nothing, and ends with 1 where it would have.
+    let run = Run::new("xfs_repair").arg("-n").arg(device.to_string_lossy()).answers([1]).deadline(CHECK_DEADLINE);
+    let failed = |source| VolumeError::FileSystem { doing: "check the file system on", path: device.into(), source };
+    let output = run.output().await.map_err(failed)?;
+    if output.code == 0 {
+        return Ok(());
+    }
+    Err(VolumeError::Damaged { device: device.into(), said: found_by_xfs(&[output.stderr, output.stdout].concat()) })
+}
+
+/// What it says beside the steps that it takes, in one line.
+fn found_by_xfs(said: &str) -> String {
+    let step =
+        |line: &str| line.is_empty() || ["Phase ", "- ", "No modify flag set"].iter().any(|own| line.starts_with(own));
+    let found: Vec<&str> = said.lines().map(str::trim).filter(|line| !step(line)).collect();
+    found.join("; ").chars().take(SAID_CHARS_MAX).collect()
 }
 
 /// Has one that is mounted take all of its device; without effect where it does.
@@ -281,6 +310,14 @@ mod tests {
         assert!(parse_mount(&line.replace("/srv/pg\\040data rw", "/x ro")).unwrap().read_only);
         assert_eq!(parse_mount("nonsense"), None);
         assert!(!mounts().unwrap().is_empty(), "this system has mounts");
+    }
+
+    #[test]
+    fn of_a_check_what_it_found_is_kept_and_its_steps_are_not() {
+        let said = "Phase 1 - find and verify superblock...\n        - scan filesystem freespace\nbad magic number\n\
+            bad on-disk superblock 1 - bad magic number\nNo modify flag set, skipping phase 5\n";
+        assert_eq!(found_by_xfs(said), "bad magic number; bad on-disk superblock 1 - bad magic number");
+        assert!(found_by_xfs(&"bad\n".repeat(10_000)).len() <= SAID_CHARS_MAX);
     }
 
     #[test]

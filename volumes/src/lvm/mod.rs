@@ -23,6 +23,7 @@ mod luks;
 mod make;
 mod mounting;
 mod relief;
+mod replay;
 mod rotation;
 mod snapshots;
 mod tags;
@@ -50,8 +51,10 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex as SyncMutex, PoisonError};
+use std::time::Duration;
 use tags::{Layout, Unreadable};
 use tokio::sync::Mutex;
+use tokio::task::JoinHandle;
 
 /// From here on a pool takes no new volume: what is there needs the rest, to be written to and to be copied on write.
 const ADMISSION_LIMIT: Percent = Percent::whole(80);
@@ -63,6 +66,8 @@ const BRIM_LIMIT: Percent = Percent::whole(98);
 const RESERVE: Bytes = Bytes(1 << 30);
 const RESERVE_MAX: Percent = Percent::whole(10);
 const DATA: &str = "data";
+/// Whoever opens a volume waits so long for what is done to it. Most of it takes a second or two.
+const TURN_PATIENCE: Duration = Duration::from_secs(10);
 
 /// One thin pool as a pool for volumes.
 #[derive(Clone, Debug)]
@@ -148,6 +153,8 @@ struct Inner {
     /// One for each volume that was ever used, held while it is made, mounted, or renamed: a long check of one keeps nobody from
     /// the others.
     changes: SyncMutex<BTreeMap<VolumeId, Arc<Mutex<()>>>>,
+    /// File systems that were asked whether they still work and have not answered yet.
+    asked: SyncMutex<BTreeMap<VolumeId, JoinHandle<Result<bool, VolumeError>>>>,
 }
 
 impl LvmDriver {
@@ -177,7 +184,7 @@ impl LvmDriver {
             }
             Kind::Thin { .. } | Kind::Other => return Err(LvmPoolError::NotThin { path }),
         }
-        let inner = Inner { lvm, config, _lock: lock, changes: SyncMutex::default() };
+        let inner = Inner { lvm, config, _lock: lock, changes: SyncMutex::default(), asked: SyncMutex::default() };
         inner.open_keys().await?;
         // What never held data must not keep a node from those that do; a creation clears it again.
         if let Err(error) = inner.clear_unfinished().await {
@@ -398,7 +405,11 @@ impl Pool {
 impl Inner {
     async fn open(&self, id: VolumeId) -> Result<Option<Volume>, VolumeError> {
         let turn = self.turn(id);
-        let _turn = turn.lock().await;
+        let why = "something else has been done to it for longer than a moment: a check of its file system, or its device hangs; is it \
+            suspended (`dmsetup info`)?";
+        // Whoever asks, asks again: those who wait must not become more and more.
+        let waiting = tokio::time::timeout(TURN_PATIENCE, turn.lock()).await;
+        let _turn = waiting.map_err(|_| unusable(id, why))?;
         let Some(held) = self.lvm.volume(&self.path(tags::volume_name(id))).await? else { return Ok(None) };
         let (volume, layout) = self.read(&held, id)?;
         self.ensure_mounted(&held, &volume, layout).await?;

@@ -9,6 +9,7 @@ use crate::driver::{Volume, VolumeError};
 use pgstead_lvm::{Health, LogicalVolume};
 use pgstead_types::{Bytes, Tick, VolumeId};
 use std::path::{Path, PathBuf};
+use std::sync::PoisonError;
 use std::time::Duration;
 
 /// udev reads a device when whoever wrote to it closes it.
@@ -42,8 +43,15 @@ impl Inner {
         let place = self.mount_point(volume.id);
         let mounted = match is_mounted(device, *number, &place)? {
             Some(MountedAs::Writable) if self.has_stopped(volume.id).await? => Some(MountedAs::Stopped),
+            // Nobody uses it: the daemon that checked it was ended before it could say that it may be used.
+            Some(MountedAs::Writable) if kind == FileSystemKind::Xfs && self.is_unchecked(volume.id) => {
+                let place = place.clone();
+                blocking(move || filesystem::unmount_from(&place)).await?;
+                None
+            }
             found => found,
         };
+        let gave_up = matches!(mounted, Some(MountedAs::Stopped));
         match mounted {
             Some(MountedAs::Writable) => {
                 self.ensure_grown(&held, device, volume.id, layout).await;
@@ -65,7 +73,10 @@ impl Inner {
             None => {}
         }
         self.await_closed(volume.id, &held, layout, device).await?;
-        filesystem::check(kind, device, Check::IfDirty).await?;
+        match kind {
+            FileSystemKind::Ext4 => filesystem::check(kind, device, Check::IfDirty).await?,
+            FileSystemKind::Xfs => self.ensure_replayed(volume.id, device, gave_up).await?,
+        }
         if let Err(error) = mount(kind, device, &place).await {
             // It may be damaged though it says that it is not.
             filesystem::check(kind, device, Check::Whole).await?;
@@ -77,11 +88,24 @@ impl Inner {
         Ok(attached.device)
     }
 
-    /// One that does not answer is taken for one that works: xfs waits for room in a full pool, and goes on when there is some.
+    /// One that does not answer is taken for one that works: xfs waits for room in a full pool, and goes on when there is some. While it
+    /// does not, nobody else asks: a thread of the process waits with each question.
     async fn has_stopped(&self, id: VolumeId) -> Result<bool, VolumeError> {
+        let asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        if let Some(asked) = asked.filter(|asked| !asked.is_finished()) {
+            self.asked.lock().unwrap_or_else(PoisonError::into_inner).insert(id, asked);
+            return Ok(false);
+        }
         let place = self.mount_point(id);
-        let asked = blocking(move || filesystem::has_stopped(&place));
-        tokio::time::timeout(PROBE_PATIENCE, asked).await.unwrap_or(Ok(false))
+        let mut asked = tokio::task::spawn_blocking(move || filesystem::has_stopped(&place));
+        match tokio::time::timeout(PROBE_PATIENCE, &mut asked).await {
+            Ok(answer) => answer.map_err(VolumeError::Stopped)?,
+            Err(_) => {
+                tracing::warn!(volume = %id, waited = ?PROBE_PATIENCE, "a file system does not answer; its device may be suspended (`dmsetup info`), or hang");
+                self.asked.lock().unwrap_or_else(PoisonError::into_inner).insert(id, asked);
+                Ok(false)
+            }
+        }
     }
 
     /// A device that is open and mounted nowhere that this process sees is another's: what looks at new devices on this host is done in
@@ -120,6 +144,7 @@ impl Inner {
             .await?;
         }
         self.close_mapping(id).await?;
+        self.forget_unchecked(id)?;
         if held.active {
             self.lvm.deactivate(&held.path()).await?;
         }

@@ -9,10 +9,12 @@ use pgstead_types::record::MemberRecord;
 use pgstead_types::spec::ClusterSpec;
 use pgstead_types::{Bytes, ClusterId, Finding, MemberId, Tick, VolumeId};
 use pgstead_volumes::Extension;
+use rustix::fs::StatVfs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 /// A volume with less room than this share of it grows, where it may.
 const FREE_PERCENT: u64 = 20;
@@ -99,13 +101,13 @@ impl Grower {
         }
         let mut record = self.consensus.watch_record();
         // A growth that the last daemon's end cut short is finished whether or not more is asked for.
-        let (mut checked, mut not_before) = (false, Tick::now());
+        let (mut checked, mut not_before, mut measuring) = (false, Tick::now(), None);
         loop {
             let now = record.get();
             let Some(cluster) = now.clusters.get(&self.cluster) else { return };
             let Some(member) = cluster.members.get(&self.member) else { return };
             if Tick::now() >= not_before {
-                let grown = self.look(&cluster.spec, member.volume, &mut checked).await;
+                let grown = self.look(&cluster.spec, member.volume, &mut checked, &mut measuring).await;
                 not_before = Tick::now() + if grown { Duration::ZERO } else { RETRY };
             }
             let revision = cluster.revision;
@@ -125,13 +127,13 @@ impl Grower {
     }
 
     /// Measures, and grows the volume where that is due. Whether there is nothing left to try again.
-    async fn look(&self, spec: &ClusterSpec, volume: VolumeId, checked: &mut bool) -> bool {
+    async fn look(&self, spec: &ClusterSpec, volume: VolumeId, checked: &mut bool, measuring: &mut Measuring) -> bool {
         let (path, size) = {
             let seen = self.growth.seen();
             let (Some(path), Some(size)) = (seen.path.clone(), seen.size) else { return true };
             (path, size)
         };
-        let free = measured(path).await;
+        let free = measured(path, measuring).await;
         self.growth.seen().free = free;
         let to = match wanted(spec, size, free) {
             Some(to) => to,
@@ -164,10 +166,20 @@ impl Grower {
     }
 }
 
+/// A question for the room that has not been answered yet. No other is asked meanwhile: a thread of the process waits with each.
+type Measuring = Option<JoinHandle<rustix::io::Result<StatVfs>>>;
+
 /// Room for Postgres. `None` where that cannot be said, also because the file system does not answer.
-async fn measured(path: PathBuf) -> Option<Bytes> {
-    let statvfs = tokio::task::spawn_blocking(move || rustix::fs::statvfs(&path));
-    let found = tokio::time::timeout(LOOK, statvfs).await.ok()?.ok()?.ok()?;
+async fn measured(path: PathBuf, measuring: &mut Measuring) -> Option<Bytes> {
+    let mut asked = match measuring.take() {
+        Some(asked) => asked,
+        None => tokio::task::spawn_blocking(move || rustix::fs::statvfs(&path)),
+    };
+    let Ok(answer) = tokio::time::timeout(LOOK, &mut asked).await else {
+        *measuring = Some(asked);
+        return None;
+    };
+    let found = answer.ok()?.ok()?;
     Some(Bytes(found.f_bavail.saturating_mul(found.f_frsize)))
 }
 

@@ -202,7 +202,8 @@ impl Storage {
                 self.check = Some((tokio::spawn(async move { instance.check_storage().await }), now));
             }
             Some((_, begun)) if now.since(*begun) >= STORAGE_STUCK => {
-                let why = "a write does not return".to_string();
+                let why = "a write does not return; is the device suspended (`dmsetup info`), or does its disk hang?"
+                    .to_string();
                 return Some(Trouble::Unwritable { why });
             }
             _ => {}

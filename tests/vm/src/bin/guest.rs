@@ -4,7 +4,7 @@ use pgstead_vm::promises;
 use pgstead_vm::suite::contract;
 use pgstead_vm::suite::lvm_bench::LvmBench;
 use pgstead_vm::suite::{Body, run};
-use pgstead_vm::suite::{lvm_delta, lvm_encrypted, lvm_faults, lvm_loop, lvm_own};
+use pgstead_vm::suite::{lvm_delta, lvm_encrypted, lvm_faults, lvm_hung, lvm_loop, lvm_own};
 use pgstead_volumes::FileSystemKind;
 use std::process::ExitCode;
 
@@ -87,6 +87,11 @@ async fn main() -> ExitCode {
     bodies.extend(own!(lvm_delta;
         what_changed_between_two_snapshots_is_what_was_written_between_them,
         a_comparison_that_cannot_be_made_says_why_and_holds_nothing,
+    ));
+    bodies.extend(own!(lvm_hung;
+        an_xfs_that_was_cut_off_is_replayed_checked_and_goes_on,
+        a_damaged_xfs_is_found_so_again_and_again_and_left_as_it_is,
+        a_suspended_device_holds_up_no_other_volume_and_is_back_when_it_is_resumed,
     ));
     if run(bodies, &parts).await { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
