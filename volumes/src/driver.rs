@@ -243,6 +243,8 @@ pub struct KeysSeen {
     pub changed: bool,
     /// What could not be given the newest key.
     pub fails: Vec<(String, VolumeError)>,
+    /// Volumes that are to be in use and that no key opens.
+    pub locked: Vec<VolumeError>,
     /// Why not all headers are kept elsewhere.
     pub headers_fail: Option<VolumeError>,
     /// Files of keys that nothing in the pool needs any more.

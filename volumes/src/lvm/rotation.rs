@@ -28,9 +28,11 @@ impl LvmDriver {
     /// What cannot be changed keeps nothing else from it.
     pub(super) async fn tend_keys(&self, headers: &Path) -> Result<KeysSeen, VolumeError> {
         let keys = self.inner.all_keys().await?;
-        let Some(newest) = keys.first() else { return Ok(KeysSeen::default()) };
         let (all, unread) = self.inner.encrypted().await?;
-        let mut seen = KeysSeen { encrypted: all.len(), newest: Some(newest.number), ..KeysSeen::default() };
+        let locked = self.inner.locked(&all, &keys).await?;
+        let mut seen = KeysSeen { encrypted: all.len(), locked, ..KeysSeen::default() };
+        let Some(newest) = keys.first() else { return Ok(seen) };
+        seen.newest = Some(newest.number);
         for one in &all {
             if one.key == newest.number {
                 continue;
@@ -76,6 +78,18 @@ impl Inner {
         }
         all.sort_by(|a, b| a.name.cmp(&b.name));
         Ok((all, unread))
+    }
+
+    /// Those that were made active to be opened, and were not.
+    async fn locked(&self, all: &[Encrypted], keys: &[Key]) -> Result<Vec<VolumeError>, VolumeError> {
+        let mut locked = Vec::new();
+        for one in all.iter().filter(|one| one.in_use) {
+            let device = self.path(one.name.clone()).device();
+            if luks::find(luks::name(one.id)).await?.is_none() && self.one_that_opens(&device, keys).await?.is_none() {
+                locked.push(self.no_key(one.id, one.key));
+            }
+        }
+        Ok(locked)
     }
 
     async fn give_key(&self, name: &LvName, id: VolumeId, keys: &[Key]) -> Result<(), VolumeError> {

@@ -27,6 +27,9 @@ struct Seen {
     newest: Option<u32>,
     pending: usize,
     fails: Vec<String>,
+    locked: Vec<String>,
+    /// Why the driver said nothing.
+    failed: Option<String>,
     headers_fail: Option<String>,
     not_needed: Vec<PathBuf>,
 }
@@ -37,7 +40,13 @@ impl Keys {
     }
 
     pub fn findings(&self, pool: &str) -> Vec<Finding> {
-        let Seen { encrypted, newest, pending, fails, headers_fail, not_needed } = &self.seen;
+        let Seen { encrypted, newest, pending, fails, locked, failed, headers_fail, not_needed } = &self.seen;
+        let locked = locked.iter().map(|why| Finding::error("volume_locked", why.clone()));
+        let failed = failed.as_ref().map(|why| {
+            let text =
+                format!("the keys of the pool {pool} cannot be looked after: {why}; it is tried again every minute");
+            Finding::warning("key_rotation_fails", text)
+        });
         let number = newest.unwrap_or_default();
         let fails_text = (!fails.is_empty()).then(|| {
             let text = format!(
@@ -64,7 +73,7 @@ impl Keys {
             );
             Finding::info("key_not_needed", text)
         });
-        fails_text.into_iter().chain(headers).chain(goes_on).chain(not_needed).collect()
+        locked.chain(failed).chain(fails_text).chain(headers).chain(goes_on).chain(not_needed).collect()
     }
 }
 
@@ -89,6 +98,8 @@ impl Storage {
                         newest: seen.newest,
                         pending: seen.pending,
                         fails: fails.map(|(name, error)| format!("{name}: {}", crate::member::chain(error))).collect(),
+                        locked: seen.locked.iter().take(FAILS_TOLD).map(|error| crate::member::chain(error)).collect(),
+                        failed: None,
                         headers_fail: seen.headers_fail.as_ref().map(|error| crate::member::chain(error)),
                         not_needed: seen.not_needed,
                     };
@@ -98,7 +109,7 @@ impl Storage {
                     let why = crate::member::chain(&error);
                     tracing::warn!(pool = %self.pool, %why, "cannot look after the keys of the pool");
                     let before = self.held().keys.seen.clone();
-                    (Seen { fails: vec![why], not_needed: Vec::new(), ..before }, false)
+                    (Seen { failed: Some(why), not_needed: Vec::new(), ..before }, false)
                 }
             };
             self.held().keys.seen = seen;
@@ -125,6 +136,9 @@ mod tests {
         assert_eq!(codes(Seen { pending: 2, ..seen.clone() }), ["key_rotation"]);
         let fails = vec!["vol-1: no key".to_string()];
         assert_eq!(codes(Seen { pending: 1, fails, ..seen.clone() }), ["key_rotation_fails"]);
+        let locked = vec!["volume 1 cannot be used".to_string()];
+        let failed = Some("others may read it".to_string());
+        assert_eq!(codes(Seen { locked, failed, ..seen.clone() }), ["volume_locked", "key_rotation_fails"]);
         let not_needed = vec!["/k/000001.key".into()];
         let headers_fail = Some("no room".to_string());
         assert_eq!(codes(Seen { not_needed, headers_fail, ..seen }), ["headers_not_saved", "key_not_needed"]);

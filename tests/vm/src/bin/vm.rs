@@ -8,8 +8,13 @@ use std::time::Duration;
 
 const COMMON: &str = "common.sh";
 /// With how many disks of so many GiB.
-const SCRIPTS: [(&str, usize, u64); 4] =
-    [("postgres-on-lvm.sh", 2, 8), ("three-nodes-on-lvm.sh", 3, 3), ("pool-repair.sh", 3, 6), ("io-limits.sh", 2, 8)];
+const SCRIPTS: [(&str, usize, u64); 5] = [
+    ("postgres-on-lvm.sh", 2, 8),
+    ("three-nodes-on-lvm.sh", 3, 3),
+    ("pool-repair.sh", 3, 6),
+    ("io-limits.sh", 2, 8),
+    ("encrypted-pool.sh", 2, 6),
+];
 
 fn main() -> anyhow::Result<()> {
     let parts: Vec<String> = std::env::args().skip(1).collect();

@@ -287,6 +287,8 @@ pub async fn a_volume_without_its_key_is_not_touched_and_is_back_with_it() {
             };
             assert!(why.contains("000001.key") && why.contains("put that file back"), "{why}");
         }
+        let seen = bench.driver().tend_keys(Path::new(HEADERS)).await.expect("LVM answers");
+        assert!(matches!(&seen.locked[..], [VolumeError::Unusable { .. }]), "{seen:?}");
         assert_eq!(keys().len(), usize::from(is_another_there), "no key is made for what has one");
         assert_eq!(bench.driver().list().await.expect("LVM answers").volumes.len(), 1);
     }
