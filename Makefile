@@ -59,7 +59,7 @@ model: ## Search every state of small clusters, larger ones than `make test` doe
 
 BODIES ?=
 .PHONY: vm
-vm: ## Run the volume suite on real LVM in a virtual machine: some twenty-five minutes (BODIES=name for some)
+vm: ## Run the volume suite and nodes on real LVM in a virtual machine (BODIES=name for some, BODIES=all for more)
 	@scripts/setup.sh build vm
 	@cargo build --quiet $(LOCKED) -p pgstead -p pgstead-vm --bins
 	@target/debug/vm $(BODIES)

@@ -11,7 +11,7 @@ fn run(programs: &[(&str, &Path)], run: &str) {
         run,
         disks: 2,
         disk_bytes: 8 << 30,
-        limit: Duration::from_secs(800),
+        limit: Duration::from_secs(1200),
     };
     let verdict = machine::run(&boot, |line| println!("{line}")).expect("it boots and ends");
     assert!(verdict.succeeded, "{}", verdict.said.join("\n"));
@@ -20,7 +20,10 @@ fn run(programs: &[(&str, &Path)], run: &str) {
 #[test]
 fn every_promise_of_a_volume_driver_is_kept_on_real_lvm() {
     let guest = Path::new(env!("CARGO_BIN_EXE_vm-guest"));
-    run(&[("vm-guest", guest)], "PGSTEAD_TEST_OWNER=105:105 exec /payload/vm-guest ext4 lvm::a");
+    run(
+        &[("vm-guest", guest)],
+        "PGSTEAD_TEST_OWNER=105:105 exec /payload/vm-guest ext4:: lvm::a luks::what_is_encrypted luks::a_new_key",
+    );
 }
 
 /// The product's binary is built beside this test's own by `scripts/test.sh`.

@@ -17,7 +17,7 @@ use anyhow::Context as _;
 use pgstead_consensus::{Consensus, TokioRuntime};
 use pgstead_replication::{Instance, RunAs};
 use pgstead_types::record::{ClusterRecord, MemberRecord, Record};
-use pgstead_types::{DeploymentId, MemberId, Tick};
+use pgstead_types::{DeploymentId, MemberId, NodeId, Tick};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -64,7 +64,7 @@ pub async fn supervise(context: Arc<NodeContext>, reports: Reports, mut stop: wa
         let now = record.get();
         tasks.retain(|_, task| !task.is_finished());
         let mut all_started = true;
-        sweep(&context.groups, &now).await;
+        sweep(&context.groups, &now, node).await;
         for (cluster, member) in now.held_on(node) {
             if tasks.contains_key(&member.id) {
                 continue;
@@ -108,9 +108,8 @@ pub async fn supervise(context: Arc<NodeContext>, reports: Reports, mut stop: wa
 }
 
 /// Groups of members that are gone.
-async fn sweep(groups: &Groups, record: &Record) {
-    let known = record.clusters.values().flat_map(|cluster| cluster.members.keys().chain(cluster.departed.keys()));
-    let (groups, known) = (groups.clone(), known.copied().collect());
+async fn sweep(groups: &Groups, record: &Record, node: NodeId) {
+    let (groups, known) = (groups.clone(), record.held_on(node).map(|(_, member)| member.id).collect());
     // Files of the kernel's: there is nothing to go wrong that somebody could mend.
     let _ = tokio::task::spawn_blocking(move || groups.sweep(&known)).await;
 }

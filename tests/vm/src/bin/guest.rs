@@ -18,15 +18,16 @@ macro_rules! bodies {
 
 macro_rules! encrypted {
     ($kind:expr; $($name:ident,)+) => {
-        vec![$(Body::new(format!("encrypted-{}::{}", $kind.as_str(), stringify!($name)), || async {
+        vec![$(Body::new(format!("luks::{}_on_{}", stringify!($name), $kind.as_str()), || async {
             contract::$name(&mut LvmBench::encrypted($kind).await).await;
         }),)+]
     };
 }
 
 macro_rules! own {
-    ($of:ident; $($name:ident,)+) => {
-        [$(Body::new(concat!("lvm::", stringify!($name)), || $of::$name()),)+]
+    ($of:ident; $($name:ident,)+) => { own!($of as "lvm"; $($name,)+) };
+    ($of:ident as $as:literal; $($name:ident,)+) => {
+        [$(Body::new(concat!($as, "::", stringify!($name)), || $of::$name()),)+]
     };
 }
 
@@ -64,7 +65,7 @@ async fn main() -> ExitCode {
         a_fork_has_what_the_snapshot_has_and_is_a_volume_of_its_own,
     ));
     bodies.extend(encrypted!(FileSystemKind::Xfs; a_volume_in_use_grows_and_stays_grown,));
-    bodies.extend(own!(lvm_encrypted;
+    bodies.extend(own!(lvm_encrypted as "luks";
         what_is_encrypted_is_not_on_the_disk_and_is_back_after_a_reboot,
         an_encrypted_creation_that_was_cut_short_leaves_no_mapping,
         a_mapping_that_was_left_open_is_used_and_one_of_another_device_is_closed,
