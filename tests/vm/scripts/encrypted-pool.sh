@@ -85,7 +85,7 @@ timeout 120 pgstead cluster fork app twin || fail "there is no fork"
 for cluster in twin app; do
     timeout 60 pgstead cluster delete "$cluster" --yes || fail "$cluster is not deleted"
 done
-within 90 bash -c '[ -z "$(lvs --noheadings -o lv_name nvme | grep -v pool)" ]'
+within 90 bash -c '[ -z "$(lvs --noheadings -o lv_name nvme | grep -vE "pool|ballast")" ]'
 [ -z "$(dmsetup ls --target crypt | grep pgstead-)" ] || fail "a mapping is open"
 say "nothing is left of deleted clusters"
 kill_group "$processes"

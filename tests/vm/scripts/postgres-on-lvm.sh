@@ -104,6 +104,6 @@ within 60 pgstead psql app -- -At -c "INSERT INTO t VALUES (1002)"
 say "no row is lost, on the same volume"
 
 timeout 60 pgstead cluster delete app --yes || fail "the cluster is not deleted"
-within 60 bash -c '[ -z "$(lvs --noheadings -o lv_name nvme | grep -v pool)" ]'
+within 60 bash -c '[ -z "$(lvs --noheadings -o lv_name nvme | grep -vE "pool|ballast")" ]'
 say "nothing is left of a deleted cluster"
 kill_everything
